@@ -1,0 +1,86 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TEST_WORKERS ?= 2
+
+.PHONY: help install train run test test-faults test-contract test-gpu check format lock bench bench-quick bench-peers bench-hit-rate bench-resnet figures up down clean
+
+help:  ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED)  ## The virtual environment, with exactly the locked dependencies
+
+$(INSTALLED): requirements-dev.lock
+	$(PYTHON) -m venv $(VENV)
+	@# uv is fetched first, by its locked hash, and installs the rest many times faster than pip does.
+	@sed -n '/^uv==/,/# via/p' requirements-dev.lock > $(VENV)/uv.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement $(VENV)/uv.lock
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --require-hashes requirements-dev.lock
+	@touch $@
+
+train: models/iris/manifest.json models/digits/manifest.json  ## The models iris and digits, where missing
+
+models/iris/manifest.json: | $(INSTALLED)
+	$(BIN)/python -m training.iris
+
+models/digits/manifest.json: | $(INSTALLED)
+	$(BIN)/python -m training.resnet
+
+run: install train  ## The service on 127.0.0.1:8000, with a Redis of its own
+	PREDICT_REDIS_URL=$${PREDICT_REDIS_URL-embedded} exec $(BIN)/python -m service
+
+test: install  ## All tests but the long ones; TEST_WORKERS=0 runs them one after the other
+	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile
+
+test-faults: install  ## The long scenarios: faults, overload, floods
+	$(BIN)/python -m pytest -m faults
+
+test-contract: install  ## The long contract tests: schemathesis, Triton's client
+	$(BIN)/python -m pytest -m contract
+
+test-gpu: install  ## The tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+check: install  ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: install  ## The lock files, from pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--extra vision pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--extra vision --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+
+bench: install train  ## Cold against warm: a table and a chart
+	$(BIN)/python -m benchmarks.cold_warm
+
+bench-quick: install train  ## Our hits against nginx and bare uvicorn, in under a minute
+	$(BIN)/python -m benchmarks.quick
+
+bench-peers: install train  ## Us and everybody else, in one run
+	$(BIN)/python -m benchmarks.peers
+
+bench-hit-rate: install train  ## Hits among inputs that nobody sent before: cells against exact match
+	$(BIN)/python -m benchmarks.hit_rate
+
+bench-resnet: install  ## ResNet-18 on the CPU: us against torch, ONNX Runtime and OpenVINO in a loop
+	$(BIN)/python -m benchmarks.resnet
+
+figures: install  ## The figures of docs/reliability.md; ONLY=name takes one of them
+	$(BIN)/python -m benchmarks.reliability $(addprefix --only=,$(ONLY))
+
+up:  ## docker compose: the service, Redis, trained models
+	docker compose up --build --detach --wait
+
+down:  ## Stop what `make up` started
+	docker compose down
+
+clean:  ## Everything that was made here
+	rm -rf $(VENV) .venvs models build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

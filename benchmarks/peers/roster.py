@@ -1,0 +1,139 @@
+"""Who takes part, and how each wants to be asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.client import get
+from benchmarks.inputs import IRIS
+from benchmarks.ours import COMPUTED
+from benchmarks.peers import nginx
+from benchmarks.peers.contestant import Contestant, Row, ours, script
+from benchmarks.wrk import Shape
+
+QUERY = Shape("/predict?" + "&".join(f"{name}=${number}" for number, name in enumerate(IRIS, 1)))
+FEATURES = '{"features": [$1, $2, $3, $4]}'
+TENSOR = '{"inputs": [{"name": "features", "shape": [1, 4], "datatype": "FP64", "data": [$1, $2, $3, $4]}]}'
+NO_STORE = ("Cache-Control: no-store",)
+
+COUNTED = (get("/computations"), r"^(\d+)$")
+OUR_COUNTER = (get("/metrics"), rf"^{COMPUTED}(?:{{[^}}]*}})? (\S+)")
+
+LIMIT, BEST_SERVER = "nginx", "mosec"
+"""The rows that every warm and every cold row is compared with."""
+
+
+def probabilities(body: Any) -> Any:
+    return body["probabilities"]
+
+
+def first_tensor(body: Any) -> Any:
+    return body["outputs"][0]["data"]
+
+
+def _warm(name: str, title: str) -> tuple[Row, ...]:
+    return (Row(name, title, "warm", "nothing"),)
+
+
+def _cold(name: str, title: str) -> tuple[Row, ...]:
+    return (Row(name, title, "cold", "features"),)
+
+
+def _caching(name: str, title: str, script_name: str, environment: dict[str, str] | None = None) -> Contestant:
+    rows = _warm(name, title)
+    return Contestant(
+        QUERY, rows, script, probabilities, COUNTED, script_name, redis=True, environment=environment or {}
+    )
+
+
+OURS = (
+    Contestant(
+        QUERY,
+        (
+            Row("ours-l1", "**ours, hit in memory**", "warm", "nothing"),
+            Row("ours-id", "**ours, hit in memory, X-Request-ID never the same**", "warm", "request-id"),
+        ),
+        ours(redis=True),
+        probabilities,
+        OUR_COUNTER,
+    ),
+    Contestant(
+        QUERY,
+        _warm("ours-l2", "**ours, hit in Redis** (memory cache off)"),
+        ours(redis=True, settings={"l1_max_bytes": 0}),
+        probabilities,
+        OUR_COUNTER,
+    ),
+    Contestant(
+        QUERY,
+        (
+            Row("ours-computed", "**ours, every input computed** (`no-store`)", "cold", "features", NO_STORE),
+            Row("ours-unique", "**ours, unique inputs, cache on**", "cold", "features"),
+        ),
+        ours(redis=False),
+        probabilities,
+        OUR_COUNTER,
+    ),
+    Contestant(
+        QUERY,
+        (Row("ours-computed-2", "**ours, every input computed, two workers**", "cold", "features", NO_STORE),),
+        ours(redis=True, settings={"workers": 2}),
+        probabilities,
+        OUR_COUNTER,
+    ),
+    Contestant(
+        QUERY,
+        _cold("ours-unique-redis", "**ours, unique inputs, cache on, Redis behind it**"),
+        ours(redis=True),
+        probabilities,
+        OUR_COUNTER,
+    ),
+)
+
+WARM_PEERS = (
+    Contestant(QUERY, _warm("nginx", "nginx `return 200`, fixed bytes"), nginx.fixed),
+    Contestant(
+        QUERY, _warm("nginx-cache", "nginx `proxy_cache`"), nginx.proxy_cache, probabilities, COUNTED, script="forest"
+    ),
+    Contestant(
+        Shape("/v2/models/iris/infer", TENSOR),
+        _warm("triton-cache", "Triton, `local` response cache"),
+        script,
+        first_tensor,
+        (get("/v2/models/iris/stats"), r'"execution_count":(\d+)'),
+        "triton",
+    ),
+    Contestant(QUERY, _warm("uvicorn", "uvicorn, bare ASGI, fixed bytes"), script, script="uvicorn"),
+    Contestant(QUERY, _warm("fastapi", "FastAPI, four float parameters, no work"), script, script="fastapi"),
+    _caching("cashews-client", "cashews, client-side cache", "cashews", {"CLIENT_SIDE": "1"}),
+    _caching("cashews", "cashews on Redis", "cashews"),
+    _caching("async-redis", "async redis-py by hand", "async_redis"),
+    _caching("fastapi-cache2", "fastapi-cache2 on Redis", "fastapi_cache2"),
+    _caching("fastapi-redis-sdk", "fastapi-redis-sdk", "fastapi_redis_sdk"),
+    _caching("textbook", "the textbook version (sync redis-py, `def` endpoint)", "textbook"),
+)
+
+COLD_PEERS = (
+    Contestant(Shape("/inference", FEATURES), _cold("mosec", "mosec"), script, probabilities, script="mosec"),
+    Contestant(Shape("/predict", FEATURES), _cold("litserve", "LitServe"), script, probabilities, script="litserve"),
+    Contestant(
+        Shape("/predict", '{"rows": [[$1, $2, $3, $4]]}'),
+        _cold("bentoml", "BentoML"),
+        script,
+        lambda body: body[0]["probabilities"],
+        script="bentoml",
+    ),
+    Contestant(
+        Shape("/v2/models/iris/infer", TENSOR), _cold("mlserver", "MLServer"), script, first_tensor, script="mlserver"
+    ),
+    Contestant(
+        Shape("/v2/models/iris/infer", TENSOR),
+        _cold("triton", "Triton (pytriton)"),
+        script,
+        first_tensor,
+        script="triton",
+    ),
+    Contestant(QUERY, _cold("forest", "FastAPI, `predict_proba` per request"), script, probabilities, script="forest"),
+)
+
+ROSTER = (WARM_PEERS[0], *OURS, *WARM_PEERS[1:], *COLD_PEERS)

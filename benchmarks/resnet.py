@@ -1,0 +1,154 @@
+"""``make bench-resnet``: ResNet-18 on the CPU, never-seen JPEGs by HTTP against each runtime called in a loop."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import random
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+from PIL import Image
+from tqdm import tqdm
+
+from benchmarks import machine, runtimes
+from benchmarks.client import Reply, closed_loop, post
+from benchmarks.figures import replace_block, write_json
+from benchmarks.ours import RESULTS, ROOT, Service, serving
+from benchmarks.peers.environments import interpreter, requirements
+from benchmarks.peers.results import Results, Sample
+from benchmarks.processes import StartFailed
+from benchmarks.resnet_report import CONNECTIONS, TITLES, report
+
+SCRIPT = Path(runtimes.__file__)
+ELSEWHERE = ("onnxruntime", "openvino")
+"""Those that have an environment of their own."""
+
+WARM_UP = 2 * CONNECTIONS
+DRAWN_PER_SECOND = 300
+"""Pictures are drawn before the clock starts, so that the client leaves the cores to the service; when they run out, a
+measurement ends early."""
+
+
+def main() -> None:
+    options = _arguments()
+    with TemporaryDirectory() as directory:
+        results = take_turns(Path(directory), options.rounds, options.seconds)
+    found = machine.facts()
+    text = f"{report(results)}\n\n{machine.summary(found)}."
+    print(f"\n{text}")
+    settings = {"rounds": options.rounds, "seconds": options.seconds, "runtimes": requirements(SCRIPT)["dependencies"]}
+    rows = {row: [asdict(sample) for sample in samples] for row, samples in results.samples.items() if samples}
+    write_json(RESULTS / "resnet.json", {**found, **settings, "not_run": results.reasons, "rows": rows})
+    if replace_block(ROOT / "README.md", "bench-resnet", text):
+        print("\nThe block <!-- bench-resnet --> in README.md is up to date.")
+
+
+def take_turns(directory: Path, rounds: int, seconds: float) -> Results:
+    """The service and every runtime once per round; whatever cannot run is named with its reason."""
+    results = Results()
+    _run(sys.executable, SCRIPT, "prepare", directory)
+    (weights,) = directory.glob("*.pth")
+    models = directory / "models"
+    named = ("--out", models, "--name", "resnet18")
+    _run(sys.executable, "-m", "training.resnet", "--imagenet", "--weights", weights, *named)
+    pythons = _pythons(directory, results)
+    chance = random.Random()
+    with (
+        serving(redis="embedded", models=models, settings={"device": "cpu"}) as service,
+        tqdm(total=rounds * (1 + len(pythons))) as bar,
+    ):
+        _ask(service, pictures(chance, WARM_UP), CONNECTIONS, seconds)
+        for number in range(rounds):
+            bar.set_description(f"round {number + 1}, ours")
+            for connections in (1, CONNECTIONS):
+                results.samples[f"ours-{connections}"].append(serve(service, chance, connections, number, seconds))
+            bar.update()
+            for name, python in pythons.items():
+                bar.set_description(f"round {number + 1}, {name}")
+                call(name, python, directory, number, seconds, results)
+                bar.update()
+    return results
+
+
+def _pythons(directory: Path, results: Results) -> dict[str, str]:
+    """Runtime -> the interpreter that has it."""
+    pythons = {name: sys.executable for name in TITLES if name not in ELSEWHERE}
+    try:
+        python = str(interpreter(SCRIPT))
+        _run(python, SCRIPT, "export", directory)
+    except StartFailed as error:
+        results.reasons.update(dict.fromkeys(ELSEWHERE, str(error)))
+        return pythons
+    return pythons | dict.fromkeys(ELSEWHERE, python)
+
+
+def _run(*command: str | Path) -> str:
+    """What it printed; raises StartFailed with its last words."""
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise StartFailed(" ".join(done.stderr.split())[-200:])
+    return done.stdout
+
+
+def call(name: str, python: str, directory: Path, number: int, seconds: float, results: Results) -> None:
+    """One round of a runtime, in a process of its own; it is not tried again once it has failed."""
+    if name in results.reasons:
+        return
+    try:
+        printed = _run(python, SCRIPT, name, directory, str(seconds))
+    except StartFailed as error:
+        results.reasons[name] = str(error)
+        return
+    for found in json.loads(printed):
+        results.samples[f"{name}-{found['batch']}"].append(Sample(number, found["rate"], found["p50"], 0))
+
+
+def serve(service: Service, chance: random.Random, connections: int, number: int, seconds: float) -> Sample:
+    """One measurement of the service; raises SystemExit unless every answer was computed for its request alone."""
+    requests = pictures(chance, int(seconds * DRAWN_PER_SECOND) + connections)
+    before = service.computations()
+    replies, took = _ask(service, requests, connections, seconds)
+    computed = service.computations() - before
+    if computed != len(replies):
+        raise SystemExit(f"{len(replies)} answers, but {computed:.0f} computations")
+    return Sample(number, len(replies) / took, median(reply.seconds for reply in replies), 0, computed=1.0)
+
+
+def _ask(service: Service, requests: list[bytes], connections: int, seconds: float) -> tuple[list[Reply], float]:
+    """The replies, all of them misses that were stored, and the seconds in all."""
+    replies: list[Reply] = []
+    took = closed_loop(service.address, iter(requests), connections, seconds, replies.append)
+    for reply in replies:
+        status = reply.header("Cache-Status")
+        if reply.status != 200 or "fwd=uri-miss" not in status or "stored" not in status:
+            raise SystemExit(f"answered {reply.status}, Cache-Status: {status}: {reply.body[:200]!r}")
+    return replies, took
+
+
+def pictures(chance: random.Random, count: int) -> list[bytes]:
+    """Requests with JPEGs of 224 × 224 coloured blurs, each its own, about as large as photographs are."""
+    return [post("/models/resnet18/predict", _jpeg(chance), "image/jpeg") for _ in range(count)]
+
+
+def _jpeg(chance: random.Random) -> bytes:
+    noise = Image.frombytes("RGB", (56, 56), chance.randbytes(56 * 56 * 3))
+    file = io.BytesIO()
+    noise.resize((224, 224)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.resnet", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=5, help="length of each measurement")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

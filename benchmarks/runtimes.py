@@ -1,0 +1,160 @@
+# /// script
+# requires-python = "==3.11.*"
+# dependencies = [
+#   "torch==2.15.0", "torchvision==0.29.2", "numpy==2.4.6",
+#   "onnx==1.23.2", "onnxscript==0.7.2", "onnxruntime==1.31.1", "openvino==2026.4.1",
+# ]
+# ///
+"""ResNet-18 called directly in a loop: ``runtimes.py ROLE DIRECTORY SECONDS``; ROLE is prepare, export or a runtime.
+
+Imports nothing but numpy until it knows its role: ONNX Runtime and OpenVINO live in an environment of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import nn
+
+BATCHES = (1, 8, 32)
+TOLERANCE = 1e-4
+"""Of the largest logit: float32 in another order stays a hundred times below it, bfloat16 is a hundred times above."""
+
+Array = NDArray[np.float32]
+Call = Callable[[], Array]
+"""One call of the network with inputs that are ready; returns the logits."""
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def prepare(directory: Path) -> Path:
+    """Random but seeded weights, inputs, and what torch eager says to them; the weights' file."""
+    import torch
+    from torchvision.models import resnet18
+
+    torch.manual_seed(0)
+    unnamed = directory / "weights"
+    torch.save(resnet18().state_dict(), unnamed)
+    weights = unnamed.rename(directory / f"resnet18-{hashlib.sha256(unnamed.read_bytes()).hexdigest()[:8]}.pth")
+    for batch in BATCHES:
+        np.save(directory / f"images-{batch}.npy", torch.randn(batch, 3, 224, 224).numpy())
+        np.save(directory / f"logits-{batch}.npy", eager(directory, batch)())
+    return weights
+
+
+def export(directory: Path) -> None:
+    """An ONNX file for every batch size."""
+    import torch
+
+    for batch in BATCHES:
+        images = torch.from_numpy(_images(directory, batch))
+        path = directory / f"resnet18-{batch}.onnx"
+        torch.onnx.export(_network(directory), (images,), path, input_names=["images"], dynamo=True)
+
+
+def eager(directory: Path, batch: int, *, channels_last: bool = False) -> Call:
+    import torch
+
+    torch.set_num_threads(CORES)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    network = _network(directory).to(memory_format=layout)
+    images = torch.from_numpy(_images(directory, batch)).contiguous(memory_format=layout)
+
+    @torch.inference_mode()
+    def call() -> Array:
+        logits: Array = network(images).numpy()
+        return logits
+
+    return call
+
+
+def channels_last(directory: Path, batch: int) -> Call:
+    return eager(directory, batch, channels_last=True)
+
+
+def onnxruntime(directory: Path, batch: int) -> Call:
+    library: Any = import_module("onnxruntime")
+    options = library.SessionOptions()
+    options.intra_op_num_threads = CORES
+    path = directory / f"resnet18-{batch}.onnx"
+    session = library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    inputs = {"images": _images(directory, batch)}
+    return lambda: session.run(None, inputs)[0]
+
+
+def openvino(directory: Path, batch: int) -> Call:
+    library: Any = import_module("openvino")
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": CORES, "PERFORMANCE_HINT": "LATENCY"}
+    compiled = library.Core().compile_model(str(directory / f"resnet18-{batch}.onnx"), "CPU", settings)
+    request = compiled.create_infer_request()
+    inputs = [_images(directory, batch)]
+    return lambda: request.infer(inputs, share_inputs=True, share_outputs=True)[0]
+
+
+def _images(directory: Path, batch: int) -> Array:
+    images: Array = np.load(directory / f"images-{batch}.npy")
+    return images
+
+
+def _network(directory: Path) -> nn.Module:
+    import torch
+    from torchvision.models import resnet18
+
+    (weights,) = directory.glob("resnet18-*.pth")
+    network: nn.Module = resnet18()
+    network.load_state_dict(torch.load(weights, weights_only=True))
+    return network.eval()
+
+
+RUNTIMES: dict[str, Callable[[Path, int], Call]] = {
+    "torch-eager": eager,
+    "torch-channels-last": channels_last,
+    "onnxruntime": onnxruntime,
+    "openvino": openvino,
+}
+
+
+def measure(name: str, directory: Path, batch: int, seconds: float) -> dict[str, float]:
+    """Checked first; then images per second and the median call. Raises SystemExit when the answer is another."""
+    call = RUNTIMES[name](directory, batch)
+    difference = distance(call(), np.load(directory / f"logits-{batch}.npy"))
+    if not difference <= TOLERANCE:
+        raise SystemExit(f"{name}, batch {batch}: {difference:.1e} from torch eager")
+    _durations(call, seconds / 4)
+    durations = _durations(call, seconds)
+    rate = batch * len(durations) / sum(durations)
+    return {"batch": batch, "rate": rate, "p50": float(np.median(durations)), "difference": difference}
+
+
+def distance(answer: Array, reference: Array) -> float:
+    """The largest difference, as a part of the reference's largest value."""
+    return float(np.abs(answer - reference).max() / np.abs(reference).max())
+
+
+def _durations(call: Call, seconds: float) -> list[float]:
+    durations: list[float] = []
+    while sum(durations) < seconds:
+        began = time.perf_counter()
+        call()
+        durations.append(time.perf_counter() - began)
+    return durations
+
+
+if __name__ == "__main__":
+    role, place = sys.argv[1], Path(sys.argv[2])
+    if role in ("prepare", "export"):
+        {"prepare": prepare, "export": export}[role](place)
+    else:
+        print(json.dumps([measure(role, place, batch, float(sys.argv[3])) for batch in BATCHES]))

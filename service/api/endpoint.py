@@ -1,0 +1,210 @@
+"""One way for every endpoint: method, handler, errors, metrics, answer. Plain ASGI, so a hit pays for nothing else."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import orjson
+
+from service.errors import (
+    MalformedRequest,
+    MethodNotAllowed,
+    NotFound,
+    Overloaded,
+    PayloadTooLarge,
+    ServiceError,
+    Unauthorized,
+)
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+    from service.asking import Answer, Model
+    from service.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+Headers = list[tuple[bytes, bytes]]
+NO_STORE = (b"cache-control", b"no-store")
+MAX_NAME = 80
+"""Characters of a stranger's name for a parameter that an error repeats."""
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+@dataclass(slots=True)
+class Reply:
+    body: bytes = b""
+    status: int = 200
+    content_type: bytes | None = b"application/json"
+    headers: Headers = field(default_factory=list)
+    hot: tuple[Model, Answer] | None = None
+    """Set on a hit in L1 that depends on nothing but the request's target: the hit path may give it from now on."""
+
+
+class Request:
+    """What a handler needs of the ASGI scope, read when it is asked for."""
+
+    __slots__ = ("_headers", "_receive", "scope")
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self.scope = scope
+        self._receive = receive
+        self._headers: dict[bytes, bytes] | None = None
+
+    @property
+    def runtime(self) -> Runtime:
+        runtime: Runtime = self.scope["state"]["runtime"]
+        return runtime
+
+    @property
+    def method(self) -> str:
+        method: str = self.scope["method"]
+        return method
+
+    @property
+    def path(self) -> str:
+        path: str = self.scope["path"]
+        return path
+
+    @property
+    def query(self) -> bytes:
+        query: bytes = self.scope["query_string"]
+        return query
+
+    def path_parameter(self, name: str) -> str | None:
+        value: str | None = self.scope.get("path_params", {}).get(name)
+        return value
+
+    def header(self, name: bytes) -> bytes | None:
+        """The field's value, its lines joined by commas (RFC 9110, 5.3)."""
+        if self._headers is None:
+            self._headers = {}
+            for key, value in self.scope["headers"]:
+                known = self._headers.get(key)
+                self._headers[key] = value if known is None else known + b", " + value
+        return self._headers.get(name)
+
+    @property
+    def content_type(self) -> str:
+        """The media type without parameters, in lower case; empty when the client names none."""
+        value = self.header(b"content-type") or b""
+        return value.partition(b";")[0].strip().lower().decode("latin-1")
+
+    async def body(self, limit: int) -> bytes:
+        """The whole body; raises PayloadTooLarge as soon as it is known to exceed ``limit`` bytes."""
+        too_large = f"The body exceeds {limit} bytes."
+        declared = self.header(b"content-length")
+        if declared is not None and int(declared) > limit:
+            raise PayloadTooLarge(too_large)
+        body = bytearray()
+        more = True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise MalformedRequest("The body is incomplete.")
+            chunk = message.get("body", b"")
+            self.runtime.metrics.body_bytes.inc(len(chunk))
+            body += chunk
+            if len(body) > limit:
+                raise PayloadTooLarge(too_large)
+            more = message.get("more_body", False)
+        return bytes(body)
+
+
+Handler = Callable[[Request], Awaitable[Reply]]
+Guard = Callable[[Request], None]
+ErrorRenderer = Callable[[ServiceError], Reply]
+
+
+def describe(error: ServiceError) -> dict[str, Any]:
+    """The members of a problem document (RFC 9457)."""
+    document: dict[str, Any] = {"type": error.type, "title": error.title, "status": error.status, "detail": str(error)}
+    if error.parameter is not None:
+        document["parameter"] = error.parameter[:MAX_NAME]
+    return document
+
+
+def problem(error: ServiceError) -> Reply:
+    return Reply(orjson.dumps(describe(error)), error.status, b"application/problem+json", error_headers(error))
+
+
+def error_headers(error: ServiceError) -> Headers:
+    headers = [NO_STORE]
+    if isinstance(error, Overloaded):
+        headers.append((b"retry-after", b"%d" % error.retry_after))
+    if isinstance(error, PayloadTooLarge):
+        headers.append((b"connection", b"close"))
+    if isinstance(error, Unauthorized):
+        headers.append((b"www-authenticate", b"Bearer"))
+    return headers
+
+
+class Endpoint:
+    """An ASGI application for one route: a handler per method, with HEAD, OPTIONS and 405 added; 404 without any.
+
+    ``guard`` raises ServiceError for whom it keeps out, whatever the method.
+    """
+
+    def __init__(
+        self,
+        route: str,
+        handlers: Mapping[str, Handler],
+        render_error: ErrorRenderer = problem,
+        options: Sequence[tuple[bytes, bytes]] = (),
+        guard: Guard | None = None,
+    ) -> None:
+        self.route = route
+        self.guard = guard
+        self.handlers = dict(handlers)
+        if "GET" in self.handlers:
+            self.handlers["HEAD"] = self.handlers["GET"]
+        self.render_error = render_error
+        self._allow: Headers = [(b"allow", ", ".join([*self.handlers, "OPTIONS"]).encode()), *options]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        request = Request(scope, receive)
+        reply = await self._reply(request)
+        headers = reply.headers
+        if reply.content_type is not None:
+            headers.append((b"content-type", reply.content_type))
+        if reply.status not in (204, 304):
+            headers.append((b"content-length", b"%d" % len(reply.body)))
+        identifier = request.header(b"x-request-id")
+        if identifier is not None and REQUEST_ID.fullmatch(identifier):
+            headers.append((b"x-request-id", identifier))
+        elif reply.status >= 400:
+            headers.append((b"x-request-id", uuid4().hex.encode()))
+        if reply.hot is not None and "received" in scope:
+            scope["state"]["hits"].enter(self.route, *scope["received"], scope["headers"], reply)
+        # Our protocol offers to write an answer whole; any other server is sent it as ASGI has it.
+        if reply.status >= 400 or "respond" not in scope or not scope["respond"](reply.status, headers, reply.body):
+            await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+            await send({"type": "http.response.body", "body": reply.body})
+        request.runtime.metrics.answered(self.route, reply.status, time.perf_counter() - started)
+
+    async def _reply(self, request: Request) -> Reply:
+        handler = self.handlers.get(request.method)
+        try:
+            if self.guard is not None:
+                self.guard(request)
+            if handler is not None:
+                return await handler(request)
+            if not self.handlers:
+                raise NotFound
+            if request.method == "OPTIONS":
+                return Reply(status=204, content_type=None, headers=list(self._allow))
+            reply = self.render_error(MethodNotAllowed(f"{request.method} is not one of the methods in Allow."))
+            reply.headers += self._allow
+            return reply
+        except ServiceError as error:
+            return self.render_error(error)
+        except Exception:
+            logger.exception("%s %s failed", request.method, self.route)
+            return self.render_error(ServiceError())

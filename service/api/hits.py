@@ -1,0 +1,153 @@
+"""The hit path: answers from L1 below ASGI, as bytes that are ready.
+
+The ordinary path enters a hit once it has vetted it: a GET whose answer depends on nothing but its target. The protocol
+then finds it by the whole request head as it was received, one look-up before any parsing, or, where some header
+differs in every request, by the parsed target. Anything else takes the ordinary path, unharmed.
+
+L1 stays the authority: every hit asks it for the entry, which touches its LRU order, and the table forgets whatever was
+evicted, has expired, was purged or replaced. The bytes are made by the functions of the ordinary path, and anew as
+soon as they would differ: when Age, the time left or the date has moved on by a second.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from service.api.caching import response_headers
+from service.api.endpoint import REQUEST_ID, Headers, Reply
+from service.asking import Answer
+from service.cache.entry import Entry
+from service.runtime import Runtime
+
+SPECIAL = frozenset(
+    (
+        *(b"cache-control", b"if-none-match", b"authorization", b"expect", b"upgrade", b"traceparent"),
+        *(b"content-length", b"transfer-encoding"),
+    )
+)
+"""Headers that an answer may depend on, or that make more of a request than its target."""
+
+MAX_HEAD_BYTES = 4096
+MAX_HEADS = 4
+"""Per hit: a flood of spellings must not grow the table."""
+
+OVERHEAD = 1000
+"""What CPython spends on a hit beside the bytes of its target, heads and answer."""
+
+VARYING = frozenset((b"cache-status", b"cache-control", b"age"))
+
+
+@dataclass(slots=True, eq=False)
+class Hit:
+    """The answer to one target from one entry. ``until``: the clock's reading at which its bytes must be made anew."""
+
+    target: bytes
+    key: str
+    entry: Entry
+    fixed: Headers
+    body: bytes
+    tally: list[int]
+    heads: list[bytes] = field(default_factory=list)
+    until: float = 0.0
+    server_headers: Headers | None = None
+    status_and_headers: bytes = b""
+    whole: bytes = b""
+
+    @property
+    def cost(self) -> int:
+        return OVERHEAD + len(self.target) + 2 * len(self.body) + sum(map(len, self.heads))
+
+
+def is_plain(headers: Headers) -> bool:
+    """Whether none of the headers bears on the answer."""
+    return all(
+        name not in SPECIAL and (name != b"connection" or value.lower() == b"keep-alive") for name, value in headers
+    )
+
+
+def echoed_request_id(headers: Headers) -> bytes:
+    """The response header line for an X-Request-ID, as the ordinary path answers it; empty when there is none."""
+    given = [value for name, value in headers if name == b"x-request-id"]
+    return b"x-request-id: %b\r\n" % given[0] if len(given) == 1 and REQUEST_ID.fullmatch(given[0]) else b""
+
+
+class HitTable:
+    """One worker's hits, bounded in bytes. What was entered first goes first, and comes back if it is still hot."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._settings, self._metrics, self._clock = runtime.settings, runtime.metrics, runtime.clock
+        self._l1, self._countdown, self._economics = runtime.pipeline.l1, runtime.auditor.countdown, runtime.economics
+        self._max_bytes = runtime.settings.hit_path_bytes
+        self.by_head: dict[bytes, Hit] = {}
+        self.by_target: dict[bytes, Hit] = {}
+        self.bytes_used = 0
+        self._tallies: dict[tuple[str, str], list[int]] = {}
+
+    def enter(self, route: str, target: bytes, received: bytes, headers: Headers, reply: Reply) -> None:
+        """Remember an answer from L1. ``received``: what was read from the socket in one piece when it was asked."""
+        if reply.hot is None or not is_plain(headers):
+            return
+        model, answer = reply.hot
+        hit = self.by_target.get(target)
+        if hit is None or hit.entry is not answer.entry:
+            fixed = [header for header in reply.headers if header[0] not in VARYING and header[0] != b"x-request-id"]
+            tally = self._tallies.setdefault((route, model.name), [0])
+            hit = Hit(target, answer.key, answer.entry, fixed, reply.body, tally)
+        self._forget(target)
+        if self._is_head(received, target) and received not in hit.heads and not echoed_request_id(headers):
+            hit.heads = [*hit.heads, received][-MAX_HEADS:]
+        self._remember(hit)
+
+    def current(self, hit: Hit, server_headers: Headers) -> bool:
+        """Whether it is to be given: its bytes are then up to date, and it is counted."""
+        if self._l1.get(hit.key) is not hit.entry:
+            self._forget(hit.target)
+            return False
+        if not self._countdown.skips():  # the ordinary path gives this one, and has it audited
+            return False
+        now = self._clock()
+        if now >= hit.until or hit.server_headers is not server_headers:
+            self._render(hit, now, server_headers)
+        hit.tally[0] += 1
+        return True
+
+    def flush(self) -> None:
+        """Add what was counted since to the metrics. No latencies: a hit is over before they could be measured."""
+        for (route, model), tally in self._tallies.items():
+            count, tally[0] = tally[0], 0
+            if count:
+                self._metrics.requests.labels(route, 200).inc(count)
+                self._metrics.cache_results.labels(model, "l1").inc(count)
+                self._economics.add_hits(model, count)
+
+    def _is_head(self, received: bytes, target: bytes) -> bool:
+        """Whether what was received is the head of this one request, from its first byte to its last."""
+        return (
+            len(received) <= MAX_HEAD_BYTES
+            and received.startswith(b"GET %b HTTP/1.1\r\n" % target)
+            and received.find(b"\r\n\r\n") == len(received) - 4
+        )
+
+    def _remember(self, hit: Hit) -> None:
+        if hit.cost > self._max_bytes:
+            return
+        self.by_target[hit.target] = hit
+        self.by_head.update(dict.fromkeys(hit.heads, hit))
+        self.bytes_used += hit.cost
+        while self.bytes_used > self._max_bytes:
+            self._forget(next(iter(self.by_target)))
+
+    def _forget(self, target: bytes) -> None:
+        hit = self.by_target.pop(target, None)
+        if hit is not None:
+            self.bytes_used -= hit.cost
+            for head in hit.heads:
+                del self.by_head[head]
+
+    def _render(self, hit: Hit, now: float, server_headers: Headers) -> None:
+        answer = Answer(hit.key, hit.entry, "l1")
+        headers = [*server_headers, *response_headers(answer, self._settings, now), *hit.fixed]
+        hit.status_and_headers = b"HTTP/1.1 200 OK\r\n" + b"".join(b"%b: %b\r\n" % header for header in headers)
+        hit.whole = hit.status_and_headers + b"\r\n" + hit.body
+        hit.server_headers = server_headers
+        hit.until = now + min(1 - hit.entry.age(now) % 1, hit.entry.left(now) % 1)

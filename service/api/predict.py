@@ -1,0 +1,178 @@
+"""``/predict`` and ``/predict_batch``: inputs in, renderings out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from service.api.caching import batch_status, cache_control, entity_tag, response_headers, server_timing
+from service.api.directives import matches, wants_of
+from service.api.endpoint import Reply, Request, describe
+from service.api.json_body import load_object
+from service.api.query import parse_query
+from service.api.render import default_top_k, render, take_top_k
+from service.asking import Answer, Model, Wants
+from service.errors import InvalidInput, NotCached, ServiceError, UnsupportedContent
+from service.inference.predictor import Question
+
+JSON = "application/json"
+IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")
+MEDIA_TYPES = (JSON, *IMAGE_TYPES)
+IMAGE_PARAMETERS = frozenset({"image", "input", "sha256"})
+MAX_BATCH_ROWS = 256
+MAX_BATCH_BYTES = 32 * 2**20
+
+
+async def get(request: Request) -> Reply:
+    return await _cached_reply(request, *parse_get(request))
+
+
+async def post(request: Request) -> Reply:
+    """A POST is not cacheable by HTTP caches: its answer says how it came about, and no more (RFC 9110, 9.3.3)."""
+    model, question, top_k = await _read(request)
+    wants = wants_of(request.header(b"cache-control"))
+    answer = await request.runtime.pipeline.answer(model, question, wants)
+    reply = _reply(request, answer, model, top_k)
+    reply.headers = [header for header in reply.headers if header[0] not in (b"cache-control", b"age")]
+    return _located(reply, model, question, top_k)
+
+
+async def query(request: Request) -> Reply:
+    """QUERY (RFC 10008): the body of a POST, safe, idempotent and cacheable like a GET."""
+    model, question, top_k = await _read(request)
+    return _located(await _cached_reply(request, model, question, top_k), model, question, top_k)
+
+
+async def batch(request: Request) -> Reply:
+    """Every row is looked up, deduplicated and cached on its own; a bad row fails in its own place."""
+    document = load_object(await request.body(MAX_BATCH_BYTES))
+    names = [name for name in ("inputs", "batch_inputs") if name in document]
+    if len(names) != 1 or not isinstance(rows := document.pop(names[0]), list) or not rows:
+        raise InvalidInput("A batch has one member `inputs`: an array of at least one row.", parameter="inputs")
+    if len(rows) > MAX_BATCH_ROWS:
+        raise InvalidInput(f"A batch has at most {MAX_BATCH_ROWS} rows.", parameter="inputs")
+    model = request.runtime.model(_take_model(document), image=names[0] == "batch_inputs" or _is_image(rows[0]))
+    top_k = take_top_k(document, model)
+    if document:
+        raise InvalidInput(f"Unknown member {next(iter(document))!r:.80}.", parameter=next(iter(document)))
+    questions = [_parse_row(model, row) for row in rows]
+    answers = await request.runtime.pipeline.answer_many(model, questions, wants_of(request.header(b"cache-control")))
+    bodies = [
+        orjson.dumps({"error": describe(answer)})
+        if isinstance(answer, ServiceError)
+        else _rendering(request, answer, model, top_k)
+        for answer in answers
+    ]
+    return Reply(b'{"results":[%s]}' % b",".join(bodies), headers=[(b"cache-status", batch_status(answers))])
+
+
+def parse_get(request: Request) -> tuple[Model, Question, int]:
+    """Model, question and top_k of a request that has its input in the query string."""
+    params: dict[str, Any] = dict(parse_query(request.query))
+    model, top_k = _address(request, params)
+    return model, model.predictor.parse(params, b"", None), top_k
+
+
+async def _read(request: Request) -> tuple[Model, Question, int]:
+    """Model, question and top_k of a request that has its input in the body."""
+    content_type = request.content_type
+    if content_type not in MEDIA_TYPES:
+        raise UnsupportedContent(f"A body must be one of {', '.join(MEDIA_TYPES)}.")
+    if request.header(b"content-encoding") not in (None, b"identity"):
+        raise UnsupportedContent("Content codings are not supported here.")
+    params: dict[str, Any] = dict(parse_query(request.query))
+    body = await request.body(request.runtime.settings.max_body_bytes)
+    if content_type == JSON:
+        members = load_object(body)
+        if repeated := params.keys() & members.keys():
+            raise InvalidInput(f"Parameter {min(repeated)!r:.80} is repeated.", parameter=min(repeated))
+        if foreign := params.keys() - {"model", "top_k"}:
+            raise InvalidInput(f"Parameter {min(foreign)!r:.80} belongs into the body.", parameter=min(foreign))
+        params, body = params | members, b""
+    model, top_k = _address(request, params, image=content_type != JSON)
+    return model, model.predictor.parse(params, body, content_type), top_k
+
+
+def _address(request: Request, params: dict[str, Any], image: bool = False) -> tuple[Model, int]:
+    """Take model and top_k, which belong to no predictor, out of the parameters."""
+    name: object = request.path_parameter("name")
+    if name is None:
+        name = _take_model(params)
+    model = request.runtime.model(name, image=image or not IMAGE_PARAMETERS.isdisjoint(params))
+    return model, take_top_k(params, model)
+
+
+def _take_model(params: dict[str, Any]) -> object:
+    """The model's name out of the parameters, or None when there is none."""
+    if "model" in params and params["model"] is None:
+        raise InvalidInput("Parameter model must be a string.", parameter="model")
+    return params.pop("model", None)
+
+
+async def _cached_reply(request: Request, model: Model, question: Question, top_k: int) -> Reply:
+    """The order of decisions: no-cache computes; a matching tag is 304 unseen; ``*`` looks up; then the cache."""
+    runtime = request.runtime
+    wants = wants_of(request.header(b"cache-control"))
+    tag = entity_tag(model, question, f"predict/{top_k}")
+    condition = None if wants.fresh else request.header(b"if-none-match")
+    if condition == b"*":
+        try:
+            answer = await runtime.pipeline.answer(model, question, Wants(compute=False))
+            headers = response_headers(answer, runtime.settings, runtime.clock())
+            return Reply(status=304, content_type=None, headers=[*headers, (b"etag", b"W/" + tag)])
+        except NotCached:
+            pass
+    elif condition is not None and matches(condition, tag):
+        control = cache_control(runtime.settings, runtime.settings.ttl_seconds)
+        status = (b"cache-status", b"predict; hit; detail=ETAG")
+        return Reply(status=304, content_type=None, headers=[status, control, (b"etag", b"W/" + tag)])
+    answer = await runtime.pipeline.answer(model, question, wants)
+    reply = _reply(request, answer, model, top_k)
+    reply.headers.append((b"etag", b"W/" + tag))
+    if answer.source == "l1" and request.method == "GET":
+        reply.hot = (model, answer)
+    return reply
+
+
+def _reply(request: Request, answer: Answer, model: Model, top_k: int) -> Reply:
+    runtime = request.runtime
+    headers = response_headers(answer, runtime.settings, runtime.clock())
+    if not answer.hit and runtime.settings.server_timing:
+        headers.append(server_timing(answer))
+    return Reply(_rendering(request, answer, model, top_k), headers=headers)
+
+
+def _rendering(request: Request, answer: Answer, model: Model, top_k: int) -> bytes:
+    view = ("predict", model.name, top_k)
+    body = answer.entry.renderings.get(view)
+    if body is None:
+        body = render(answer.entry.value, model, top_k)
+        request.runtime.pipeline.l1.add_rendering(answer.key, view, body)
+    return body
+
+
+def _located(reply: Reply, model: Model, question: Question, top_k: int) -> Reply:
+    """Name the form that has the same answer without an upload."""
+    if question.digest is not None:
+        location = f"/models/{model.name}/predict?sha256={question.digest}"
+        if top_k != default_top_k(model):
+            location += f"&top_k={top_k}"
+        reply.headers.append((b"content-location", location.encode()))
+    return reply
+
+
+def _parse_row(model: Model, row: object) -> Question | ServiceError:
+    params = row if isinstance(row, Mapping) else {"image" if isinstance(row, str) else "input": row}
+    try:
+        return model.predictor.parse(params, b"", JSON)
+    except InvalidInput as error:
+        return error
+
+
+def _is_image(row: object) -> bool:
+    """Whether a row is an image or an array of more than one dimension, when no model is named."""
+    if isinstance(row, Mapping):
+        return not IMAGE_PARAMETERS.isdisjoint(row)
+    return isinstance(row, str) or (isinstance(row, list) and bool(row) and isinstance(row[0], list))

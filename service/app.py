@@ -1,0 +1,87 @@
+"""``create_app(settings)``: the routes, in one table, and the runtime behind them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as StarletteRequest
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+from starlette.types import Receive, Scope, Send
+
+from service import __version__
+from service.api import admin, docs, predict, status, v2
+from service.api.endpoint import Endpoint, problem
+from service.api.hits import HitTable
+from service.config import Settings
+from service.errors import MethodNotAllowed, NotFound
+from service.runtime import open_runtime
+
+ACCEPT_QUERY = [(b"accept-query", ", ".join(predict.MEDIA_TYPES).encode())]
+PREDICT = {"GET": predict.get, "POST": predict.post, "QUERY": predict.query}
+
+ENDPOINTS = [
+    Endpoint("/predict", PREDICT, options=ACCEPT_QUERY),
+    Endpoint("/predict_batch", {"POST": predict.batch}),
+    Endpoint("/models", {"GET": status.models}),
+    Endpoint("/models/{name}", {"GET": status.model}),
+    Endpoint("/models/{name}/predict", PREDICT, options=ACCEPT_QUERY),
+    Endpoint("/livez", {"GET": status.livez}),
+    Endpoint("/readyz", {"GET": status.readyz}),
+    Endpoint("/metrics", {"GET": status.metrics}),
+    Endpoint("/openapi.json", {"GET": docs.openapi}),
+    Endpoint("/docs", {"GET": docs.docs}),
+    Endpoint("/admin/purge", {"POST": admin.purge}, guard=admin.guard),
+    Endpoint("/admin/key", {"GET": admin.key_of}, guard=admin.guard),
+    Endpoint("/admin/cache/stats", {"GET": admin.cache_stats}, guard=admin.guard),
+    Endpoint("/admin/cache/{key}", {"GET": admin.show, "DELETE": admin.forget}, guard=admin.guard),
+    *v2.ENDPOINTS,
+]
+FIXED = {endpoint.route: endpoint for endpoint in ENDPOINTS if "{" not in endpoint.route}
+
+
+class App(FastAPI):
+    """FastAPI, with the routes that have no path parameters found by one look-up, before any middleware.
+
+    There is nothing in its layers that an endpoint needs, and going through them costs as much as a look-up in L1.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint = FIXED.get(scope["path"]) if scope["type"] == "http" else None
+        await (endpoint or super().__call__)(scope, receive, send)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The ASGI application. Its lifespan opens the runtime and hands it to every request as ``state["runtime"]``,
+    with the table of the hit path for the protocol."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        async with open_runtime(settings) as runtime:
+            hits = HitTable(runtime)
+            runtime.tallies.append(hits.flush)
+            yield {"runtime": runtime, "hits": hits if settings.hit_path else None}
+
+    app = App(
+        title="Cached prediction service",
+        version=__version__,
+        lifespan=lifespan,
+        openapi_url=None,  # ours is made from the manifests
+        exception_handlers={HTTPException: _http_problem},
+    )
+    app.router.routes.extend(Route(endpoint.route, endpoint, include_in_schema=False) for endpoint in ENDPOINTS)
+    app.router.routes.append(Mount(docs.ASSETS, docs.assets()))
+    app.router.redirect_slashes = False
+    app.router.default = Endpoint("unknown", {})
+    return app
+
+
+async def _http_problem(request: StarletteRequest, error: Any) -> Response:
+    """What Starlette itself refuses, as a problem document too."""
+    reply = problem(NotFound() if error.status_code == 404 else MethodNotAllowed(str(error.detail)))
+    headers = {name.decode(): value.decode() for name, value in reply.headers} | dict(error.headers or {})
+    return Response(reply.body, error.status_code, headers, reply.content_type.decode() if reply.content_type else None)

@@ -1,0 +1,94 @@
+"""What is asked of a model and what comes back: the data that travels along the data path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from service.cache.entry import Entry
+from service.cache.joined import Allowance
+from service.inference.batcher import Batcher, Reservation
+from service.inference.manifest import Manifest
+from service.inference.predictor import Predictor, Question
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A served model. A request takes it once and uses it for both the key and the computation."""
+
+    name: str
+    manifest: Manifest
+    predictor: Predictor
+    batcher: Batcher
+    leased: bool
+
+    @property
+    def version(self) -> str:
+        return self.predictor.fingerprint.hex()[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class Wants:
+    """What one request asks of the caches. ``max_age`` and ``min_fresh`` in seconds."""
+
+    fresh: bool = False
+    store: bool = True
+    compute: bool = True
+    max_age: float | None = None
+    min_fresh: float | None = None
+
+    @property
+    def reads(self) -> bool:
+        return self.store and not self.fresh
+
+    def accepts(self, entry: Entry, now: float) -> bool:
+        return (self.max_age is None or entry.age(now) <= self.max_age) and (
+            self.min_fresh is None or entry.left(now) >= self.min_fresh
+        )
+
+
+PLAIN = Wants()
+
+
+@dataclass(slots=True)
+class Answer:
+    """An entry and the way it came.
+
+    ``stored``: some cache keeps it. ``fresh``: the request wanted no stored answer. ``bypassed``: there is a Redis, but
+    it could take no part. Times in seconds.
+    """
+
+    key: str
+    entry: Entry
+    source: Literal["l1", "l2", "computed", "collapsed"]
+    stored: bool = False
+    fresh: bool = False
+    bypassed: bool = False
+    cache_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    model_seconds: float = 0.0
+
+    @property
+    def hit(self) -> bool:
+        return self.source in ("l1", "l2")
+
+
+@dataclass(slots=True)
+class Ask:
+    """One question on its way along the data path.
+
+    ``shared``: its key is one that all workers use, so L2 may have it. ``allowance``: what Redis may still cost it.
+    ``local``: it passes by L2 (see economics.py).
+    """
+
+    model: Model
+    question: Question
+    key: str
+    shared: bool
+    deadline: float
+    allowance: Allowance
+    reservation: Reservation | None = None
+    local: bool = False
+
+    def may_be_computed(self, wants: Wants) -> bool:
+        return wants.compute and self.question.payload is not None

@@ -1,0 +1,181 @@
+"""The cache proves itself: a share of the hits is computed anew, in the background, and compared.
+
+From the request's own payload, by the estimator's own ``predict_proba`` where the predictor has a way to it
+(``audit``): so a wrong cell, a wrong short cut and a wrong value in Redis are all found. No request waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from service.asking import Answer, Ask, Model
+from service.cache.memory import MemoryCache
+from service.cache.redis import L2
+from service.errors import PredictionFailed, StoreUnavailable
+from service.inference.batcher import Unwanted
+from service.inference.predictor import unpack
+from service.metrics import Metrics
+
+IMAGE_TOLERANCE = 1e-5
+"""Batches move the last bits of image models; answers of tables are the same to the last bit."""
+
+MAX_WAITING = 64
+MAX_WAITING_BYTES = 16 * 2**20
+"""Bounds of the backlog: beyond them, samples are dropped."""
+
+IDLE_POLL_SECONDS = 0.02
+
+logger = logging.getLogger(__name__)
+
+
+class Countdown:
+    """Picks a share of the hits. Chance draws each gap, not each hit, and never one before ``1 / share`` hits."""
+
+    def __init__(self, share: float, random: Callable[[], float] = random.random) -> None:
+        self._mean = 1 / share if share else math.inf
+        self._left = self._mean
+        self._random = random
+
+    def skips(self) -> bool:
+        """Whether the next hit is none to pick; it then counts as past. Otherwise it is still the next one."""
+        if self._left <= 1:
+            return False
+        self._left -= 1
+        return True
+
+    def picks(self) -> bool:
+        """Whether the next hit, which then counts as past, is one to pick."""
+        if self.skips():
+            return False
+        # A gap of 1 to 2 * mean - 1, by chance: no pattern in the traffic can keep in step with it.
+        self._left += 2 * (self._mean - 1) * self._random()
+        return True
+
+
+class Sample(NamedTuple):
+    """A hit to be audited. ``value``: the packed array that the cache gave."""
+
+    model: Model
+    key: str
+    payload: bytes
+    value: bytes
+
+
+class Auditor:
+    """Audits one sample after the other, each when its model has nothing else to do."""
+
+    def __init__(
+        self,
+        countdown: Countdown,
+        l1: MemoryCache,
+        l2: L2,
+        metrics: Metrics,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.countdown = countdown
+        self._l1, self._l2, self._metrics, self._sleep = l1, l2, metrics, sleep
+        self._waiting: list[Sample] = []
+        self._waiting_bytes = 0
+        self._arrived = asyncio.Event()
+
+    def observe(self, ask: Ask, answer: Answer) -> None:
+        """The pipeline's observer. A question without a payload cannot be audited: there is nothing to compute from."""
+        if answer.hit and self.countdown.picks() and ask.question.payload is not None:
+            self._offer(Sample(ask.model, answer.key, ask.question.payload, answer.entry.value))
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        while True:
+            # Nothing can arrive between the look into the backlog and this: there is no await between them.
+            while not self._waiting:
+                self._arrived.clear()
+                await self._arrived.wait()
+            ready = next((i for i, sample in enumerate(self._waiting) if sample.model.batcher.idle), None)
+            if ready is None:
+                await self._sleep(IDLE_POLL_SECONDS)
+                continue
+            sample = self._waiting.pop(ready)
+            self._waiting_bytes -= len(sample.payload)
+            await self._audit(sample)
+
+    def _offer(self, sample: Sample) -> None:
+        if len(self._waiting) < MAX_WAITING and self._waiting_bytes + len(sample.payload) <= MAX_WAITING_BYTES:
+            self._waiting.append(sample)
+            self._waiting_bytes += len(sample.payload)
+            self._arrived.set()
+
+    async def _audit(self, sample: Sample) -> None:
+        name = sample.model.name
+        try:
+            computed = await _computed(sample)
+        except Unwanted:
+            return
+        except Exception as error:  # proves nothing about the answer, and must not end the audits
+            logger.warning("An audit of the model %s failed.", name, extra={"key": sample.key}, exc_info=error)
+            return
+        self._metrics.cache_audits.labels(name).inc()
+        if not _agree(sample, computed):
+            self._metrics.cache_mismatch.labels(name).inc()
+            logger.error("A cached answer is not what the model says.", extra={"model": name, "key": sample.key})
+            await self._evict(sample.key)
+
+    async def _evict(self, key: str) -> None:
+        self._l1.delete(key)
+        with suppress(StoreUnavailable):
+            await self._l2.delete(key)
+        # Whoever read it from Redis meanwhile has put it into L1 again.
+        self._l1.delete(key)
+
+
+async def _computed(sample: Sample) -> bytes:
+    """What the model says now. Raises what the model raises, or Unwanted when it is no longer idle."""
+    model, payload = sample.model, sample.payload
+    audit: Callable[[bytes], bytes | Exception] | None = getattr(model.predictor, "audit", None)
+    if audit is None:  # then the model's own thread, the only one that may call it
+        batcher = model.batcher
+        submitted = batcher.submit(payload, wanted=lambda: not batcher.queued, deadline=math.inf)
+        return (await submitted).prediction
+    outcome: bytes | Exception = await _in_a_thread(audit, payload)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def _agree(sample: Sample, computed: bytes) -> bool:
+    if sample.value == computed or sample.model.manifest.image is None:
+        return sample.value == computed
+    try:
+        cached, now = unpack(sample.value), unpack(computed)
+    except ValueError:
+        return False
+    return cached.shape == now.shape and bool(np.allclose(cached, now, rtol=0, atol=IMAGE_TOLERANCE))
+
+
+def _in_a_thread(function: Callable[[bytes], Any], payload: bytes) -> asyncio.Future[Any]:
+    """One that ends with the process: an audit under way must not keep it from ending, as asyncio's own threads do."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Any] = loop.create_future()
+
+    def land(outcome: Any) -> None:
+        if not done.done():
+            done.set_result(outcome)
+
+    def work() -> None:
+        try:
+            outcome = function(payload)
+        except BaseException as error:  # also SystemExit: nobody else would hear of it
+            outcome = error if isinstance(error, Exception) else PredictionFailed(repr(error))
+        with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+            loop.call_soon_threadsafe(land, outcome)
+
+    threading.Thread(target=work, name="audit", daemon=True).start()
+    return done

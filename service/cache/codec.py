@@ -1,0 +1,40 @@
+"""Entries to and from what Redis holds. Nothing that comes back is trusted before it has been checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from service.cache.entry import Entry, seal, unseal
+from service.cache.observer import Observer
+
+
+class Codec:
+    """Seals entries, and opens what Redis returns, with one secret; tells the observer of every corrupt value."""
+
+    def __init__(self, secret: bytes, observer: Observer, clock: Callable[[], float]) -> None:
+        self._secret = secret
+        self._observer = observer
+        self.clock = clock
+
+    def seal(self, key: str, entry: Entry) -> tuple[bytes, int]:
+        """The sealed entry and the milliseconds it has left; raises ValueError when it is too large or has expired."""
+        left_ms = int(entry.left(self.clock()) * 1000)
+        if left_ms <= 0:
+            raise ValueError("expired")
+        return seal(key, entry.value, round(entry.ttl * 1000), self._secret), left_ms
+
+    def open(self, key: str, blob: bytes, left_ms: int, asked: float) -> Entry | None:
+        """The entry, or None when it has just expired; raises ValueError when it is corrupt.
+
+        ``left_ms`` is Redis's PTTL; ``asked``, the clock's reading before Redis was asked, is what it is counted from:
+        the entry may seem older than Redis has it, never younger.
+        """
+        try:
+            value, ttl_ms = unseal(key, blob, self._secret)
+            if left_ms == -1:
+                raise ValueError("without a TTL")
+        except ValueError as error:
+            self._observer.corrupt(str(error))
+            raise
+        left = min(left_ms, ttl_ms) / 1000
+        return Entry(value, ttl_ms / 1000, asked + left) if left > 0 else None

@@ -1,0 +1,141 @@
+"""What the requests of one event-loop turn ask of Redis travels together, in one round trip."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Generic, TypeVar
+
+from service.cache.deadline import deadline
+from service.errors import StoreUnavailable
+
+Item = TypeVar("Item")
+Reply = TypeVar("Reply")
+
+ALLOWANCE_SECONDS = 0.15
+"""How long Redis may keep one request waiting, over all its round trips."""
+
+ROUND_TRIP_SECONDS = 0.1
+LONGEST_SECONDS = 0.14
+"""Deadlines of one round trip: from its departure, and from when the first of its items was asked for."""
+
+SHORTEST_SECONDS = 0.04
+"""What a round trip is given in any case: its items may have waited because this worker was busy."""
+
+
+class Asked(asyncio.Future[Reply]):
+    """The reply to come. ``spent``: how long its round trip was Redis's business, in seconds, once it has ended."""
+
+    spent: float | None = None
+
+
+class Allowance:
+    """How long Redis may still keep one request waiting, in seconds."""
+
+    __slots__ = ("_given", "left")
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self._given = self.left = ALLOWANCE_SECONDS if seconds is None else seconds
+
+    @property
+    def spent(self) -> float:
+        """How long Redis has kept it waiting."""
+        return self._given - self.left
+
+    async def wait(self, reply: Asked[Reply]) -> Reply:
+        """The reply; raises StoreUnavailable past the allowance. Only the waiting ends then, never the command.
+
+        What the round trip took is charged, not what this worker took until it was sent or its reply noticed.
+        """
+        started = time.monotonic()  # not the loop's: uvloop's stands still within one turn, and moves in milliseconds
+        try:
+            if self.left >= LONGEST_SECONDS:  # its round trip ends before: no timer
+                return await reply
+            async with deadline(max(self.left, 0.0)):
+                return await reply
+        except TimeoutError:
+            raise StoreUnavailable("Redis has used up the time it may cost a request") from None
+        finally:
+            self.left -= time.monotonic() - started if reply.spent is None else reply.spent
+
+
+class Joined(Generic[Item, Reply]):
+    """Gathers items, and lets a bounded number of round trips carry them, in tasks of its own.
+
+    ``travel(items, seconds)`` returns, in so much time, one reply per item, in order, or StoreUnavailable in its place,
+    or raises it for all. While every round trip is under way the items gather, so that the next one carries more.
+    """
+
+    def __init__(
+        self,
+        travel: Callable[[list[Item], float], Coroutine[Any, Any, Sequence[Reply | StoreUnavailable]]],
+        trips: int,
+        size: int,
+    ) -> None:
+        self._travel = travel
+        self._free = trips
+        self._size = size
+        self._waiting: list[tuple[Item, float, Asked[Reply]]] = []
+        self._scheduled = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def ask(self, item: Item) -> Asked[Reply]:
+        """The future belongs to the caller: cancelling it leaves the round trip alone."""
+        loop = asyncio.get_running_loop()
+        future: Asked[Reply] = Asked(loop=loop)
+        self._waiting.append((item, loop.time(), future))
+        if not self._scheduled and self._free:
+            self._scheduled = True
+            loop.call_soon(self._depart)
+        return future
+
+    async def close(self) -> None:
+        """Let the round trips end that are under way or asked for; their deadlines bound this."""
+        while self._scheduled or self._tasks:
+            await asyncio.sleep(0)  # a scheduled departure becomes a task
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+
+    def _depart(self) -> None:
+        self._scheduled = False
+        while self._waiting and self._free:
+            batch, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
+            self._free -= 1
+            task = asyncio.create_task(self._round_trip(batch))
+            self._tasks.add(task)
+            task.add_done_callback(self._arrive)
+
+    def _arrive(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._free += 1
+        self._depart()
+        task.result()  # raises only for a defect: the event loop's exception handler shall tell of it
+
+    async def _round_trip(self, batch: list[tuple[Item, float, Asked[Reply]]]) -> None:
+        wanted = [(item, future) for item, _, future in batch if not future.done()]
+        if not wanted:
+            return
+        waited = asyncio.get_running_loop().time() - batch[0][1]
+        seconds = min(ROUND_TRIP_SECONDS, max(SHORTEST_SECONDS, LONGEST_SECONDS - waited))
+        try:
+            async with deadline(math.inf) as spent:
+                replies = await self._travel([item for item, _ in wanted], seconds)
+        except Exception as error:
+            for _, future in wanted:  # in any case: nobody may be left waiting
+                _fail(future, StoreUnavailable(str(error)))
+            if isinstance(error, StoreUnavailable):
+                return
+            raise
+        for (_, future), reply in zip(wanted, replies, strict=True):
+            if isinstance(reply, StoreUnavailable):
+                _fail(future, reply)
+            elif not future.done():
+                future.spent = spent()
+                future.set_result(reply)
+
+
+def _fail(future: asyncio.Future[Any], error: StoreUnavailable) -> None:
+    if not future.done():
+        future.set_exception(error)

@@ -1,0 +1,46 @@
+"""The name of an answer, and the names that Redis knows it by."""
+
+from __future__ import annotations
+
+from base64 import urlsafe_b64encode
+from hashlib import sha256
+
+FINGERPRINT_BYTES = 32
+GENERATION_BYTES = 8
+
+# Part of every key. Changing it, like anything else in this file, empties every cache in production.
+_DOMAIN = b"cached-prediction-service/key/1\0"
+
+
+def cache_key(fingerprint: bytes, generation: bytes, identity: bytes) -> str:
+    """43 characters that name the answer of one model to one question.
+
+    All 256 bits of a collision-resistant hash: with fewer, or a faster hash, somebody could craft two inputs with one
+    key. Fingerprint and generation have fixed lengths, so no two triples are hashed as the same bytes.
+    """
+    if len(fingerprint) != FINGERPRINT_BYTES or len(generation) != GENERATION_BYTES:
+        raise ValueError(f"a fingerprint has {FINGERPRINT_BYTES} bytes and a generation {GENERATION_BYTES}")
+    digest = sha256(_DOMAIN + fingerprint + generation + identity).digest()
+    return urlsafe_b64encode(digest)[:43].decode("ascii")
+
+
+# Keys of one question share a hash tag, so that Redis Cluster keeps them together and one script may touch them all.
+
+
+def entry_key(key: str) -> str:
+    return f"p1:{{{key}}}:v"
+
+
+def lease_keys(key: str) -> tuple[str, str, str, str]:
+    """Entry, lease, "somebody waits", and claims so far."""
+    stem = f"p1:{{{key}}}:"
+    return stem + "v", stem + "l", stem + "w", stem + "a"
+
+
+def generation_key(model: str) -> str:
+    return f"p1:g:{model}"
+
+
+def census_keys(model: str) -> tuple[str, str]:
+    """The HyperLogLog of a model's cache keys, and the counts of its questions and hits."""
+    return f"p1:{{{model}}}:hll", f"p1:{{{model}}}:asked"

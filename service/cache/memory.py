@@ -1,0 +1,93 @@
+"""L1: this worker's own cache, bounded in bytes and entries."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+from service.cache.entry import Entry
+
+# What CPython spends beside the bytes themselves, measured: the entry object, its dictionary, and its place in ours.
+ENTRY_OVERHEAD = 600
+RENDERING_OVERHEAD = 130
+
+MAX_ASKED = 1000
+
+_NOTHING: tuple[None, float] = (None, 0.0)
+
+
+class MemoryCache:
+    """Least recently used goes first. An entry larger than the bound is refused quietly; ``max_bytes`` 0: off."""
+
+    def __init__(self, max_bytes: int, max_entries: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_bytes = max_bytes
+        self._max_entries = max_entries
+        self._clock = clock
+        self._entries: OrderedDict[str, tuple[Entry, float]] = OrderedDict()  # with the clock's reading when it must go
+        self._asked: set[str] = set()
+        self.bytes_used = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: str) -> Entry | None:
+        """The entry, now the most recently used; None when there is none or it has expired."""
+        kept = self._entries.get(key)
+        if kept is None:
+            return None
+        entry, until = kept
+        if until <= self._clock():
+            self.delete(key)
+            return None
+        self._entries.move_to_end(key)
+        if len(self._asked) < MAX_ASKED:
+            self._asked.add(key)
+        return entry
+
+    def take_asked(self) -> set[str]:
+        """The keys, or some of very many, that have been hits since this was last called."""
+        asked, self._asked = self._asked, set()
+        return asked
+
+    def put(self, key: str, entry: Entry, seconds: float = math.inf) -> None:
+        """Keep the entry until it expires, or for so long, in place of what was kept under the key, even if refused."""
+        self.delete(key)
+        cost, now = _cost(key, entry), self._clock()
+        if cost > self._max_bytes or entry.expires <= now:
+            return
+        self._entries[key] = entry, min(entry.expires, now + seconds)
+        self.bytes_used += cost
+        self._evict()
+
+    def add_rendering(self, key: str, view: Hashable, body: bytes) -> None:
+        """Keep a body rendered from the key's entry for as long as the entry is kept; refused quietly if too large."""
+        entry, _ = self._entries.get(key, _NOTHING)
+        if entry is None or view in entry.renderings:
+            return
+        cost = RENDERING_OVERHEAD + len(body)
+        if _cost(key, entry) + cost > self._max_bytes:
+            return
+        entry.renderings[view] = body
+        self.bytes_used += cost
+        self._entries.move_to_end(key)  # so that making room never evicts the entry just added to
+        self._evict()
+
+    def delete(self, key: str) -> None:
+        entry, _ = self._entries.pop(key, _NOTHING)
+        if entry is not None:
+            self.bytes_used -= _cost(key, entry)
+
+    def clear(self) -> None:
+        self._entries.clear()
+        self.bytes_used = 0
+
+    def _evict(self) -> None:
+        while self.bytes_used > self._max_bytes or len(self._entries) > self._max_entries:
+            self.delete(next(iter(self._entries)))
+
+
+def _cost(key: str, entry: Entry) -> int:
+    bodies = sum(RENDERING_OVERHEAD + len(body) for body in entry.renderings.values())
+    return ENTRY_OVERHEAD + len(key) + len(entry.value) + bodies

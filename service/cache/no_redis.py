@@ -1,0 +1,56 @@
+"""What stands in for Redis where none is configured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Literal
+
+from service.cache.entry import Entry, born
+from service.cache.generations import new_generation
+from service.cache.joined import Allowance
+from service.cache.lease import Compute, Resolved
+
+
+class NoRedis:
+    """An L2 that never has anything. Generations live and end with this process."""
+
+    state: Literal["off"] = "off"
+
+    def __init__(
+        self, on_generation_change: Callable[[str], None], clock: Callable[[], float], random: Callable[[], float]
+    ) -> None:
+        self._generations: dict[str, bytes] = {}
+        self._on_generation_change = on_generation_change
+        self._clock = clock
+        self._random = random
+
+    def generation(self, model: str) -> bytes:
+        return self._generations.setdefault(model, new_generation())
+
+    async def register(self, model: str) -> None:
+        self.generation(model)
+
+    async def purge(self, model: str) -> None:
+        self._generations[model] = new_generation()
+        self._on_generation_change(model)
+
+    async def get(self, key: str, allowance: Allowance | None = None) -> None:
+        return None
+
+    async def put(
+        self, key: str, entry: Entry, *, overwrite: bool = False, allowance: Allowance | None = None
+    ) -> Entry:
+        return entry
+
+    async def delete(self, key: str) -> None:
+        """There is nothing to forget."""
+
+    async def touch(self, keys: Collection[str]) -> None:
+        """Nothing is evicted."""
+
+    async def count(self, model: str, keys: Collection[str], asked: int, hits: int) -> None:
+        """Nobody counts."""
+
+    async def once(self, key: str, compute: Compute, allowance: Allowance | None = None) -> Resolved:
+        value, ttl = await compute()
+        return Resolved(born(value, ttl, self._clock(), self._random), "computed", stored=False)

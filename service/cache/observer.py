@@ -1,0 +1,30 @@
+"""What the cache tells about itself; whoever runs it turns that into metrics."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+Trip = Literal["read", "write", "command", "ping"]
+
+
+class Observer(Protocol):
+    """Every method is called on the event loop and must return at once."""
+
+    def round_trip(self, kind: Trip, questions: int, seconds: float, ok: bool) -> None:
+        """One round trip to Redis has ended, on behalf of so many questions."""
+
+    def corrupt(self, reason: str) -> None:
+        """A value in Redis was not what this service wrote there. It was taken for a miss."""
+
+    def state(self, up: bool) -> None:
+        """The circuit breaker has closed (up) or opened."""
+
+
+class Silent:
+    """An observer that tells nobody."""
+
+    def round_trip(self, kind: Trip, questions: int, seconds: float, ok: bool) -> None: ...
+
+    def corrupt(self, reason: str) -> None: ...
+
+    def state(self, up: bool) -> None: ...

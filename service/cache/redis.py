@@ -1,0 +1,248 @@
+"""L2: the answers that all workers share, in Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from service.cache import census
+from service.cache.census import Census
+from service.cache.codec import Codec
+from service.cache.entry import Entry
+from service.cache.generations import PURGES, Generations
+from service.cache.joined import Allowance, Asked, Joined
+from service.cache.keys import entry_key
+from service.cache.lease import HINTS, Compute, Leases, Resolved
+from service.cache.no_redis import NoRedis
+from service.cache.node import Node
+from service.cache.observer import Observer, Silent
+from service.cache.scripts import DISCARD, PUT, READ, Argument, Command
+from service.cache.subscriber import Subscriber
+from service.errors import StoreUnavailable
+
+READ_TRIPS = WRITE_TRIPS = COMMAND_TRIPS = 4  # under way at once: as many connections, one more for PING
+ITEMS_PER_TRIP = 128
+
+Found = tuple[bytes | None, int]
+"""What a key holds, and the milliseconds left of it; (None, …) when nothing."""
+
+
+class Write(NamedTuple):
+    key: str
+    blob: bytes
+    ttl_ms: int
+    overwrite: bool
+
+
+class RedisCache:
+    """Made by ``open_redis``. Whatever Redis does, a method raises StoreUnavailable or nothing.
+
+    An ``allowance`` is what Redis may still cost one request: give the same one to all calls on its behalf.
+    """
+
+    state: Literal["up", "down"]
+
+    def __init__(
+        self,
+        url: str,
+        secret: bytes,
+        observer: Observer,
+        on_generation_change: Callable[[str], None],
+        on_reconnect: Callable[[], None],
+        clock: Callable[[], float],
+        random: Callable[[], float],
+        compute_seconds: float,
+        follow_seconds: float,
+    ) -> None:
+        self.state = "down"
+        self._observer = observer
+        self._codec = Codec(secret, observer, clock)
+        self._on_reconnect = on_reconnect
+        self._node = Node(url, self._on_state, observer)
+        self._reads: Joined[str, Found] = Joined(self._read, READ_TRIPS, ITEMS_PER_TRIP)
+        self._writes: Joined[Write, Found] = Joined(self._write, WRITE_TRIPS, ITEMS_PER_TRIP)
+        self._commands: Joined[Command, Any] = Joined(self._run, COMMAND_TRIPS, ITEMS_PER_TRIP)
+        self._generations = Generations(self._commands.ask, on_generation_change)
+        self._leases = Leases(self._ask_to_write, self._codec, random, compute_seconds, follow_seconds)
+        handlers = {PURGES: self._on_purge, HINTS: self._leases.hints.tell}
+        self._subscriber = Subscriber(self._node, handlers, self._on_resubscribed)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def open(self) -> None:
+        """Start what runs beside the requests. Waits for the first PING, one deadline at most; Redis may be down."""
+        await self._node.breaker.probe()
+        for watch in (self._node.breaker.watch, self._generations.watch, self._subscriber.watch):
+            task = asyncio.create_task(watch(), name=watch.__qualname__)
+            task.add_done_callback(_surface)
+            self._tasks.append(task)
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._leases.close()
+        for joined in (self._reads, self._writes, self._commands):
+            await joined.close()
+        await self._node.close()
+
+    def generation(self, model: str) -> bytes | None:
+        """Eight bytes for the model's keys; None before they have been read: L2 must not be used for it until then."""
+        return self._generations.get(model)
+
+    async def register(self, model: str) -> None:
+        """Read the model's generation, and keep it current; an unreachable Redis costs one deadline and no error."""
+        await self._generations.register(model)
+
+    async def purge(self, model: str) -> None:
+        """Forget all answers of the model, on every worker; raises StoreUnavailable, having forgotten nothing."""
+        await self._generations.purge(model)
+
+    async def get(self, key: str, allowance: Allowance | None = None) -> Entry | None:
+        """The entry. A value that this service did not write there under this key is counted, removed, and a miss."""
+        self._require(self._node.breaker.closed)
+        allowance = allowance or Allowance()
+        asked = self._codec.clock()
+        blob, left_ms = await allowance.wait(self._reads.ask(entry_key(key)))
+        if blob is None:
+            return None
+        try:
+            return self._codec.open(key, blob, left_ms, asked)
+        except ValueError:
+            await self._discard(key, blob, allowance)
+            return None
+
+    async def put(
+        self, key: str, entry: Entry, *, overwrite: bool = False, allowance: Allowance | None = None
+    ) -> Entry:
+        """The entry that is stored now: the one committed first by anybody, or this one.
+
+        Too large an entry, or one that has expired, is refused quietly.
+        """
+        self._require(self._node.breaker.writable)
+        allowance = allowance or Allowance()
+        asked = self._codec.clock()
+        try:
+            blob, left_ms = self._codec.seal(key, entry)
+        except ValueError:
+            return entry
+        write = Write(entry_key(key), blob, left_ms, overwrite)
+        first, first_left_ms = await allowance.wait(self._writes.ask(write))
+        if first is None:
+            return entry
+        try:
+            return self._codec.open(key, first, first_left_ms, asked) or entry
+        except ValueError:  # what lies there is no entry at all
+            return await self.put(key, entry, overwrite=True, allowance=allowance)
+
+    async def delete(self, key: str) -> None:
+        """Forget one answer; raises StoreUnavailable."""
+        await Allowance().wait(self._ask_to_write(("UNLINK", entry_key(key))))
+
+    async def touch(self, keys: Collection[str]) -> None:
+        """Tell Redis, which evicts what is asked least, that these are asked; raises StoreUnavailable."""
+        await Allowance().wait(self._ask_to_write(("TOUCH", *map(entry_key, keys))))
+
+    async def once(self, key: str, compute: Compute, allowance: Allowance | None = None) -> Resolved:
+        """The entry, computed at most once in the cluster. Raises what ``compute`` raises, or TooManyClaims.
+
+        Redis's failures are not raised: the entry is then computed here, and not stored.
+        """
+        return await self._leases.once(key, compute, allowance or Allowance())
+
+    async def count(self, model: str, keys: Collection[str], asked: int, hits: int) -> Census:
+        """Add to the model's census: cache keys, and counts of questions and hits; raises StoreUnavailable."""
+        return await census.count(self._ask_to_write, model, keys, asked, hits)
+
+    async def _discard(self, key: str, blob: bytes, allowance: Allowance) -> None:
+        # Awaited, so that the value which is put next comes after it.
+        with suppress(StoreUnavailable):
+            await allowance.wait(self._ask_to_write(DISCARD([entry_key(key)], [blob])))
+
+    async def _read(self, keys: list[str], seconds: float) -> Sequence[Found]:
+        found = await self._node.one("read", READ(keys), len(keys), seconds)
+        return list(zip(found[::2], found[1::2], strict=True))
+
+    async def _write(self, writes: list[Write], seconds: float) -> Sequence[Found]:
+        arguments: list[Argument] = []
+        for write in writes:
+            arguments += (write.blob, write.ttl_ms, int(write.overwrite))
+        first = await self._node.one("write", PUT([write.key for write in writes], arguments), len(writes), seconds)
+        return list(zip(first[::2], first[1::2], strict=True))
+
+    def _ask_to_write(self, command: Command) -> Asked[Any]:
+        self._require(self._node.breaker.writable)
+        return self._commands.ask(command)
+
+    async def _run(self, commands: list[Command], seconds: float) -> Sequence[Any]:
+        return await self._node.run("command", commands, len(commands), seconds)
+
+    def _require(self, usable: bool) -> None:
+        if not usable:
+            raise StoreUnavailable("Redis is down, full or read-only")
+
+    def _on_state(self, up: bool) -> None:
+        self.state = "up" if up else "down"
+        self._observer.state(up)
+        if up:
+            self._generations.reread()
+            self._leases.reconnected()
+
+    def _on_purge(self, model: str) -> None:
+        self._generations.reread()
+
+    def _on_resubscribed(self) -> None:
+        self._on_reconnect()
+        self._generations.reread()
+
+
+def _surface(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        task.result()  # a defect: the event loop's exception handler shall tell of it at once
+
+
+L2: TypeAlias = RedisCache | NoRedis
+
+
+@asynccontextmanager
+async def open_redis(
+    url: str,
+    *,
+    secret: bytes,
+    observer: Observer | None = None,
+    on_generation_change: Callable[[str], None] = lambda model: None,
+    on_reconnect: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.monotonic,
+    random: Callable[[], float] = random.random,
+    compute_seconds: float = 60.0,
+    follow_seconds: float = 20.0,
+) -> AsyncIterator[L2]:
+    """L2 at the URL (``redis://``, ``rediss://`` or ``unix://``), reachable or not; without a URL one that is off.
+
+    ``on_generation_change(model)``: the model's keys are other ones from now on.
+    ``on_reconnect()``: purges may have gone unheard; drop what L1 has.
+    ``compute_seconds``: how long a lease is kept for one computation. ``follow_seconds``: how long another worker's is
+    waited for.
+    """
+    if not url:
+        yield NoRedis(on_generation_change, clock, random)
+        return
+    cache = RedisCache(
+        url,
+        secret,
+        observer or Silent(),
+        on_generation_change,
+        on_reconnect,
+        clock,
+        random,
+        compute_seconds,
+        follow_seconds,
+    )
+    try:
+        await cache.open()
+        yield cache
+    finally:
+        await cache.close()

@@ -1,0 +1,206 @@
+"""What Redis does atomically: Lua, sent by hash, or whole to a server that does not know the hash."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha1
+from typing import NamedTuple
+
+Argument = str | bytes | int
+Plain = tuple[Argument, ...]
+
+
+class Script:
+    """One Lua script; calling it makes a command of it."""
+
+    def __init__(self, lua: str) -> None:
+        self.lua = lua
+        self.sha = sha1(lua.encode(), usedforsecurity=False).hexdigest()
+
+    def __call__(self, keys: Sequence[str], arguments: Sequence[Argument] = ()) -> Invocation:
+        return Invocation(self, (len(keys), *keys, *arguments))
+
+
+class Invocation(NamedTuple):
+    script: Script
+    rest: Plain
+
+    def by_hash(self) -> Plain:
+        return ("EVALSHA", self.script.sha, *self.rest)
+
+    def whole(self) -> Plain:
+        return ("EVAL", self.script.lua, *self.rest)
+
+
+Command = Plain | Invocation
+
+# A key of another type reads as '', which no entry is; any other error (no permission, say) fails the script.
+_LOOK = """
+local function look(key)
+  local value = redis.pcall('GET', key)
+  if type(value) == 'table' then
+    if not string.find(value.err, 'WRONGTYPE', 1, true) then error(value.err, 0) end
+    value = ''
+  end
+  return value, value and redis.call('PTTL', key)
+end
+"""
+
+READ = Script(
+    _LOOK
+    + """
+local found = {}
+for i, key in ipairs(KEYS) do
+  found[2 * i - 1], found[2 * i] = look(key)
+end
+return found
+"""
+)
+"""Keys -> value and milliseconds left of each, nil for a missing one. Writes nothing: works under OOM and READONLY."""
+
+PUT = Script(
+    _LOOK
+    + """
+local first = {}
+for i, key in ipairs(KEYS) do
+  local blob, ttl, overwrite = ARGV[3 * i - 2], ARGV[3 * i - 1], ARGV[3 * i]
+  if overwrite == '1' then
+    redis.call('SET', key, blob, 'PX', ttl)
+    first[2 * i - 1], first[2 * i] = false, false
+  elseif redis.call('SET', key, blob, 'PX', ttl, 'NX') then
+    first[2 * i - 1], first[2 * i] = false, false
+  else
+    first[2 * i - 1], first[2 * i] = look(key)
+  end
+end
+return first
+"""
+)
+"""Keys, and (blob, ttl in ms, overwrite 0 or 1) of each -> as READ, of what came first; nil: ours."""
+
+# What the four scripts of the lease share: KEYS as ``keys.lease_keys``, ARGV[1] the token, ARGV[2] the lease in ms.
+_LEASE = """
+local entry, lease, waits, claims = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local token, lease_ms = ARGV[1], ARGV[2]
+
+local function ours()
+  return redis.pcall('GET', lease) == token
+end
+
+local function drop_damaged(key, longest_ms)  -- one that would outlive all that we write
+  local left = redis.call('PTTL', key)
+  if left == -1 or left > tonumber(longest_ms) then redis.call('DEL', key) end
+end
+
+local function tell_waiting(channel, key)
+  if redis.call('DEL', waits) == 1 then redis.call('PUBLISH', channel, key) end
+end
+"""
+
+CLAIM = Script(
+    _LOOK
+    + _LEASE
+    + """
+local max_claims, claims_ms = tonumber(ARGV[3]), ARGV[4]
+local value, left = look(entry)
+if value then return {'stored', value, left} end
+drop_damaged(lease, lease_ms)
+drop_damaged(claims, claims_ms)
+if redis.call('EXISTS', lease) == 1 then
+  redis.call('SET', waits, 1, 'PX', lease_ms)
+  return {'follow', false, false}
+end
+local before = redis.pcall('GET', claims)
+before = type(before) == 'string' and tonumber(before) or 0
+if before >= max_claims then return {'refused', false, false} end
+redis.call('SET', lease, token, 'PX', lease_ms)
+redis.call('SET', claims, before + 1, 'PX', claims_ms)
+return {'lead', false, false}
+"""
+)
+"""Token, lease in ms, most claims, their life in ms -> stored (and value and ms left), lead, follow or refused."""
+
+RENEW = Script(
+    _LEASE
+    + """
+if not ours() then return 0 end
+return redis.call('PEXPIRE', lease, lease_ms)
+"""
+)
+"""Token, lease in ms -> whether the lease is still ours."""
+
+COMMIT = Script(
+    _LOOK
+    + _LEASE
+    + """
+local blob, ttl, channel, key = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local first, left = false, false
+-- First, since under OOM only a script that has deleted nothing yet is told so.
+if not redis.call('SET', entry, blob, 'PX', ttl, 'NX') then first, left = look(entry) end
+if ours() then redis.call('DEL', lease) end
+redis.call('DEL', claims)  -- even if the lease was lost: this input kills no worker
+tell_waiting(channel, key)
+return {first, left}
+"""
+)
+"""Token, lease in ms, blob, its ttl in ms, a channel, the key to publish there -> what was there first, as PUT."""
+
+ABORT = Script(
+    _LEASE
+    + """
+if ARGV[5] == '1' then redis.call('DEL', claims) end
+if not ours() then return 0 end
+redis.call('DEL', lease, claims)
+tell_waiting(ARGV[3], ARGV[4])
+return 1
+"""
+)
+"""Token, lease in ms, a channel, the key to publish there, 1 for a claim long past -> whether the lease was ours."""
+
+DISCARD = Script("""
+local value = redis.pcall('GET', KEYS[1])
+if type(value) == 'table' or value == ARGV[1] or redis.call('PTTL', KEYS[1]) == -1 then
+  return redis.call('UNLINK', KEYS[1])
+end
+return 0
+""")
+"""Remove a value that was found corrupt, unless a good one has taken its place since."""
+
+GENERATIONS = Script("""
+local generations = {}
+for i, key in ipairs(KEYS) do
+  local generation = redis.pcall('GET', key)
+  if type(generation) ~= 'string' or #generation ~= 8 then
+    generation = not redis.pcall('SET', key, ARGV[i]).err and ARGV[i]
+  end
+  generations[i] = generation
+end
+return generations
+""")
+"""Keys, and a new generation for each -> the one that holds; a missing one is written, nil where it cannot be."""
+
+PURGE = Script("""
+redis.call('SET', KEYS[1], ARGV[1])
+redis.call('PUBLISH', ARGV[2], ARGV[3])
+return 1
+""")
+"""A generation's key; the new generation, a channel, and the model's name to publish there."""
+
+CENSUS = Script("""
+local hll, counts = KEYS[1], KEYS[2]
+local asked, hits = redis.pcall('HGET', counts, 'asked'), redis.pcall('HGET', counts, 'hits')
+local sound = type(asked) == 'string' and type(hits) == 'string' and tonumber(asked) and tonumber(hits)
+if not sound or redis.call('EXISTS', hll) == 0 or type(redis.pcall('PFADD', hll, unpack(ARGV, 4))) == 'table' then
+  redis.call('DEL', hll, counts)
+  redis.call('PFADD', hll, unpack(ARGV, 4))
+  redis.call('HSET', counts, 'asked', 0, 'hits', 0)
+  redis.call('EXPIRE', hll, ARGV[1])
+  redis.call('EXPIRE', counts, ARGV[1])
+end
+return {
+  redis.call('HINCRBY', counts, 'asked', ARGV[2]), redis.call('HINCRBY', counts, 'hits', ARGV[3]),
+  redis.call('PFCOUNT', hll)
+}
+""")
+"""As ``keys.census_keys``; seconds to keep a census, questions and hits to add, cache keys -> questions, hits, and how
+many different ones. If one of the two is missing or damaged both begin anew, so that they tell of the same time."""

@@ -1,0 +1,75 @@
+"""What other workers publish: one connection per worker, for purges and for hints to followers alike."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+from hiredis import pack_command
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import RedisError
+
+from service.cache.node import Node
+
+CONNECT_SECONDS = 1.0
+RECONNECT_SECONDS = 1.0
+SILENCE_SECONDS = 2.0
+"""After so long without a message the server is asked whether it is there; after twice that it is given up."""
+
+
+class Subscriber:
+    """Hands each message to its channel's handler. Messages may be lost: whoever waits for one must also look."""
+
+    def __init__(
+        self,
+        node: Node,
+        handlers: Mapping[str, Callable[[str], None]],
+        on_reconnect: Callable[[], None],
+    ) -> None:
+        self._node = node
+        self._handlers = {channel.encode(): handler for channel, handler in handlers.items()}
+        self._on_reconnect = on_reconnect
+        self._seen_before = False
+
+    async def watch(self) -> None:
+        """Listen, and listen again whenever the connection is lost. Runs until cancelled."""
+        while True:
+            with suppress(RedisError, OSError):
+                await self._listen()
+            await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def _listen(self) -> None:
+        connection = self._node.new_connection()
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await connection.connect()  # type: ignore[no-untyped-call]  # redis-py's
+                await _send(connection, "SUBSCRIBE", *self._handlers)
+                for _ in self._handlers:
+                    await connection.read_response()
+            if self._seen_before:
+                self._on_reconnect()
+            self._seen_before = True
+            await self._deliver(connection)
+        finally:
+            await connection.disconnect(nowait=True)
+
+    async def _deliver(self, connection: AbstractConnection) -> None:
+        silences = 0
+        while silences < 2:
+            message = await connection.read_response(timeout=SILENCE_SECONDS)
+            if message is None:
+                silences += 1
+                await _send(connection, "PING")
+            else:
+                silences = 0
+                self._handle(message)
+
+    def _handle(self, message: list[bytes]) -> None:
+        if message[0] == b"message":  # the other kind is the answer to our PING
+            _, channel, text = message
+            self._handlers[channel](text.decode(errors="replace"))
+
+
+async def _send(connection: AbstractConnection, *command: str | bytes) -> None:
+    await connection.send_packed_command(pack_command(command), check_health=False)  # type: ignore[arg-type]

@@ -1,0 +1,132 @@
+"""Every setting, with its unit and bounds. Read from PREDICT_* environment variables once, at the start."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.errors import ConfigurationError
+
+PREFIX = "PREDICT_"
+
+
+class Settings(BaseSettings):
+    """Frozen. A field's description is its documentation: the README's table repeats it and a test compares the two."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, env_ignore_empty=False)
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
+    workers: int = Field(1, ge=1, le=256, description="Processes that serve; they share one Redis.")
+    redis_url: str = Field(
+        "", description="`redis://…`, `rediss://…` or `unix://…`; `embedded` starts a private one; empty: no Redis."
+    )
+    models_dir: Path = Field(Path("models"), description="Directory whose sub-directories are the models to serve.")
+    default_model: str = Field("iris", description="Model for feature parameters when no model is named.")
+    default_image_model: str = Field(
+        "", description="Model for images when none is named; empty: `imagenet` when present, else `digits`."
+    )
+
+    ttl_seconds: float = Field(300, gt=0, le=4_000_000, description="Lifetime of a cached answer, in seconds.")
+    l1_max_bytes: int = Field(64 * 2**20, ge=0, description="Bound of each worker's own cache, in bytes; 0: off.")
+    l1_max_entries: int = Field(100_000, ge=1, description="Bound of each worker's own cache, in entries.")
+    l1_max_seconds: float = Field(
+        30, gt=0, description="Longest stay of a shared answer in a worker's own cache, in seconds."
+    )
+    cache_secret: SecretStr = Field(
+        SecretStr("cached-prediction-service"),
+        description="Key of the checksum on every Redis value; set one of your own where others can write to Redis.",
+    )
+    cache_control: Literal["public", "private"] = Field("public", description="Whom HTTP caches may keep answers for.")
+    lease: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Compute each answer once in the whole cluster; `auto`: where the model costs more than a lease.",
+    )
+
+    l2_bypass: bool = Field(
+        False, description="Pass by Redis while its look-ups cost a model more time than their hits save."
+    )
+    audit_share: float = Field(
+        0.001,
+        ge=0,
+        le=1,
+        description="Share of the hits that are computed anew in the background and compared; 0: off, 1: every hit.",
+    )
+
+    hit_path: bool = Field(True, description="Answer hits of a worker's own cache below ASGI, as bytes that are ready.")
+
+    max_batch_size: int = Field(64, ge=1, le=4096, description="Most inputs in one call of a model.")
+    max_queue_size: int = Field(
+        1024, ge=1, description="Most inputs that wait for a model before new ones are refused with 503."
+    )
+    deadline_seconds: float = Field(30, gt=0, description="Longest that a request waits for its answer, in seconds.")
+    compute_deadline_seconds: float = Field(
+        60, gt=0, description="Longest that one call of a model may take before its lease is given up, in seconds."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where image models run; `auto`: a GPU when there is one."
+    )
+    threads: int = Field(
+        0, ge=0, description="Threads that one worker computes images with; 0: the CPUs shared among the workers."
+    )
+
+    max_body_bytes: int = Field(
+        10 * 2**20, ge=1024, description="Largest request body, in bytes; a batch may have 32 MiB."
+    )
+    max_url_bytes: int = Field(64 * 2**10, ge=256, description="Longest request target, in bytes.")
+    max_header_bytes: int = Field(32 * 2**10, ge=256, description="Largest request header section, in bytes.")
+    header_timeout_seconds: float = Field(
+        5, gt=0, description="Longest that a request's headers may take to arrive, in seconds."
+    )
+    body_timeout_seconds: float = Field(
+        8,
+        gt=0,
+        description="Longest pause between parts of a body, and allowance beyond 64 KiB/s for the whole, in seconds.",
+    )
+    keep_alive_seconds: float = Field(65, gt=0, description="How long an idle connection is kept open, in seconds.")
+    drain_seconds: float = Field(
+        1,
+        ge=0,
+        description="How long to serve on, not ready, after SIGTERM, so that load balancers notice, in seconds.",
+    )
+    grace_seconds: float = Field(
+        10, gt=0, description="How long requests under way may take after the drain, in seconds."
+    )
+
+    server_timing: bool = Field(True, description="Send `Server-Timing` on computed answers.")
+    admin_token: SecretStr | None = Field(None, description="Bearer token for `/admin`; none: `/admin` does not exist.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe log line that is written."
+    )
+
+    @property
+    def hit_path_bytes(self) -> int:
+        """The part of L1's bytes that its hit path may take."""
+        return self.l1_max_bytes // 4 if self.hit_path else 0
+
+
+def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings of this process; raises ConfigurationError that names the variable and what it may be."""
+    names = {PREFIX + name.upper() for name in Settings.model_fields}
+    for name in os.environ if environ is None else environ:
+        if name.upper().startswith(PREFIX) and name.upper() not in names:
+            near = difflib.get_close_matches(name.upper(), names, n=1)
+            hint = f"Did you mean {near[0]}?" if near else "The README lists all of them."
+            raise ConfigurationError(f"Unknown setting {name}. {hint}")
+    try:
+        if environ is None:
+            return Settings()
+        return Settings.model_validate(
+            {k.upper().removeprefix(PREFIX).lower(): v for k, v in environ.items() if k.upper() in names}
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigurationError(
+            f"{PREFIX}{str(first['loc'][0]).upper()}={first['input']!r}: {first['msg']}."
+        ) from None

@@ -1,0 +1,158 @@
+"""Every error this service raises on purpose, with the HTTP status on the class.
+
+ServiceError
+  InvalidInput          422   the client's fault; never cached, never retried
+    MalformedRequest    400   not HTTP, JSON or a query string as announced
+    RequestTimeout      408   the head or the body took too long to arrive
+    UriTooLong          414   the request target is longer than the limit
+    HeadersTooLarge     431   the header section is longer than the limit
+    PayloadTooLarge     413   the body is larger than the limit
+    UnsupportedContent  415   a media type or content coding that no predictor reads
+  NotFound              404   no such URL
+  MethodNotAllowed      405
+  NotSupported          501   a part of the Open Inference Protocol that is not served here
+  Unauthorized          401
+  UnknownModel          404
+  NotCached             404   a digest-only question whose answer is not cached
+    OnlyIfCached        504   Cache-Control: only-if-cached, and nothing cached
+  Overloaded            503   queue full or draining; carries Retry-After
+  DeadlineExceeded      504
+  PredictionFailed      500   the predictor raised or broke its contract; details go to the log only
+  StoreFailed           503   Redis did not do what an operator asked
+StoreUnavailable              internal: ends in pipeline.py; a cache that fails costs time, never an answer
+ConfigurationError            the start fails with this one sentence
+"""
+
+
+class ServiceError(Exception):
+    """An error with an HTTP answer: ``status``, a stable ``type`` slug, a ``title``, and ``str(self)`` as detail."""
+
+    status = 500
+    type = "internal-error"
+    title = "Internal error"
+
+    def __init__(self, detail: str = "", *, parameter: str | None = None) -> None:
+        super().__init__(detail or self.title)
+        self.parameter = parameter
+
+
+class InvalidInput(ServiceError):
+    status = 422
+    type = "invalid-input"
+    title = "The input is not valid"
+
+
+class MalformedRequest(InvalidInput):
+    status = 400
+    type = "malformed-request"
+    title = "The request is malformed"
+
+
+class RequestTimeout(InvalidInput):
+    status = 408
+    type = "request-timeout"
+    title = "The request took too long to arrive"
+
+
+class UriTooLong(InvalidInput):
+    status = 414
+    type = "uri-too-long"
+    title = "The request target is too long"
+
+
+class HeadersTooLarge(InvalidInput):
+    status = 431
+    type = "headers-too-large"
+    title = "The request header section is too large"
+
+
+class PayloadTooLarge(InvalidInput):
+    status = 413
+    type = "payload-too-large"
+    title = "The body is too large"
+
+
+class UnsupportedContent(InvalidInput):
+    status = 415
+    type = "unsupported-content"
+    title = "The media type is not supported"
+
+
+class NotFound(ServiceError):
+    status = 404
+    type = "not-found"
+    title = "There is nothing here"
+
+
+class MethodNotAllowed(ServiceError):
+    status = 405
+    type = "method-not-allowed"
+    title = "The method is not allowed here"
+
+
+class NotSupported(ServiceError):
+    status = 501
+    type = "not-supported"
+    title = "This is not supported"
+
+
+class Unauthorized(ServiceError):
+    status = 401
+    type = "unauthorized"
+    title = "A bearer token is needed"
+
+
+class UnknownModel(ServiceError):
+    status = 404
+    type = "unknown-model"
+    title = "No such model"
+
+
+class NotCached(ServiceError):
+    status = 404
+    type = "unknown-input"
+    title = "No cached answer for this digest"
+
+
+class OnlyIfCached(NotCached):
+    status = 504
+    type = "not-cached"
+    title = "No cached answer, and the request forbids computing one"
+
+
+class Overloaded(ServiceError):
+    """``retry_after``: whole seconds after which the queue should have room again."""
+
+    status = 503
+    type = "overloaded"
+    title = "The service is overloaded"
+
+    def __init__(self, detail: str = "", *, retry_after: int = 1) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
+
+
+class DeadlineExceeded(ServiceError):
+    status = 504
+    type = "deadline-exceeded"
+    title = "The answer was not ready in time"
+
+
+class PredictionFailed(ServiceError):
+    status = 500
+    type = "prediction-failed"
+    title = "The model failed on this input"
+
+
+class StoreFailed(ServiceError):
+    status = 503
+    type = "store-failed"
+    title = "Redis could not be told"
+
+
+class StoreUnavailable(Exception):
+    """Redis did not answer, or not in time, or the circuit breaker is open."""
+
+
+class ConfigurationError(Exception):
+    """A setting, file or model that stops the start: one sentence that names it and the remedy."""

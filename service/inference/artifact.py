@@ -1,0 +1,189 @@
+"""A model on disk: ``MODELS_DIR/<name>/manifest.json`` and the weights file it names by digest.
+
+A directory holds at most two pairs: the current one, and ``manifest.previous.json`` with its weights to fall back on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from service.errors import ConfigurationError
+from service.inference.manifest import Manifest, reason
+from service.inference.predictor import Options, Predictor, load_predictor, warm_up
+
+MANIFEST, PREVIOUS = "manifest.json", "manifest.previous.json"
+REMEDY = "run `make train`, register the model again, or remove the directory"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A manifest and the very bytes whose digest it names."""
+
+    manifest: Manifest
+    weights: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """An artifact, loaded and warmed. ``warning``: why it is the previous one, if it is."""
+
+    manifest: Manifest
+    predictor: Predictor
+    warning: str | None = None
+
+
+def discover(models_dir: Path) -> list[Path]:
+    """The model directories, sorted by name; raises ConfigurationError when there are none."""
+    found = sorted(p for p in models_dir.iterdir() if p.is_dir() and p.name[0] != ".") if models_dir.is_dir() else []
+    if not found:
+        raise ConfigurationError(f"There is no model in {models_dir}: run `make train`, or set PREDICT_MODELS_DIR.")
+    return found
+
+
+def read_artifact(directory: Path, manifest_name: str = MANIFEST) -> Artifact:
+    """Manifest and weights, each read once and the digest checked; raises ConfigurationError."""
+    manifest = _read_manifest(directory, manifest_name)
+    path = directory / manifest.weights.file
+    weights = _read(path)
+    if hashlib.sha256(weights).hexdigest() != manifest.weights.sha256:
+        raise ConfigurationError(f"{path} is not the file that {manifest_name} names (truncated or changed): {REMEDY}.")
+    return Artifact(manifest, weights)
+
+
+def write_artifact(directory: Path, artifact: Artifact) -> None:
+    """Publish: a reader, or a crash at any point, sees the old pair or the new one, never half of one.
+
+    The pair that was current, if it was sound, becomes the previous one; weights of neither are deleted.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    _replace(directory / artifact.manifest.weights.file, artifact.weights)
+    _keep_previous(directory, artifact)
+    _replace(directory / MANIFEST, artifact.manifest.model_dump_json(indent=2).encode() + b"\n")
+    _delete_unnamed(directory, artifact.manifest.weights.file)
+
+
+def load_current(directory: Path, options: Options) -> LoadedModel:
+    """The current pair, loaded and warmed; raises ConfigurationError."""
+    return _load(directory, MANIFEST, options)
+
+
+def load_model(directory: Path, options: Options) -> LoadedModel:
+    """The current pair, or with a warning the previous one; raises the current one's ConfigurationError."""
+    try:
+        return load_current(directory, options)
+    except ConfigurationError as error:
+        try:
+            model = _load(directory, PREVIOUS, options)
+        except ConfigurationError:
+            raise error from None
+        warning = f"Serving the previous version of {directory.name}. {error}"
+        logger.warning(warning)
+        return LoadedModel(model.manifest, model.predictor, warning)
+
+
+def fingerprint(
+    artifact: Artifact,
+    *,
+    preprocessing: str,
+    libraries: Mapping[str, str],
+    device: str = "cpu",
+    precision: str = "float64",
+) -> bytes:
+    """32 bytes that name all that can change an answer or how it is shown.
+
+    ``preprocessing``: version of the predictor's own code between a question and the model. ``libraries``: name and
+    version of each library that computes. Bounds are left out: they decide what is asked, not what is answered.
+    """
+    manifest = artifact.manifest
+    facts = {
+        "kind": manifest.kind,
+        "weights": manifest.weights.sha256,
+        "features": [f.name for f in manifest.features],
+        "image": manifest.image and manifest.image.model_dump(mode="json"),
+        "classes": [(c.value, c.label) for c in manifest.classes],
+        "preprocessing": preprocessing,
+        "libraries": dict(libraries),
+        "device": device,
+        "precision": precision,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).digest()
+
+
+def library_versions(*names: str) -> dict[str, str]:
+    """Installed version of each distribution."""
+    return {name: version(name) for name in names}
+
+
+def _load(directory: Path, manifest_name: str, options: Options) -> LoadedModel:
+    artifact = read_artifact(directory, manifest_name)
+    predictor = load_predictor(artifact, options)
+    warm_up(predictor, artifact)
+    return LoadedModel(artifact.manifest, predictor)
+
+
+def _read_manifest(directory: Path, manifest_name: str) -> Manifest:
+    path = directory / manifest_name
+    try:
+        manifest = Manifest.model_validate_json(_read(path))
+    except ValidationError as error:
+        raise ConfigurationError(f"{path}: {reason(error)}: {REMEDY}.") from None
+    if manifest.name != directory.name:
+        raise ConfigurationError(f"{path} is of a model called {manifest.name!r}: rename its directory to that.")
+    return manifest
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read ({error.strerror}): {REMEDY}.") from None
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write beside, sync, rename, sync the directory: after a power cut the file is the old or the new one, whole."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".new", delete=False) as file:
+        try:
+            file.write(data)
+            file.flush()
+            os.fchmod(file.fileno(), 0o644)
+            os.fsync(file.fileno())
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+    handle = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _keep_previous(directory: Path, new: Artifact) -> None:
+    try:
+        current = read_artifact(directory).manifest
+    except ConfigurationError:
+        return  # none yet, or broken: the older pair, if any, is still the one to fall back on
+    if current.weights != new.manifest.weights:
+        _replace(directory / PREVIOUS, (directory / MANIFEST).read_bytes())
+
+
+def _delete_unnamed(directory: Path, current: str) -> None:
+    keep = {MANIFEST, PREVIOUS, current}
+    with suppress(ConfigurationError):  # there is no previous pair yet
+        keep.add(_read_manifest(directory, PREVIOUS).weights.file)
+    for path in directory.iterdir():
+        if path.name not in keep and path.stem.isalnum() and len(path.stem) == 64:
+            path.unlink()

@@ -1,0 +1,230 @@
+"""The queue in front of one predictor: dispatch at once when it is idle, gather while it is busy.
+
+No timer: a lone request never waits, and under load the next batch is whatever came while the last one was computed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from service.errors import DeadlineExceeded, Overloaded, PredictionFailed, ServiceError
+from service.inference.model_thread import ModelThread, Predict
+from service.inference.predictor import Prediction
+
+Wanted: TypeAlias = Callable[[], bool]
+
+LONGEST_RETRY_SECONDS = 60
+
+logger = logging.getLogger(__name__)
+
+
+class Unwanted(Exception):
+    """Nobody waited for this item any more when its turn came; it was not computed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """``model_seconds``: how long the whole batch took that this prediction was part of."""
+
+    prediction: Prediction
+    queue_seconds: float
+    model_seconds: float
+
+
+@dataclass(slots=True, eq=False)
+class _Item:
+    payload: bytes
+    wanted: Wanted
+    deadline: float
+    queued_at: float
+    done: asyncio.Future[Computed]
+
+
+@dataclass(slots=True, eq=False)
+class Reservation:
+    """``places``: how many are not taken yet."""
+
+    places: int
+
+
+class Batcher:
+    """Owns one thread, the only one that calls ``predict``. Create, use and close it on one event loop.
+
+    ``max_queue_size``: most items that wait while a batch is computed. ``clock``: in seconds; deadlines are
+    readings of it. ``observe``: is told the size and the seconds of each batch.
+    """
+
+    def __init__(
+        self,
+        predict: Predict,
+        *,
+        max_batch_size: int,
+        max_queue_size: int,
+        clock: Callable[[], float] = time.monotonic,
+        observe: Callable[[int, float], None] = lambda size, seconds: None,
+        name: str = "model",
+    ) -> None:
+        self._max_batch_size = max_batch_size
+        self._max_queue_size = max_queue_size
+        self._clock = clock
+        self._observe = observe
+        self._name = name
+        self._loop = asyncio.get_running_loop()
+        self._thread = ModelThread(predict, self._loop, name)
+        self._single: deque[_Item] = deque()
+        self._bulk: deque[_Item] = deque()
+        self._reservations: set[Reservation] = set()
+        self._computing: list[_Item] = []
+        self._arrived = asyncio.Event()
+        self._batch_seconds = 0.0
+        self._closing = False
+        self._start()
+
+    @property
+    def queued(self) -> int:
+        """How many items wait to be dispatched."""
+        return len(self._single) + len(self._bulk)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is computed and nothing waits."""
+        return not (self._computing or self.queued)
+
+    async def submit(
+        self, payload: bytes, *, wanted: Wanted, deadline: float, reservation: Reservation | None = None
+    ) -> Computed:
+        """Queue one item and wait; raises Overloaded at once, DeadlineExceeded or Unwanted at dispatch, or its error.
+
+        ``wanted`` is asked once, at dispatch: an item that nobody wants is dropped, a dispatched one is finished.
+        """
+        # A place is no promise once the queue is drained: what is queued after close is never answered.
+        if reservation is not None and reservation.places and not self._closing:
+            reservation.places -= 1
+            return await self._enqueue(self._bulk, payload, wanted, deadline)
+        self._admit(1)
+        return await self._enqueue(self._single, payload, wanted, deadline)
+
+    @contextmanager
+    def reserve(self, count: int) -> Iterator[Reservation]:
+        """Places in the queue for all items of a batch request, or none: raises Overloaded.
+
+        Each dispatch takes its items in turn with single ones: a large request delays nobody by more than a batch.
+        """
+        self._admit(count)
+        reservation = Reservation(count)
+        self._reservations.add(reservation)
+        try:
+            yield reservation
+        finally:
+            self._reservations.discard(reservation)
+            reservation.places = 0  # for whoever still holds it
+
+    async def close(self) -> None:
+        """Refuse new items, fail those that wait, and return when the dispatched ones are answered."""
+        self._closing = True
+        self._fail(self._take_all(), Overloaded("The service is shutting down."))
+        self._arrived.set()
+        # Items can only leave while this waits: _admit refuses from here on.
+        try:
+            await asyncio.gather(self._task, return_exceptions=True)
+        finally:
+            self._thread.stop()
+
+    def _admit(self, count: int) -> None:
+        if count and self._closing:
+            raise Overloaded("The service is shutting down.")
+        # What came in this very turn of an idle loop is as good as dispatched, and must not count as waiting.
+        room = self._max_queue_size + (0 if self._computing else self._max_batch_size)
+        reserved = sum(reservation.places for reservation in self._reservations)
+        if count and self.queued + reserved + count > room:
+            raise Overloaded("Too many predictions wait already.", retry_after=self._retry_after())
+
+    def _retry_after(self) -> int:
+        batches = 1 + math.ceil(self.queued / self._max_batch_size)
+        return max(1, min(LONGEST_RETRY_SECONDS, math.ceil(batches * self._batch_seconds)))
+
+    def _enqueue(self, lane: deque[_Item], payload: bytes, wanted: Wanted, deadline: float) -> asyncio.Future[Computed]:
+        done: asyncio.Future[Computed] = self._loop.create_future()
+        lane.append(_Item(payload, wanted, deadline, self._clock(), done))
+        self._arrived.set()
+        return done
+
+    def _start(self) -> None:
+        self._task = self._loop.create_task(self._dispatch(), name=f"batcher-{self._name}")
+        self._task.add_done_callback(self._supervise)
+
+    def _supervise(self, task: asyncio.Task[None]) -> None:
+        """Dispatching ends only with ``close``. If it ends otherwise, nobody may wait for ever: fail all and go on."""
+        error = None if task.cancelled() else task.exception()
+        if error is None and self._closing:
+            return
+        logger.error("dispatching to %s ended and is started again", self._name, exc_info=error)
+        self._fail([*self._computing, *self._take_all()], PredictionFailed())
+        self._computing = []
+        if not self._closing and not self._loop.is_closed():
+            self._start()
+
+    async def _dispatch(self) -> None:
+        while not self._closing:
+            self._take_batch()
+            if self._computing:
+                await self._compute()
+                continue
+            self._arrived.clear()
+            # Nothing can arrive between the look into the queue and this: there is no await between them.
+            await self._arrived.wait()
+
+    def _take_batch(self) -> None:
+        """Take up to ``max_batch_size`` items that are still worth computing, singles and bulk in turn."""
+        lane, other, now = self._single, self._bulk, self._clock()
+        while len(self._computing) < self._max_batch_size and (lane or other):
+            if lane:
+                # On the list before anything can raise: an item on no list would never be answered.
+                self._computing.append(lane.popleft())
+                if not self._still_worth(self._computing[-1], now):
+                    self._computing.pop()
+            lane, other = other, lane
+
+    def _still_worth(self, item: _Item, now: float) -> bool:
+        if item.done.done():
+            return False
+        if now >= item.deadline:
+            item.done.set_exception(DeadlineExceeded("The model was busy until the deadline."))
+        elif not item.wanted():
+            item.done.set_exception(Unwanted())
+        return not item.done.done()
+
+    async def _compute(self) -> None:
+        items, started = self._computing, self._clock()
+        # Whoever stops waiting meanwhile changes nothing: dispatched work is finished.
+        outcomes = await self._thread.run([item.payload for item in items])
+        seconds = self._clock() - started
+        self._batch_seconds = seconds if not self._batch_seconds else 0.8 * self._batch_seconds + 0.2 * seconds
+        for item, outcome in zip(items, outcomes, strict=True):
+            if item.done.done():
+                continue
+            if isinstance(outcome, bytes):
+                item.done.set_result(Computed(outcome, started - item.queued_at, seconds))
+            else:
+                item.done.set_exception(outcome)
+        self._computing = []
+        self._observe(len(items), seconds)
+
+    def _take_all(self) -> list[_Item]:
+        items = [*self._single, *self._bulk]
+        self._single.clear()
+        self._bulk.clear()
+        return items
+
+    def _fail(self, items: Sequence[_Item], error: ServiceError) -> None:
+        for item in items:
+            if not item.done.done():
+                item.done.set_exception(error)

@@ -1,0 +1,124 @@
+"""The ways to ask an image model, each turned into one question, and a question's payload turned into numbers.
+
+A payload is the image file itself, or ``ARRAY``, the shape and the little-endian float32 values of an array.
+"""
+
+from __future__ import annotations
+
+import binascii
+import hashlib
+import re
+import struct
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import InvalidInput, PayloadTooLarge, UnsupportedContent
+from service.inference.image_header import read_header
+from service.inference.images import read
+from service.inference.manifest import Image
+from service.inference.predictor import Question
+
+UPLOADS = ("image/png", "image/jpeg", "image/webp")
+MAX_IMAGE_BYTES = 10 * 2**20
+FORMS = ("image", "sha256", "input")
+MAX_MAGNITUDE = 1_000_000
+"""Normalised pixels are a few units large; the sums of a network stay finite far beyond this."""
+
+ARRAY = b"array <f4"
+"""What no image file starts with."""
+
+_TO_STANDARD = str.maketrans("-_", "+/")
+_DIGEST = re.compile("[0-9A-Fa-f]{64}")
+
+Pixels = NDArray[np.float32]
+"""height × width × channels, normalised."""
+
+
+def parse(params: Mapping[str, Any], body: bytes, content_type: str | None, spec: Image) -> Question:
+    """As Predictor.parse. Nothing is decoded here beyond base64 and the file's header."""
+    if content_type in UPLOADS:
+        for name in params:
+            raise InvalidInput(f"Unknown parameter {name!r:.80} beside an image.", parameter=name)
+        return image_question(body)
+    if content_type not in (None, "application/json"):
+        raise UnsupportedContent(f"This model reads {', '.join(UPLOADS)} and JSON, not {content_type}.")
+    for name in params:
+        if name not in FORMS:
+            raise InvalidInput(f"Unknown parameter {name!r:.80}: this model takes {', '.join(FORMS)}.", parameter=name)
+    if len(params) != 1:
+        raise InvalidInput(f"Give one of {', '.join(FORMS)}.", parameter="image")
+    ((name, value),) = params.items()
+    if name == "input":
+        return array_question(value, spec)
+    if not isinstance(value, str):
+        raise InvalidInput(f"Parameter {name} must be a string.", parameter=name)
+    return image_question(decode_base64(value)) if name == "image" else digest_question(value)
+
+
+def image_question(file: bytes) -> Question:
+    """A file whose header is within the limits; raises InvalidInput."""
+    if len(file) > MAX_IMAGE_BYTES:
+        raise PayloadTooLarge(f"The image is larger than {MAX_IMAGE_BYTES:,} bytes.", parameter="image")
+    if not file:
+        raise InvalidInput("The image is empty.", parameter="image")
+    read_header(file)
+    digest = hashlib.sha256(file)
+    return Question(b"i" + digest.digest(), file, digest.hexdigest())
+
+
+def digest_question(text: str) -> Question:
+    """The same question as the file's, without the file."""
+    if not _DIGEST.fullmatch(text):
+        raise InvalidInput("Parameter sha256 must be 64 hexadecimal digits.", parameter="sha256")
+    return Question(b"i" + bytes.fromhex(text), None, text.lower())
+
+
+def array_question(value: Any, spec: Image) -> Question:
+    """A normalised channels × height × width array: nested lists or numpy."""
+    array = _to_float32(value)
+    shape = (len(spec.mode), *spec.size)
+    if array.shape != shape:
+        wanted, found = (" × ".join(map(str, s)) for s in (shape, array.shape))
+        raise InvalidInput(
+            f"Parameter input must have the shape {wanted}, not {found or 'that of one number'}.", parameter="input"
+        )
+    if not np.abs(array).max() <= MAX_MAGNITUDE:  # nor when it is nan
+        raise InvalidInput(f"Parameter input must be numbers of at most ±{MAX_MAGNITUDE:,}.", parameter="input")
+    payload = ARRAY + struct.pack("<3I", *shape) + (array + np.float32(0)).astype("<f4").tobytes()  # -0.0 is 0.0
+    return Question(b"a" + hashlib.sha256(payload).digest(), payload)
+
+
+def decode_base64(text: str) -> bytes:
+    """Of either alphabet, padded or not; raises InvalidInput."""
+    digits = text.removesuffix("=").removesuffix("=").translate(_TO_STANDARD) if text.isascii() else "?"
+    try:
+        return binascii.a2b_base64(digits + "=" * (-len(digits) % 4), strict_mode=True)
+    except binascii.Error:
+        raise InvalidInput("Parameter image is not base64.", parameter="image") from None
+
+
+def load_pixels(payload: bytes, spec: Image) -> Pixels:
+    """What the network is given for this payload; raises InvalidInput when the image cannot be decoded."""
+    if not payload.startswith(ARRAY):
+        return read(payload, spec)
+    shape = struct.unpack_from("<3I", payload, len(ARRAY))
+    array = np.frombuffer(payload, "<f4", offset=len(ARRAY) + 12).reshape(shape)
+    return np.ascontiguousarray(array.transpose(1, 2, 0), np.float32)
+
+
+def _to_float32(value: Any) -> NDArray[np.float32]:
+    try:
+        if isinstance(value, np.ndarray):
+            numbers = value.dtype.kind in "iuf"
+        else:  # numpy would take "1.5", true and null for numbers
+            numbers = set(map(type, chain.from_iterable(chain.from_iterable(value)))) <= {int, float}
+        if numbers:
+            with np.errstate(over="ignore"):  # becomes inf, which is refused
+                return np.asarray(value, np.float32)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise InvalidInput("Parameter input must be an array of numbers, channels × height × width.", parameter="input")

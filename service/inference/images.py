@@ -1,0 +1,87 @@
+"""From an image file to the numbers a network is given: the one preprocessing that training and serving share."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from contextlib import suppress
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+from PIL import ImageOps
+
+from service.errors import InvalidInput
+from service.inference.image_header import MAX_PIXELS, damaged, read_header
+from service.inference.manifest import Image
+
+# What Pillow has to say about a stranger's file is no line for our log.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+PREPROCESSING_VERSION = 1
+"""Part of every fingerprint: raise it with any change that can move a bit of a tensor."""
+
+MAX_JPEG_SCANS = 100
+"""A progressive JPEG may repeat its passes over all pixels; ten are usual, and thousands an attack on the CPU."""
+
+
+def read(file: bytes, spec: Image) -> NDArray[np.float32]:
+    """The file as the network wants it: float32, height × width × channels, normalised; raises InvalidInput."""
+    return normalise(crop(convert(decode(file), spec.mode), spec), spec)
+
+
+def decode(file: bytes) -> PIL.Image.Image:
+    """The picture upright, in whatever mode the file has; raises InvalidInput."""
+    header = read_header(file)
+    if header.format == "JPEG" and file.count(b"\xff\xda") > MAX_JPEG_SCANS:
+        raise InvalidInput(f"The JPEG file has more than {MAX_JPEG_SCANS} scans.", parameter="image")
+    try:
+        picture = PIL.Image.open(io.BytesIO(file), formats=(header.format,))
+        if picture.size != (header.width, header.height):
+            raise ValueError("the decoder reads another size than the header says")
+        picture.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises a dozen types, and each means that the stranger's file is at fault
+        raise damaged(header.format) from error
+    with suppress(Exception):  # damaged EXIF data does not spoil the picture
+        ImageOps.exif_transpose(picture, in_place=True)
+    return picture
+
+
+def convert(picture: PIL.Image.Image, mode: str) -> PIL.Image.Image:
+    """To 8-bit grey or colour. Transparent parts become white, as on paper; 16-bit grey keeps its high byte."""
+    if picture.mode.startswith("I"):  # Pillow's own conversion would clip instead of scale
+        picture = PIL.Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = PIL.Image.new("RGBA", picture.size, "white")
+        picture = PIL.Image.alpha_composite(white, picture)
+    return picture if picture.mode == mode else picture.convert(mode)
+
+
+def crop(picture: PIL.Image.Image, spec: Image) -> NDArray[np.uint8]:
+    """height × width × channels: the shorter side resized to ``spec.resize``, then the centre, as torchvision does.
+
+    Raises InvalidInput when the longer side would become too long.
+    """
+    height, width = spec.size
+    bilinear = PIL.Image.Resampling.BILINEAR
+    if spec.resize is None:
+        picture = picture.resize((width, height), bilinear)
+    else:
+        short, long = sorted(picture.size)
+        if spec.resize * spec.resize * long // short > MAX_PIXELS:
+            raise InvalidInput("The image is too long and narrow.", parameter="image")
+        across, down = (spec.resize * side // short for side in picture.size)
+        left, top = round((across - width) / 2), round((down - height) / 2)
+        picture = picture.resize((across, down), bilinear).crop((left, top, left + width, top + height))
+    return np.asarray(picture).reshape(height, width, -1)
+
+
+def normalise(pixels: NDArray[np.uint8], spec: Image) -> NDArray[np.float32]:
+    """Scaled to 0…1, less the mean, over the standard deviation, channel by channel."""
+    scaled = pixels.astype(np.float32) / np.float32(255)
+    scaled -= np.asarray(spec.mean, np.float32)
+    scaled /= np.asarray(spec.std, np.float32)
+    return scaled

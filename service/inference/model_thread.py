@@ -1,0 +1,71 @@
+"""The thread that calls a predictor, so that the event loop never does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TypeAlias
+
+from service.errors import PredictionFailed, ServiceError
+from service.inference.predictor import Prediction
+
+Outcome: TypeAlias = "Prediction | Exception"
+Predict: TypeAlias = Callable[[Sequence[bytes]], Sequence[Outcome]]
+
+logger = logging.getLogger(__name__)
+
+
+class ModelThread:
+    """Calls ``predict``, one batch at a time. A daemon: a call that never ends must not keep the process alive."""
+
+    def __init__(self, predict: Predict, loop: asyncio.AbstractEventLoop, name: str) -> None:
+        self._predict = predict
+        self._loop = loop
+        self._name = name
+        self._batches: queue.SimpleQueue[tuple[list[bytes], asyncio.Future[list[Outcome]]] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._work, name=f"predict-{name}", daemon=True).start()
+
+    def run(self, payloads: list[bytes]) -> asyncio.Future[list[Outcome]]:
+        """One outcome per payload; never raises."""
+        done: asyncio.Future[list[Outcome]] = self._loop.create_future()
+        self._batches.put((payloads, done))
+        return done
+
+    def stop(self) -> None:
+        self._batches.put(None)
+
+    def _work(self) -> None:
+        while (batch := self._batches.get()) is not None:
+            payloads, done = batch
+            outcomes = self._compute(payloads)
+            with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+                self._loop.call_soon_threadsafe(_resolve, done, outcomes)
+
+    def _compute(self, payloads: list[bytes]) -> list[Outcome]:
+        try:
+            outcomes = self._predict(payloads)
+        except BaseException as error:  # also SystemExit: a model must not end its thread
+            if len(payloads) == 1:
+                return [self._failed(error)]
+            # Alone, only the row at fault fails.
+            return [self._compute([payload])[0] for payload in payloads]
+        if len(outcomes) != len(payloads):
+            broken = self._failed(ValueError(f"{len(outcomes)} predictions for {len(payloads)} inputs"))
+            return [broken] * len(payloads)
+        return [outcome if isinstance(outcome, bytes) else self._failed(outcome) for outcome in outcomes]
+
+    def _failed(self, error: BaseException) -> Exception:
+        """An error made for clients passes; of any other only the log hears the details."""
+        if isinstance(error, ServiceError) and not isinstance(error, PredictionFailed):
+            return error
+        logger.error("model %s failed: %r", self._name, error, exc_info=error)
+        return PredictionFailed()
+
+
+def _resolve(done: asyncio.Future[list[Outcome]], outcomes: list[Outcome]) -> None:
+    if not done.done():
+        done.set_result(outcomes)

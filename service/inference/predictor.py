@@ -1,0 +1,124 @@
+"""What a model is to the rest of the service: a question in, a packed vector out."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal, NewType, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from service.inference.artifact import Artifact
+
+Prediction = NewType("Prediction", bytes)
+"""A packed probability vector: dtype, shape and little-endian values (see ``pack``)."""
+
+KINDS = {
+    "tabular": "service.inference.tabular:load",
+    "vision": "service.inference.vision:load",
+}
+"""Manifest kind -> ``load(artifact, options) -> Predictor``, imported when first needed."""
+
+_CODES = {"f4": b"f", "f8": b"d"}
+_DTYPES: dict[bytes, np.dtype[Any]] = {b"f": np.dtype("<f4"), b"d": np.dtype("<f8")}
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One input to one model.
+
+    ``identity`` names the answer: inputs with the same identity have the same answer to the last bit.
+    ``payload`` is what the predictor computes from, or None when the client sent only a digest, so that the
+    question can be answered from the cache alone. ``digest``: the hex sha256 by which the same question can be asked
+    without its payload, where there is such a form.
+    """
+
+    identity: bytes
+    payload: bytes | None
+    digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the deployment decides about every predictor: the device, and how many threads one worker may use."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = 1
+    max_batch_size: int = 64
+
+
+class Predictor(Protocol):
+    """A loaded model. Immutable once loaded, so that one reference serves both the key and the computation."""
+
+    fingerprint: bytes
+    """32 bytes: the digest of all that can change an answer."""
+
+    key_kind: Literal["exact", "cells", "digest"]
+    """How identities are made; shown at /models."""
+
+    @property
+    def parameters(self) -> Mapping[str, Mapping[str, Any]]:
+        """Query parameter name -> JSON schema (with ``example``) of each way to ask."""
+
+    def parse(self, params: Mapping[str, Any], body: bytes, content_type: str | None) -> Question:
+        """Validate and canonicalise one input; raises InvalidInput.
+
+        ``content_type`` None: ``params`` come from a query string, every value a str.
+        "application/json": ``params`` are a decoded JSON object's members.
+        Any other: ``body`` is a raw upload of that type and ``params`` come from the query string.
+        The caller has already taken out ``model`` and ``top_k``, which belong to no predictor.
+        """
+
+    def predict(self, batch: Sequence[bytes]) -> Sequence[Prediction | Exception]:
+        """One prediction per payload, in order, or InvalidInput in the place of a payload that is at fault.
+
+        Called in a thread, never on the event loop, and never twice at once for one predictor.
+        """
+
+
+def load_predictor(artifact: Artifact, options: Options) -> Predictor:
+    """Import the artifact's kind and load it; raises ConfigurationError with the file and the remedy."""
+    module, _, function = KINDS[artifact.manifest.kind].partition(":")
+    predictor: Predictor = getattr(import_module(module), function)(artifact, options)
+    return predictor
+
+
+def warm_up(predictor: Predictor, artifact: Artifact) -> None:
+    """Ask the manifest's example, once; raises ConfigurationError when the answer is not the one it gave when made."""
+    name, example = artifact.manifest.name, artifact.manifest.example
+    try:
+        payload = predictor.parse(example.inputs, b"", "application/json").payload
+        answer = predictor.predict([payload])[0] if payload is not None else ValueError("it has no payload")
+        vector = unpack(answer) if isinstance(answer, bytes) else None
+    except Exception as error:
+        answer, vector = error, None
+    if vector is None:
+        raise ConfigurationError(f"Model {name} fails on its own example ({answer!r}): make or register it again.")
+    # Other processors and libraries move last bits; a wrong model is further off.
+    if vector.shape != (len(example.golden),) or not np.allclose(vector, example.golden, rtol=0, atol=1e-3):
+        raise ConfigurationError(f"Model {name} no longer gives its example's answer: make or register it again.")
+
+
+def pack(vector: NDArray[Any]) -> Prediction:
+    """``code | ndim u8 | shape u32… | little-endian values`` of a float32 or float64 array."""
+    code = _CODES[vector.dtype.str[1:]]
+    shape = vector.shape
+    head = code + struct.pack(f"<B{len(shape)}I", len(shape), *shape)
+    return Prediction(head + vector.astype(_DTYPES[code], copy=False).tobytes())
+
+
+def unpack(prediction: bytes) -> NDArray[Any]:
+    """The array that ``pack`` was given, as a read-only view; raises ValueError when the bytes are not one."""
+    try:
+        dtype, ndim = _DTYPES[prediction[:1]], prediction[1]
+        shape = struct.unpack_from(f"<{ndim}I", prediction, 2)
+    except (KeyError, IndexError, struct.error):
+        raise ValueError("not a packed prediction") from None
+    values: NDArray[Any] = np.frombuffer(prediction, dtype, offset=2 + 4 * ndim).reshape(shape)
+    return values

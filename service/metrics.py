@@ -1,0 +1,176 @@
+"""Every metric family, in one place.
+
+With several workers the values live in files under ``PROMETHEUS_MULTIPROC_DIR``, which the launcher makes before
+anything imports ``prometheus_client``; whichever worker is scraped then answers for all of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+"""Upper bounds in seconds: a hit in this process is well below a millisecond."""
+
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+Family = TypeVar("Family", Counter, Histogram)
+
+
+@lru_cache(maxsize=4096)
+def child(family: Family, *labels: object) -> Family:
+    """The family's member with these labels. To find it costs as much as to count with it, so it is found once."""
+    return family.labels(*labels)
+
+
+class Metrics:
+    """The families of one process. Labels have few values: model names, never anything that a client sends."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        # Requests.
+        self.requests = self._counter("predict_requests", "Answers by route and status.", "route", "status")
+        self.latency = self._histogram(
+            "predict_request_seconds", "Time from the parsed request to the answer, by route.", "route"
+        )
+        self.body_bytes = self._counter("predict_request_body_bytes", "Bytes of request bodies read.")
+        # Questions, and what the cache is worth.
+        self.cache_results = self._counter(
+            "predict_cache_results",
+            "Questions by how they were answered: l1, l2, collapsed, computed, not_cached, failed.",
+            *("model", "result"),
+        )
+        self.cache_result_seconds = self._counter(
+            "predict_cache_result_seconds",
+            "Time from questions to their answers, by how they were answered.",
+            *("model", "result"),
+        )
+        self.saved_seconds = self._counter(
+            "predict_cache_saved_seconds",
+            "Computation that hits have saved: their number times the mean cost.",
+            "model",
+        )
+        self.spent_seconds = self._counter(
+            "predict_cache_spent_seconds", "Time that questions waited for look-ups and stores in Redis.", "model"
+        )
+        self.cache_audits = self._counter("predict_cache_audits", "Hits that were computed anew and compared.", "model")
+        self.cache_mismatch = self._counter(
+            "predict_cache_mismatch", "Audited hits that were not what the model says.", "model"
+        )
+        # Of the whole cluster: whichever worker heard of it last is right.
+        self.distinct_questions = self._gauge(
+            "predict_distinct_questions",
+            "Different questions of the last day in the cluster, estimated.",
+            "model",
+            workers="mostrecent",
+        )
+        self.best_hit_ratio = self._gauge(
+            "predict_best_hit_ratio",
+            "Hit ratio of a cache that never forgets, for the same questions.",
+            "model",
+            workers="mostrecent",
+        )
+        # The models and their queues.
+        self.queue_size = self._gauge("predict_queue_size", "Inputs waiting for a model.", "model")
+        self.queue_seconds = self._histogram("predict_queue_seconds", "Time inputs waited for a model.", "model")
+        self.computations = self._counter("predict_computations", "Inputs that a model computed.", "model")
+        self.batch_size = self._histogram(
+            "predict_batch_size", "Inputs in one call of a model.", "model", buckets=SIZES
+        )
+        self.model_seconds = self._histogram("predict_model_seconds", "Time one call of a model took.", "model")
+        self.last_computation = self._gauge(
+            "predict_last_computation_timestamp_seconds",
+            "When a model was last called, in Unix time.",
+            "model",
+            workers="max",
+        )
+        # The two caches.
+        self.l1_bytes = self._gauge("predict_l1_bytes", "Bytes held by the workers' own caches.")
+        self.l1_entries = self._gauge("predict_l1_entries", "Entries held by the workers' own caches.")
+        self.l2_up = self._gauge("predict_l2_up", "Workers for which Redis answers.")
+        self.l2_bypassed = self._gauge("predict_l2_bypassed", "Workers in which questions pass by Redis.", "model")
+        self.l2_seconds = self._histogram(
+            "predict_l2_round_trip_seconds", "Time of one round trip to Redis, by its kind.", "kind"
+        )
+        self.l2_failures = self._counter("predict_l2_failures", "Round trips to Redis that failed.", "kind")
+        self.l2_corrupt = self._counter("predict_l2_corrupt", "Redis values that were not what was stored.")
+
+    def serve(self, model: str) -> None:
+        """Show the counters that are to stay at zero, before anything is counted."""
+        self.cache_audits.labels(model)
+        self.cache_mismatch.labels(model)
+
+    def census(self, model: str, distinct: int, best_hit_ratio: float | None) -> None:
+        self.distinct_questions.labels(model).set(distinct)
+        if best_hit_ratio is not None:
+            self.best_hit_ratio.labels(model).set(best_hit_ratio)
+
+    # What a request, the batcher and the cache report.
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        child(self.requests, route, status).inc()
+        child(self.latency, route).observe(seconds)
+
+    def resolved(self, model: str, result: str, seconds: float) -> None:
+        child(self.cache_results, model, result).inc()
+        child(self.cache_result_seconds, model, result).inc(seconds)
+
+    def queued(self, model: str, seconds: float) -> None:
+        child(self.queue_seconds, model).observe(seconds)
+
+    def batch(self, model: str, size: int, seconds: float) -> None:
+        child(self.computations, model).inc(size)
+        child(self.batch_size, model).observe(size)
+        child(self.model_seconds, model).observe(seconds)
+        self.last_computation.labels(model).set_to_current_time()
+
+    def round_trip(self, kind: str, questions: int, seconds: float, ok: bool) -> None:
+        child(self.l2_seconds, kind).observe(seconds)
+        if not ok:
+            self.l2_failures.labels(kind).inc()
+
+    def corrupt(self, reason: str) -> None:
+        self.l2_corrupt.inc()
+
+    def state(self, up: bool) -> None:
+        self.l2_up.set(up)
+
+    def exposition(self) -> bytes:
+        """The text that Prometheus scrapes. Reads files, so it belongs in a thread."""
+        return generate_latest(self._all_workers())
+
+    def samples(self, model: str) -> dict[tuple[str, str], float]:
+        """What there is about one model: (sample name, ``result`` label or "") -> value. Belongs in a thread, too."""
+        return {
+            (sample.name, sample.labels.get("result", "")): sample.value
+            for family in self._all_workers().collect()
+            for sample in family.samples
+            if sample.labels.get("model") == model and "le" not in sample.labels
+        }
+
+    def _all_workers(self) -> CollectorRegistry:
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return self.registry
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return registry
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, *labels: str, buckets: Sequence[float] = SECONDS) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+
+    def _gauge(
+        self, name: str, text: str, *labels: str, workers: Literal["livesum", "max", "mostrecent"] = "livesum"
+    ) -> Gauge:
+        """``workers``: what becomes of the values of several."""
+        return Gauge(name, text, labels, registry=self.registry, multiprocess_mode=workers)

@@ -1,0 +1,169 @@
+"""The one place that opens, owns and closes every resource of a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
+
+from service.asking import Answer, Ask, Model
+from service.audit import Auditor, Countdown
+from service.cache.memory import MemoryCache
+from service.cache.redis import L2, open_redis
+from service.config import Settings
+from service.economics import Account, Economics
+from service.errors import StoreUnavailable, UnknownModel
+from service.inference.artifact import LoadedModel, discover, load_model
+from service.inference.batcher import Batcher
+from service.inference.manifest import Manifest
+from service.inference.predictor import Options
+from service.metrics import Metrics
+from service.pipeline import LEASE_COST_SECONDS, Pipeline
+
+METRICS_SECONDS = 0.5
+HOT_SECONDS = 1.0
+
+
+class Runtime:
+    """What a request can reach.
+
+    ``draining``: told to stop, still answering. ``tallies``: called to add to the metrics what was counted beside them.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        pipeline: Pipeline,
+        models: dict[str, Model],
+        auditor: Auditor,
+        economics: Economics,
+    ) -> None:
+        self.settings = settings
+        self.metrics = metrics
+        self.pipeline = pipeline
+        self.models = models
+        self.auditor = auditor
+        self.economics = economics
+        self.draining = False
+        self.clock = time.monotonic
+        self.tallies: list[Callable[[], None]] = []
+        preferred = settings.default_image_model
+        self._default_image_model = preferred or ("imagenet" if "imagenet" in models else "digits")
+
+    def model(self, name: object, image: bool = False) -> Model:
+        """The model of that name, or the default one for the kind of input; raises UnknownModel."""
+        if name is None:
+            name = self._default_image_model if image else self.settings.default_model
+        model = self.models.get(name) if isinstance(name, str) else None
+        if model is None:
+            shown = repr(name)[:80]
+            raise UnknownModel(f"There is no model {shown}; /models lists those there are.", parameter="model")
+        return model
+
+    def update_metrics(self) -> None:
+        """Every worker does so by itself and regularly, since one is scraped for all."""
+        for tally in self.tallies:
+            tally()
+        self.economics.update_metrics()
+        self.metrics.l1_bytes.set(self.pipeline.l1.bytes_used)
+        self.metrics.l1_entries.set(len(self.pipeline.l1))
+        self.metrics.l2_up.set(self.pipeline.l2.state == "up")
+        for model in self.models.values():
+            self.metrics.queue_size.labels(model.name).set(model.batcher.queued)
+
+
+@asynccontextmanager
+async def open_runtime(settings: Settings) -> AsyncIterator[Runtime]:
+    """Open in the order of the imports, close in the opposite one; raises ConfigurationError."""
+    async with AsyncExitStack() as stack:
+        metrics = Metrics()
+        loaded = await _load_models(settings)
+        accounts = {model.manifest.name: Account(model.manifest.cost_seconds) for model in loaded}
+        models = {
+            model.manifest.name: _serve(settings, model, metrics, accounts[model.manifest.name], stack)
+            for model in loaded
+        }
+        l1 = MemoryCache(settings.l1_max_bytes - settings.hit_path_bytes, settings.l1_max_entries)
+        l2 = await stack.enter_async_context(
+            open_redis(
+                settings.redis_url,
+                secret=settings.cache_secret.get_secret_value().encode(),
+                observer=metrics,
+                on_generation_change=lambda model: l1.clear(),
+                on_reconnect=l1.clear,
+                compute_seconds=settings.compute_deadline_seconds,
+                follow_seconds=settings.deadline_seconds,
+            )
+        )
+        for name in models:
+            await l2.register(name)
+        auditor = Auditor(Countdown(settings.audit_share), l1, l2, metrics)
+        economics = Economics(accounts, l2, metrics, bypass=settings.l2_bypass)
+
+        def observe(ask: Ask, answer: Answer) -> None:
+            auditor.observe(ask, answer)
+            economics.observe(ask, answer)
+
+        pipeline = Pipeline(settings, l1, l2, metrics, observe=observe, bypasses=economics.bypasses)
+        stack.push_async_callback(pipeline.aclose)
+        runtime = Runtime(settings, metrics, pipeline, models, auditor, economics)
+        for background in (auditor.run(), economics.run(), _keep_metrics(runtime), _keep_hot(l1, l2)):
+            stack.push_async_callback(_cancel, asyncio.create_task(background))
+        yield runtime
+
+
+async def _load_models(settings: Settings) -> list[LoadedModel]:
+    threads = settings.threads or max(1, (os.cpu_count() or 1) // settings.workers)
+    options = Options(device=settings.device, threads=threads, max_batch_size=settings.max_batch_size)
+    return [await asyncio.to_thread(load_model, directory, options) for directory in discover(settings.models_dir)]
+
+
+def _serve(settings: Settings, loaded: LoadedModel, metrics: Metrics, account: Account, stack: AsyncExitStack) -> Model:
+    """The model with a queue in front of it, which the stack closes."""
+    manifest, predictor = loaded.manifest, loaded.predictor
+    metrics.serve(manifest.name)
+    batcher = Batcher(
+        predictor.predict,
+        max_batch_size=settings.max_batch_size,
+        max_queue_size=settings.max_queue_size,
+        observe=partial(_computed, metrics, account, manifest.name),
+        name=manifest.name,
+    )
+    stack.push_async_callback(batcher.close)
+    return Model(manifest.name, manifest, predictor, batcher, _is_leased(settings, manifest))
+
+
+def _computed(metrics: Metrics, account: Account, model: str, size: int, seconds: float) -> None:
+    metrics.batch(model, size, seconds)
+    account.add_batch(size, seconds)
+
+
+def _is_leased(settings: Settings, manifest: Manifest) -> bool:
+    if settings.lease == "auto":
+        return manifest.cost_seconds > LEASE_COST_SECONDS
+    return settings.lease == "always"
+
+
+async def _keep_metrics(runtime: Runtime) -> None:
+    while True:
+        runtime.update_metrics()
+        await asyncio.sleep(METRICS_SECONDS)
+
+
+async def _keep_hot(l1: MemoryCache, l2: L2) -> None:
+    """Hits in L1 are unseen by Redis, which would evict the hottest answers first: tell it of them once a second."""
+    while True:
+        await asyncio.sleep(HOT_SECONDS)
+        if asked := l1.take_asked():
+            with suppress(StoreUnavailable):
+                await l2.touch(asked)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

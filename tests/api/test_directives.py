@@ -1,0 +1,56 @@
+"""Request directives: case-insensitive, unknown ones ignored, the strictest of duplicates wins."""
+
+import time
+
+import pytest
+
+from service.api.directives import matches, parse_cache_control
+from service.asking import PLAIN, Wants
+
+
+@pytest.mark.parametrize(
+    ("value", "wants"),
+    [
+        ("", PLAIN),
+        ("max-stale=5, foo, bar=baz", PLAIN),
+        ("no-cache", Wants(fresh=True)),
+        ("No-Cache", Wants(fresh=True)),
+        ("no-store", Wants(store=False)),
+        ("only-if-cached", Wants(compute=False)),
+        ("max-age=5", Wants(max_age=5)),
+        ("max-age=5, max-age=3", Wants(max_age=3)),
+        ('max-age="7"', Wants(max_age=7)),
+        ("min-fresh=5,min-fresh=9", Wants(min_fresh=9)),
+        ("max-age=0", Wants(max_age=0)),
+        ("max-age=", Wants(max_age=0)),
+        ("max-age=soon", Wants(max_age=0)),
+        ("max-age=-1", Wants(max_age=0)),
+        ('foo="a, no-cache", max-age=3', Wants(max_age=3)),
+        (" , no-cache ,, only-if-cached", Wants(fresh=True, compute=False)),
+    ],
+)
+def test_what_a_header_asks(value: str, wants: Wants) -> None:
+    assert parse_cache_control(value) == wants
+
+
+@pytest.mark.parametrize("value", ["a" * 30_000 + "(", "a" + " " * 30_000 + "(", 'a="\\' * 7_000, " " * 30_000 + "("])
+def test_a_long_header_is_read_in_the_time_of_a_short_one(value: str) -> None:
+    started = time.process_time()
+    assert parse_cache_control(value) == PLAIN
+    assert time.process_time() - started < 0.5
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        (b'"abc"', True),
+        (b'W/"abc"', True),
+        (b'"x", W/"abc" , "y"', True),
+        (b'"abcd"', False),
+        (b"abc", False),
+        (b'"x"', False),
+        (b"", False),
+    ],
+)
+def test_tags_are_compared_weakly(condition: bytes, expected: bool) -> None:
+    assert matches(condition, b'"abc"') is expected

@@ -1,0 +1,166 @@
+"""Headers, as HTTP caching means them, beyond what the scenarios (tests/scenarios/test_d_http.py) count."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import http_sf
+import pytest
+
+from tests.support.client import Response, fetch, fetch_json
+from tests.support.server import Server, running_server
+
+pytestmark = pytest.mark.anyio
+
+FAR = {"sepal_length": 7.5, "sepal_width": 2.1, "petal_length": 6.1}
+"""From what the other tests ask about, in a cell of its own for each petal width."""
+OTHERS = "sepal_length=5.1&sepal_width=3.5&petal_length=1.4"
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, iris_models: Path) -> Iterator[Server]:
+    with running_server(tmp_path_factory.mktemp("server"), models_dir=iris_models, lease="never") as server:
+        yield server
+
+
+async def ask(server: Server, width: float, method: str = "GET", **headers: str) -> Response:
+    return await fetch(server.address, f"/predict?{OTHERS}&petal_width={width}", method, headers)
+
+
+async def ask_with_body(server: Server, width: float, method: str, **headers: str) -> Response:
+    body = b'{"sepal_length":5.1,"sepal_width":3.5,"petal_length":1.4,"petal_width":%r}' % width
+    return await fetch(server.address, "/predict", method, {**JSON, **headers}, body)
+
+
+def timing(answer: Response) -> dict[str, float]:
+    """The metrics of Server-Timing and their durations, parsed as RFC 9651 says."""
+    members = http_sf.parse(answer.headers["server-timing"].encode(), tltype="list")
+    return {str(name): float(parameters["dur"]) for name, parameters in members}
+
+
+async def test_a_computed_answer_says_what_took_its_time_and_a_hit_does_not(server: Server) -> None:
+    computed, hit = await ask(server, 0.05), await ask(server, 0.05)
+    assert computed.cache["fwd"] == "uri-miss"
+    assert timing(computed).keys() == {"cache", "queue", "model"}
+    assert 0 < timing(computed)["model"] <= computed.seconds * 1e3
+    assert "server-timing" not in hit.headers
+    assert "age" not in computed.headers
+    assert hit.headers["age"] == "0"
+
+
+async def test_a_request_id_is_echoed_when_it_is_one_and_made_for_errors(server: Server) -> None:
+    for known in ("a", "A.b_c-9", "x" * 64):
+        assert (await ask(server, 0.1, **{"X-Request-ID": known})).headers["x-request-id"] == known
+    for strange in ("", "x" * 65, "a b", "a,b", "<script>", "é"):
+        assert "x-request-id" not in (await ask(server, 0.1, **{"X-Request-ID": strange})).headers
+        refused = await fetch(server.address, "/predict?x=1", headers={"X-Request-ID": strange})
+        assert refused.headers["x-request-id"] not in ("", strange)
+    made = {(await fetch(server.address, "/nothing")).headers["x-request-id"] for _ in range(2)}
+    assert len(made) == 2
+
+
+async def test_nothing_varies_where_nothing_is_negotiated(server: Server) -> None:
+    plain = await ask(server, 0.1)
+    picky = await ask(server, 0.1, **{"Accept": "text/html", "Accept-Encoding": "gzip", "Accept-Language": "eo"})
+    for answer in (plain, picky):
+        assert answer.status == 200
+        assert not {"vary", "content-encoding"} & answer.headers.keys()
+    assert picky.body == plain.body
+
+
+async def test_a_post_says_how_it_was_answered_and_is_for_no_cache(server: Server) -> None:
+    tag = (await ask(server, 0.1)).headers["etag"]
+    for condition in (tag, "*"):
+        answer = await ask_with_body(server, 0.1, "POST", **{"If-None-Match": condition})
+        assert (answer.status, answer.hit) == (200, True)
+        assert not {"etag", "age"} & answer.headers.keys()
+
+
+async def test_a_query_is_revalidated_like_the_get_that_asks_the_same(server: Server) -> None:
+    get = await ask(server, 0.15)
+    answer = await ask_with_body(server, 0.15, "QUERY")
+    assert {name: answer.headers[name] for name in ("etag", "cache-control")} == {
+        name: get.headers[name] for name in ("etag", "cache-control")
+    }
+    assert (await ask_with_body(server, 0.15, "QUERY", **{"If-None-Match": get.headers["etag"]})).status == 304
+    assert (await ask_with_body(server, 0.15, "QUERY", **{"If-None-Match": "*"})).status == 304
+
+
+async def test_a_304_carries_what_the_200_would_have(server: Server) -> None:
+    get = await ask(server, 0.2)
+    for condition in (get.headers["etag"], "*"):
+        unchanged = await ask(server, 0.2, **{"If-None-Match": condition})
+        assert unchanged.status == 304
+        assert unchanged.headers["etag"] == get.headers["etag"]
+        assert unchanged.headers["cache-control"].startswith("public, max-age=")
+        assert unchanged.hit
+        assert not {"content-length", "content-type"} & unchanged.headers.keys()
+
+
+async def test_options_and_405_name_methods_and_query_formats(server: Server) -> None:
+    for path in ("/predict", "/models/iris/predict"):
+        for method, status in (("OPTIONS", 204), ("DELETE", 405)):
+            answer = await fetch(server.address, path, method)
+            assert answer.status == status
+            assert answer.headers["allow"] == "GET, POST, QUERY, HEAD, OPTIONS"
+            types = [media_type.strip() for media_type in answer.headers["accept-query"].split(",")]
+            assert types == ["application/json", "image/png", "image/jpeg", "image/webp"]
+    assert (await fetch(server.address, "/predict_batch", "OPTIONS")).headers["allow"] == "POST, OPTIONS"
+    assert (await fetch(server.address, "/livez", "OPTIONS")).headers["allow"] == "GET, HEAD, OPTIONS"
+
+
+async def test_a_batch_is_a_hit_when_every_row_was_one(server: Server) -> None:
+    rows = [{**FAR, "petal_width": width} for width in (0.3, 2.3, 0.3)]
+    first = await fetch_json(server.address, "/predict_batch", {"inputs": rows})
+    again = await fetch_json(server.address, "/predict_batch", {"inputs": rows})
+    with_a_bad_one = await fetch_json(server.address, "/predict_batch", {"inputs": [*rows, {"x": 1}]})
+    assert [row["label"] for row in first.json()["results"]] == [row["label"] for row in again.json()["results"]]
+    assert first.cache == {"fwd": "partial", "detail": "rows=3 hits=0 computed=2"}
+    assert again.cache == {"hit": True, "detail": "rows=3 hits=3 computed=0"}
+    assert with_a_bad_one.cache == {"fwd": "partial", "detail": "rows=4 hits=3 computed=0"}
+
+
+async def test_a_body_in_a_content_coding_is_refused_where_none_is_read(server: Server) -> None:
+    for method in ("POST", "QUERY"):
+        assert (await ask_with_body(server, 0.1, method, **{"Content-Encoding": "gzip"})).status == 415
+        assert (await ask_with_body(server, 0.1, method, **{"Content-Encoding": "identity"})).status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/predict", b'{"%b":1}'), ("/predict?%b=1", b"{}"), ("/predict_batch", b'{"inputs":[[1]],"%b":1}')],
+)
+async def test_an_error_repeats_no_more_than_the_beginning_of_a_long_name(
+    server: Server, path: str, body: bytes
+) -> None:
+    name = "k" * 20_000
+    path, body = path.replace("%b", name), body.replace(b"%b", name.encode())
+    refused = await fetch(server.address, path, "POST", JSON, body)
+    assert (refused.status, len(refused.body) < 1000) == (422, True)
+
+
+async def test_answers_are_private_and_untimed_where_the_operator_says_so(tmp_path: Path, iris_models: Path) -> None:
+    settings = {"cache_control": "private", "server_timing": False, "ttl_seconds": 40}
+    with running_server(tmp_path, models_dir=iris_models, **settings) as server:
+        for answer in (await ask(server, 0.1), await ask(server, 0.1)):
+            visibility, _, max_age = answer.headers["cache-control"].partition(", max-age=")
+            assert visibility == "private"
+            assert 36 <= int(max_age) <= 40
+            assert "server-timing" not in answer.headers
+
+
+@pytest.mark.parametrize("path", ["/predict_batch", "/v2/models/iris/infer"])
+async def test_a_body_that_is_small_to_send_and_huge_to_hold_is_refused(server: Server, path: str) -> None:
+    bomb = b'{"inputs":[' + b"[]," * 2_000_000 + b"[]]}"
+    refused = await fetch(server.address, path, "POST", {"Content-Type": "application/json"}, bomb)
+    assert (refused.status, refused.seconds < 5 * 0.1) == (400, True)
+
+
+async def test_the_documentation_page_needs_nothing_from_elsewhere(server: Server) -> None:
+    page = await fetch(server.address, "/docs")
+    needed = re.findall(r'(?:src|href|url)\s*[=:]\s*[\'"]([^\'"]+)', page.body.decode())
+    assert {"/docs/assets/swagger-ui-bundle.js", "/docs/assets/swagger-ui.css", "/openapi.json"} <= set(needed)
+    assert [(url, (await fetch(server.address, url)).status) for url in needed] == [(url, 200) for url in needed]

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from service.cache.flight import Abandoned, Call, Flights
+
+pytestmark = pytest.mark.anyio
+
+
+class Work:
+    """A computation that waits for its gate, and counts."""
+
+    def __init__(self, outcome: object = "answer") -> None:
+        self.gate, self.started, self.runs = asyncio.Event(), asyncio.Event(), 0
+        self.outcome = outcome
+        self.call: Call[Any] | None = None
+
+    async def __call__(self, call: Call[Any]) -> Any:
+        self.call = call
+        self.runs += 1
+        self.started.set()
+        await self.gate.wait()
+        if isinstance(self.outcome, BaseException):
+            raise self.outcome
+        return self.outcome
+
+
+async def gathered(*tasks: Awaitable[Any]) -> list[Any]:
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def asked(flights: Flights, work: Callable[[Call[Any]], Any], times: int = 1) -> list[asyncio.Task[Any]]:
+    """So many askers, all of them waiting."""
+    tasks = [asyncio.create_task(flights.do("key", work)) for _ in range(times)]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def test_a_hundred_askers_share_one_computation_and_one_of_them_led() -> None:
+    flights, work = Flights(), Work()
+    askers = await asked(flights, work, 100)
+    await work.started.wait()
+    assert work.call is not None
+    assert work.call.waiters == 100
+    work.gate.set()
+    outcomes = await gathered(*askers)
+    assert work.runs == 1
+    assert sorted(outcomes) == [("answer", False)] * 99 + [("answer", True)]
+
+
+async def test_keys_do_not_wait_for_each_other() -> None:
+    flights, slow, quick = Flights(), Work(), Work("quick")
+    waiting = await asked(flights, slow)
+    quick.gate.set()
+    assert await flights.do("other", quick) == ("quick", True)
+    slow.gate.set()
+    await gathered(*waiting)
+
+
+async def test_who_asks_after_the_landing_starts_anew() -> None:
+    flights, work = Flights(), Work()
+    work.gate.set()
+    assert await flights.do("key", work) == ("answer", True)
+    assert await flights.do("key", work) == ("answer", True)
+    assert work.runs == 2
+
+
+async def test_a_leader_that_leaves_ends_nothing() -> None:
+    flights, work = Flights(), Work()
+    leader, follower = await asked(flights, work, 2)
+    leader.cancel()
+    await gathered(leader)
+    assert work.call is not None
+    assert work.call.waiters == 1
+    work.gate.set()
+    assert await follower == ("answer", False)
+
+
+async def test_the_work_goes_on_when_everybody_has_left() -> None:
+    flights, work = Flights(), Work()
+    askers = await asked(flights, work, 3)
+    await work.started.wait()
+    for asker in askers:
+        asker.cancel()
+    await gathered(*askers)
+    assert work.call is not None
+    assert work.call.waiters == 0
+    [late] = await asked(flights, work)
+    work.gate.set()
+    assert await late == ("answer", False)
+    assert work.runs == 1
+
+
+async def test_a_failure_is_everybodys_and_is_not_remembered() -> None:
+    flights, work = Flights(), Work(RuntimeError("no"))
+    askers = await asked(flights, work, 3)
+    work.gate.set()
+    outcomes = await gathered(*askers)
+    assert [str(outcome) for outcome in outcomes] == ["no"] * 3
+    work.outcome = "answer"
+    assert await flights.do("key", work) == ("answer", True)
+
+
+async def test_a_failure_that_nobody_waits_for_is_not_logged_as_never_retrieved() -> None:
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    flights, work = Flights(), Work(RuntimeError("no"))
+    early, late = await asked(flights, work, 2)
+    await work.started.wait()
+    early.cancel()
+    work.gate.set()
+    await asyncio.sleep(0)  # the work ends in this turn; in the next one its waiters would wake
+    late.cancel()
+    await gathered(early, late)
+    await flights.close()
+    del early, late, work
+    gc.collect()
+    await asyncio.sleep(0)
+    assert complaints == []
+
+
+async def test_who_joined_work_that_was_being_abandoned_starts_anew_and_one_of_them_leads() -> None:
+    flights = Flights()
+    dropped = Work(Abandoned())
+    [first] = await asked(flights, dropped)
+    await dropped.started.wait()
+    first.cancel()
+    await gathered(first)
+    anew = Work()
+    anew.gate.set()
+    late = await asked(flights, anew, 3)
+    dropped.gate.set()
+    assert sorted(await gathered(*late)) == [("answer", False), ("answer", False), ("answer", True)]
+    assert (dropped.runs, anew.runs) == (1, 1)
+
+
+async def test_closing_ends_the_work_and_whoever_waits_for_it() -> None:
+    flights, work = Flights(), Work()
+    [asker] = await asked(flights, work)
+    await work.started.wait()
+    await flights.close()
+    [outcome] = await gathered(asker)
+    assert isinstance(outcome, asyncio.CancelledError)
+
+
+async def test_closing_what_is_idle_returns_at_once() -> None:
+    await Flights().close()

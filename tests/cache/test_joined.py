@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from service.cache.joined import LONGEST_SECONDS, ROUND_TRIP_SECONDS, SHORTEST_SECONDS, Allowance, Asked, Joined
+from service.errors import StoreUnavailable
+
+pytestmark = pytest.mark.anyio
+
+
+class Carrier:
+    """Round trips that wait for their gate; the reply to an item is its tenfold."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.trips: list[list[int]] = []
+        self.deadlines: list[float] = []
+        self.failing: set[int] = set()
+
+    async def __call__(self, items: list[int], seconds: float) -> Sequence[int | StoreUnavailable]:
+        self.trips.append(items)
+        self.deadlines.append(seconds)
+        await self.gate.wait()
+        return [StoreUnavailable(str(i)) if i in self.failing else 10 * i for i in items]
+
+
+async def settled() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_what_one_turn_asks_for_travels_together() -> None:
+    carrier = Carrier()
+    joined = Joined(carrier, trips=4, size=100)
+    assert await asyncio.gather(*(joined.ask(i) for i in range(5))) == [0, 10, 20, 30, 40]
+    assert carrier.trips == [[0, 1, 2, 3, 4]]
+
+
+async def test_while_all_trips_are_under_way_items_gather_for_the_next() -> None:
+    carrier = Carrier()
+    carrier.gate.clear()
+    joined = Joined(carrier, trips=2, size=100)
+    asked = []
+    for i in range(5):
+        asked.append(joined.ask(i))
+        await settled()
+    assert carrier.trips == [[0], [1]]
+    carrier.gate.set()
+    assert await asyncio.gather(*asked) == [0, 10, 20, 30, 40]
+    assert carrier.trips == [[0], [1], [2, 3, 4]]
+
+
+async def test_a_trip_carries_no_more_than_its_size() -> None:
+    carrier = Carrier()
+    joined = Joined(carrier, trips=1, size=2)
+    await asyncio.gather(*(joined.ask(i) for i in range(5)))
+    assert carrier.trips == [[0, 1], [2, 3], [4]]
+
+
+async def test_one_bad_reply_fails_only_its_own_item() -> None:
+    carrier = Carrier()
+    carrier.failing = {1}
+    joined = Joined(carrier, trips=1, size=10)
+    one, two, three = await asyncio.gather(*(joined.ask(i) for i in range(3)), return_exceptions=True)
+    assert (one, three) == (0, 20)
+    assert isinstance(two, StoreUnavailable)
+
+
+async def test_a_failed_trip_fails_all_its_items() -> None:
+    async def fail(items: list[int], seconds: float) -> list[int]:
+        raise StoreUnavailable("no")
+
+    outcomes = await asyncio.gather(*map(Joined(fail, 1, 10).ask, range(3)), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [StoreUnavailable] * 3
+
+
+async def test_a_defect_leaves_nobody_waiting_and_is_reported() -> None:
+    complaints = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["exception"]))
+
+    async def broken(items: list[int], seconds: float) -> list[int]:
+        raise ZeroDivisionError
+
+    with pytest.raises(StoreUnavailable):
+        await Joined(broken, 1, 10).ask(1)
+    await settled()
+    assert [type(error) for error in complaints] == [ZeroDivisionError]
+
+
+async def test_who_leaves_takes_nothing_along() -> None:
+    carrier = Carrier()
+    carrier.gate.clear()
+    joined = Joined(carrier, trips=1, size=10)
+    left, stayed = joined.ask(1), joined.ask(2)
+    await settled()
+    left.cancel()
+    carrier.gate.set()
+    assert await stayed == 20
+
+
+async def test_nobody_travels_for_who_has_left_before_the_departure() -> None:
+    carrier = Carrier()
+    joined = Joined(carrier, trips=1, size=10)
+    left, stayed = joined.ask(1), joined.ask(2)
+    left.cancel()
+    assert await stayed == 20
+    assert carrier.trips == [[2]]
+
+
+@pytest.mark.usefixtures("promised_times")
+async def test_what_had_to_wait_for_a_trip_leaves_less_time_for_it() -> None:
+    carrier = Carrier()
+    carrier.gate.clear()
+    joined = Joined(carrier, trips=1, size=10)
+    asked = [joined.ask(1)]
+    await settled()
+    for i in (2, 3):
+        asked.append(joined.ask(i))
+        await asyncio.sleep(0.05)
+    carrier.gate.set()
+    assert await asyncio.gather(*asked) == [10, 20, 30]
+    first, second = carrier.deadlines
+    assert first == ROUND_TRIP_SECONDS
+    assert SHORTEST_SECONDS <= second <= LONGEST_SECONDS - 0.1  # by the longest wait
+
+
+async def test_closing_lets_what_was_asked_for_arrive() -> None:
+    carrier = Carrier()
+    joined = Joined(carrier, trips=1, size=1)
+    asked = [joined.ask(i) for i in range(3)]
+    await joined.close()
+    assert [future.result() for future in asked] == [0, 10, 20]
+
+
+async def test_an_allowance_is_used_up_by_waiting_and_ends_it() -> None:
+    allowance, never = Allowance(0.01), Asked[str]()
+    with pytest.raises(StoreUnavailable):
+        await allowance.wait(never)
+    assert allowance.left <= 0
+    with pytest.raises(StoreUnavailable):
+        await allowance.wait(Asked[str]())
+
+
+async def test_a_reply_costs_only_the_time_it_took() -> None:
+    allowance, reply = Allowance(10), Asked[str]()
+    reply.set_result("now")
+    assert await allowance.wait(reply) == "now"
+    assert 9.9 < allowance.left < 10
+
+
+async def test_a_request_is_charged_for_the_round_trip_and_not_for_this_workers_pauses() -> None:
+    async def travel(items: list[int], seconds: float) -> list[int]:
+        return items
+
+    joined, allowance = Joined(travel, trips=1, size=10), Allowance()
+    asked = joined.ask(1)
+    asyncio.get_running_loop().call_soon(time.sleep, 0.12)
+    assert await allowance.wait(asked) == 1
+    assert allowance.left > LONGEST_SECONDS

@@ -1,0 +1,30 @@
+"""What all tests share: the asyncio backend, and models that are trained once per run."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+import service.inference  # noqa: F401  before a test imports torch: how OpenMP waits is decided then
+
+
+def pytest_configure() -> None:
+    """A run that is told to stop ends as by Ctrl-C: the fixtures still stop what they started."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def iris_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models directory with a freshly trained ``iris`` in it. Read-only: copy it to change it."""
+    import training.iris  # not above: it imports scikit-learn, which most tests need not wait for
+
+    models = tmp_path_factory.mktemp("trained") / "models"
+    training.iris.main(["--out", str(models)])
+    return models

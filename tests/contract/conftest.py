@@ -1,0 +1,39 @@
+"""A server with tables only, and one with images, too, which takes longer to start."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.server import Server, running_server
+
+
+@pytest.fixture(scope="session")
+def tables(tmp_path_factory: pytest.TempPathFactory, iris_models: Path) -> Iterator[Server]:
+    with running_server(tmp_path_factory.mktemp("tables"), models_dir=iris_models) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory, iris_models: Path) -> Iterator[Server]:
+    """``iris``, and ``digits`` which has learnt nothing."""
+    from tests.support.untrained import write_untrained  # not above: it imports torch
+
+    directory = tmp_path_factory.mktemp("images")
+    shutil.copytree(iris_models, directory / "models")
+    write_untrained(directory / "models")
+    with running_server(directory, models_dir=directory / "models") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image file that ``digits`` can be asked about."""
+    from training.digits import split  # not above: it imports scikit-learn
+
+    file = tmp_path_factory.mktemp("picture") / "digit.png"
+    file.write_bytes(split()[1][0][0])
+    return file

@@ -1,0 +1,367 @@
+"""The queue in front of a model. The model is a function held by gates that the tests open; no test sleeps."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from service.errors import DeadlineExceeded, InvalidInput, Overloaded, PredictionFailed
+from service.inference.batcher import Batcher, Computed, Reservation, Unwanted
+from service.inference.predictor import Prediction
+
+pytestmark = pytest.mark.anyio
+NEVER = float("inf")
+
+
+def yes() -> bool:
+    return True
+
+
+class Model:
+    """Answers ``b"<payload>!"``. While ``gate`` is shut, calls wait inside; ``entered`` counts those that came in."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[bytes]] = []
+        self.threads: set[int] = set()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Semaphore(0)
+
+    def __call__(self, batch: Sequence[bytes]) -> list[Prediction | Exception]:
+        self.batches.append(list(batch))
+        self.threads.add(threading.get_ident())
+        self.entered.release()
+        assert self.gate.wait(10)
+        if b"poison" in batch:
+            raise ValueError("poison")
+        if b"exit" in batch:
+            raise SystemExit(3)
+        if b"short" in batch:
+            return []
+        if b"odd" in batch:
+            return [InvalidInput("odd") if p == b"odd" else Prediction(p + b"!") for p in batch]
+        return [Prediction(p + b"!") for p in batch]
+
+    async def in_progress(self) -> None:
+        """Return when one more call has come in."""
+        assert await asyncio.to_thread(self.entered.acquire, timeout=10)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@asynccontextmanager
+async def serving(
+    model: Model,
+    *,
+    size: int = 4,
+    queue: int = 100,
+    clock: Callable[[], float] | None = None,
+    observe: Callable[[int, float], None] = lambda size, seconds: None,
+) -> AsyncIterator[Batcher]:
+    batcher = Batcher(
+        model, max_batch_size=size, max_queue_size=queue, clock=clock or (lambda: 0.0), observe=observe, name="test"
+    )
+    try:
+        yield batcher
+    finally:
+        model.gate.set()
+        await batcher.close()
+
+
+def ask(
+    batcher: Batcher,
+    payload: bytes,
+    wanted: Callable[[], bool] = yes,
+    deadline: float = NEVER,
+    reservation: Reservation | None = None,
+) -> asyncio.Task[Computed]:
+    return asyncio.ensure_future(batcher.submit(payload, wanted=wanted, deadline=deadline, reservation=reservation))
+
+
+async def busy(batcher: Batcher, model: Model) -> asyncio.Task[Computed]:
+    """A call that stays inside the model until the gate opens."""
+    model.gate.clear()
+    first = ask(batcher, b"first")
+    await model.in_progress()
+    return first
+
+
+async def queued(batcher: Batcher, *payloads: bytes) -> list[asyncio.Task[Computed]]:
+    tasks = [ask(batcher, payload) for payload in payloads]
+    await asyncio.sleep(0)  # one turn: each task has run up to its place in the queue
+    return tasks
+
+
+async def test_a_lone_item_is_dispatched_at_once_and_what_comes_meanwhile_is_gathered() -> None:
+    model = Model()
+    async with serving(model) as batcher:
+        first = await busy(batcher, model)
+        others = await queued(batcher, b"a", b"b", b"c")
+        assert batcher.queued == 3
+        model.gate.set()
+        assert (await first).prediction == b"first!"
+        assert [(await other).prediction for other in others] == [b"a!", b"b!", b"c!"]
+    assert model.batches == [[b"first"], [b"a", b"b", b"c"]]
+
+
+async def test_items_of_one_loop_turn_travel_together() -> None:
+    model = Model()
+    async with serving(model) as batcher:
+        await asyncio.gather(*await queued(batcher, b"a", b"b"))
+    assert model.batches == [[b"a", b"b"]]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+async def test_no_batch_is_larger_than_the_limit_and_every_item_gets_its_own_answer(size: int) -> None:
+    model = Model()
+    async with serving(model, size=size) as batcher:
+        payloads = [str(i).encode() for i in range(23)]
+        answers = await asyncio.gather(*await queued(batcher, *payloads))
+    assert [answer.prediction for answer in answers] == [payload + b"!" for payload in payloads]
+    assert max(map(len, model.batches)) == size
+    assert len(model.threads) == 1
+
+
+async def test_a_full_queue_refuses_with_a_time_computed_from_its_length_and_the_measured_speed() -> None:
+    model, clock = Model(), Clock()
+    async with serving(model, size=2, queue=8, clock=clock) as batcher:
+        first = await busy(batcher, model)
+        clock.now = 3.0  # the first batch took three seconds
+        model.gate.set()
+        await first
+        second = await busy(batcher, model)
+        waiting = await queued(batcher, *[b"x"] * 8)
+        for _ in range(2):
+            with pytest.raises(Overloaded) as caught:
+                await batcher.submit(b"y", wanted=yes, deadline=NEVER)
+            assert caught.value.retry_after == 15  # the running batch and four of two, each three seconds
+        model.gate.set()
+        await asyncio.gather(second, *waiting)
+
+
+async def test_exactly_two_of_ten_are_refused_by_a_queue_of_eight_behind_a_long_batch() -> None:
+    model = Model()
+    async with serving(model, queue=8) as batcher:
+        first = await busy(batcher, model)
+        ten = await queued(batcher, *[b"x"] * 10)
+        model.gate.set()
+        outcomes = await asyncio.gather(first, *ten, return_exceptions=True)
+    assert sum(isinstance(outcome, Overloaded) for outcome in outcomes) == 2
+    assert sum(isinstance(outcome, Computed) for outcome in outcomes) == 9
+
+
+async def test_an_idle_model_takes_a_burst_of_a_full_queue_and_a_full_batch() -> None:
+    async with serving(Model(), size=4, queue=2) as batcher:
+        outcomes = await asyncio.gather(*await queued(batcher, *[b"x"] * 7), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [Computed] * 6 + [Overloaded]
+
+
+async def test_items_past_their_deadline_or_unwanted_at_dispatch_are_never_dispatched() -> None:
+    model, clock = Model(), Clock()
+    async with serving(model, clock=clock) as batcher:
+        first = await busy(batcher, model)
+        late, nobody = ask(batcher, b"late", deadline=5.0), ask(batcher, b"nobody", wanted=lambda: False)
+        gone, good = ask(batcher, b"gone"), ask(batcher, b"good", deadline=5.5)
+        await asyncio.sleep(0)
+        gone.cancel()
+        clock.now = 5.0
+        model.gate.set()
+        outcomes = await asyncio.gather(first, late, nobody, gone, good, return_exceptions=True)
+    assert [type(o) for o in outcomes] == [Computed, DeadlineExceeded, Unwanted, asyncio.CancelledError, Computed]
+    assert model.batches == [[b"first"], [b"good"]]
+
+
+async def test_dispatched_work_is_finished_though_its_asker_left() -> None:
+    model = Model()
+    async with serving(model) as batcher:
+        first = await busy(batcher, model)
+        (other,) = await queued(batcher, b"other")
+        first.cancel()
+        model.gate.set()
+        assert (await other).prediction == b"other!"
+    assert model.batches == [[b"first"], [b"other"]]
+
+
+async def test_a_batch_that_raises_is_run_again_one_by_one_so_that_only_the_bad_row_fails() -> None:
+    model = Model()
+    async with serving(model) as batcher:
+        outcomes = await asyncio.gather(*await queued(batcher, b"a", b"poison", b"b"), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [Computed, PredictionFailed, Computed]
+    assert "poison" not in str(outcomes[1])
+    assert model.batches == [[b"a", b"poison", b"b"], [b"a"], [b"poison"], [b"b"]]
+
+
+async def test_a_lone_failing_item_is_computed_once() -> None:
+    model = Model()
+    async with serving(model) as batcher:
+        with pytest.raises(PredictionFailed):
+            await batcher.submit(b"poison", wanted=yes, deadline=NEVER)
+    assert model.batches == [[b"poison"]]
+
+
+async def test_a_model_that_ends_its_thread_does_not_end_the_service() -> None:
+    model = Model()
+    async with serving(model) as batcher:
+        with pytest.raises(PredictionFailed):
+            await batcher.submit(b"exit", wanted=yes, deadline=NEVER)
+        assert (await batcher.submit(b"a", wanted=yes, deadline=NEVER)).prediction == b"a!"
+
+
+async def test_an_error_in_the_place_of_a_row_goes_to_that_row_alone() -> None:
+    async with serving(Model()) as batcher:
+        outcomes = await asyncio.gather(*await queued(batcher, b"a", b"odd"), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [Computed, InvalidInput]
+
+
+async def test_a_wrong_number_of_answers_fails_the_batch_rather_than_mixing_answers_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = Model()
+    async with serving(model) as batcher:
+        outcomes = await asyncio.gather(*await queued(batcher, b"a", b"short"), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [PredictionFailed, PredictionFailed]
+    assert len(model.batches) == 1
+    assert "0 predictions for 2 inputs" in caplog.text
+    assert "started again" not in caplog.text
+
+
+async def test_a_batch_request_is_admitted_whole_or_not_at_all() -> None:
+    model = Model()
+    async with serving(model, queue=8) as batcher:
+        first = await busy(batcher, model)
+        with batcher.reserve(6) as places:
+            with pytest.raises(Overloaded), batcher.reserve(3):
+                pass
+            (single,) = await queued(batcher, b"single")
+            with batcher.reserve(1), pytest.raises(Overloaded):
+                await batcher.submit(b"too many", wanted=yes, deadline=NEVER)
+            rows = [ask(batcher, b"x", reservation=places) for _ in range(6)]
+            await asyncio.sleep(0)
+            assert batcher.queued == 7
+            model.gate.set()
+            await asyncio.gather(first, single, *rows)
+
+
+async def test_places_that_a_batch_request_did_not_use_are_given_back() -> None:
+    model = Model()
+    async with serving(model, queue=2) as batcher:
+        first = await busy(batcher, model)
+        with batcher.reserve(2):
+            pass
+        waiting = await queued(batcher, b"a", b"b")
+        model.gate.set()
+        await asyncio.gather(first, *waiting)
+
+
+async def test_a_reservation_that_ended_gives_no_place_any_more() -> None:
+    model = Model()
+    async with serving(model, queue=1) as batcher:
+        first = await busy(batcher, model)
+        with batcher.reserve(1) as places:
+            pass
+        (waiting,) = await queued(batcher, b"a")
+        with pytest.raises(Overloaded):
+            await batcher.submit(b"late", wanted=yes, deadline=NEVER, reservation=places)
+        model.gate.set()
+        await asyncio.gather(first, waiting)
+
+
+async def test_a_reserved_item_that_comes_after_closing_is_refused_rather_than_never_answered() -> None:
+    model = Model()
+    async with serving(model) as batcher:
+        with batcher.reserve(1) as places:
+            await batcher.close()
+            with pytest.raises(Overloaded):
+                async with asyncio.timeout(5):
+                    await batcher.submit(b"late", wanted=yes, deadline=NEVER, reservation=places)
+
+
+async def test_a_single_request_does_not_wait_for_a_large_one_that_came_first() -> None:
+    model = Model()
+    async with serving(model, size=4) as batcher:
+        first = await busy(batcher, model)
+        with batcher.reserve(50) as places:
+            many = [ask(batcher, b"bulk", reservation=places) for _ in range(50)]
+            await asyncio.sleep(0)
+            singles = await queued(batcher, b"1", b"2", b"3")
+            model.gate.set()
+            await asyncio.gather(first, *many, *singles)
+    assert sorted(model.batches[1]) == [b"1", b"2", b"bulk", b"bulk"]
+    assert b"3" in model.batches[2]
+
+
+async def test_times_are_told_and_batches_observed() -> None:
+    model, clock = Model(), Clock()
+    seen: list[tuple[int, float]] = []
+    async with serving(model, clock=clock, observe=lambda size, seconds: seen.append((size, seconds))) as batcher:
+        first = await busy(batcher, model)
+        (second,) = await queued(batcher, b"a")
+        clock.now = 2.0
+        model.gate.set()
+        assert ((await first).queue_seconds, (await first).model_seconds) == (0.0, 2.0)
+        assert ((await second).queue_seconds, (await second).model_seconds) == (2.0, 0.0)
+    assert seen == [(1, 2.0), (1, 0.0)]
+
+
+async def test_a_wanted_that_raises_fails_what_waits_and_dispatching_goes_on() -> None:
+    model = Model()
+
+    def confused() -> bool:
+        raise LookupError
+
+    async with serving(model) as batcher:
+        first = await busy(batcher, model)
+        good, bad, after = ask(batcher, b"good"), ask(batcher, b"bad", wanted=confused), ask(batcher, b"after")
+        await asyncio.sleep(0)
+        model.gate.set()
+        outcomes = await asyncio.gather(first, good, bad, after, return_exceptions=True)
+        assert [type(o) for o in outcomes] == [Computed, PredictionFailed, PredictionFailed, PredictionFailed]
+        assert (await batcher.submit(b"next", wanted=yes, deadline=NEVER)).prediction == b"next!"
+
+
+async def test_dispatching_that_is_cancelled_from_outside_is_started_again() -> None:
+    model = Model()
+    async with serving(model) as batcher:
+        first = await busy(batcher, model)
+        (second,) = await queued(batcher, b"second")
+        next(task for task in asyncio.all_tasks() if task.get_name() == "batcher-test").cancel()
+        outcomes = await asyncio.gather(first, second, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [PredictionFailed, PredictionFailed]
+        model.gate.set()
+        assert (await batcher.submit(b"next", wanted=yes, deadline=NEVER)).prediction == b"next!"
+
+
+async def test_closing_answers_the_dispatched_fails_the_waiting_and_refuses_the_new() -> None:
+    model = Model()
+    async with serving(model) as batcher:
+        first = await busy(batcher, model)
+        (waiting,) = await queued(batcher, b"waiting")
+        closing = asyncio.ensure_future(batcher.close())
+        with pytest.raises(Overloaded):
+            await waiting
+        with pytest.raises(Overloaded):
+            await batcher.submit(b"new", wanted=yes, deadline=NEVER)
+        assert not closing.done()
+        model.gate.set()
+        await closing
+        assert (await first).prediction == b"first!"
+    assert model.batches == [[b"first"]]
+
+
+async def test_closing_an_idle_batcher_ends_its_thread() -> None:
+    async with serving(Model()) as batcher:
+        await batcher.submit(b"a", wanted=yes, deadline=NEVER)
+    for thread in threading.enumerate():
+        if thread.name == "predict-test":
+            await asyncio.to_thread(thread.join, 30)
+    assert not any(thread.name == "predict-test" for thread in threading.enumerate())

@@ -1,0 +1,359 @@
+"""The image predictor's promises, on networks that have learnt nothing but differ from layer to layer."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import os
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torchvision.models.resnet import ResNet
+
+from service.errors import ConfigurationError, InvalidInput, PayloadTooLarge, PredictionFailed, UnsupportedContent
+from service.inference import network
+from service.inference.artifact import Artifact
+from service.inference.fused import FusedResNet, can_fuse
+from service.inference.image_input import MAX_IMAGE_BYTES, MAX_MAGNITUDE
+from service.inference.images import read
+from service.inference.manifest import Image, Manifest
+from service.inference.network import bucket, build
+from service.inference.predictor import Options, Predictor, Question, unpack
+from service.inference.vision import load
+from tests.inference.pictures import encode, jpeg_of_size, picture, webp_of_size
+from training.resnet import draft, state_bytes
+
+SPEC = Image(architecture="resnet18", size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+PNG, JPEG, WEBP = (encode(picture(), kind) for kind in ("PNG", "JPEG", "WEBP"))
+CLASSES = 10
+
+
+def untrained(spec: Image = SPEC, classes: int = CLASSES) -> ResNet:
+    """Random weights, and batch norms that have seen a batch, so that folding them has to be right."""
+    torch.manual_seed(0)
+    net = build(spec.architecture, spec.mode, classes).requires_grad_(False)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.normal_(module.bias, std=0.1)
+    net.train()(torch.randn(16, len(spec.mode), 32, 32))
+    return net.eval()
+
+
+@cache
+def weights_of(architecture: str = "resnet18", mode: Literal["L", "RGB"] = "RGB") -> bytes:
+    channels = (0.5,) * len(mode)
+    spec = Image(architecture=architecture, size=(32, 32), mode=mode, mean=channels, std=channels)
+    return state_bytes(untrained(spec).state_dict())
+
+
+def artifact(spec: Image = SPEC, weights: bytes | None = None, **changes: Any) -> Artifact:
+    weights = weights_of(spec.architecture, spec.mode) if weights is None else weights
+    made = draft("test", "", spec, [f"class {index}" for index in range(CLASSES)], weights, PNG)
+    return Artifact(Manifest.model_validate(made.model_dump() | changes), weights)
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return load(artifact(), Options(device="cpu"))
+
+
+def answer(predictor: Predictor, payload: bytes | None) -> NDArray[Any]:
+    (found,) = predictor.predict([payload or b""])
+    assert isinstance(found, bytes), found
+    return unpack(found)
+
+
+def url_form(file: bytes) -> str:
+    return base64.urlsafe_b64encode(file).decode()
+
+
+ASK: Mapping[str, Callable[[Predictor, bytes], Question]] = {
+    "upload": lambda p, file: p.parse({}, file, "image/png"),
+    "upload of another announced type": lambda p, file: p.parse({}, file, "image/webp"),
+    "query": lambda p, file: p.parse({"image": url_form(file)}, b"", None),
+    "query without padding": lambda p, file: p.parse({"image": url_form(file).rstrip("=")}, b"", None),
+    "JSON": lambda p, file: p.parse({"image": base64.b64encode(file).decode()}, b"", "application/json"),
+    "JSON in the other alphabet": lambda p, file: p.parse({"image": url_form(file)}, b"", "application/json"),
+}
+
+
+@pytest.mark.parametrize("form", ASK)
+@pytest.mark.parametrize("file", [PNG, JPEG, WEBP, PNG + b"?", PNG + b"??"])
+def test_every_way_to_send_an_image_is_one_question(predictor: Predictor, form: str, file: bytes) -> None:
+    digest = hashlib.sha256(file).hexdigest()
+    question = ASK[form](predictor, file)
+    assert question == Question(b"i" + bytes.fromhex(digest), file, digest)
+
+
+@pytest.mark.parametrize("content_type", [None, "application/json"])
+def test_a_digest_is_the_same_question_without_the_image(predictor: Predictor, content_type: str | None) -> None:
+    upload = predictor.parse({}, PNG, "image/png")
+    question = predictor.parse({"sha256": (upload.digest or "").upper()}, b"", content_type)
+    assert question == Question(upload.identity, None, upload.digest)
+
+
+def test_every_way_to_send_an_array_is_one_question(predictor: Predictor) -> None:
+    whole = np.arange(3 * 32 * 32).reshape(3, 32, 32) % 7
+    swapped = whole.astype(">f8").transpose(2, 1, 0).copy().transpose(2, 1, 0)
+    ways = [
+        whole.tolist(),
+        whole.astype(float).tolist(),
+        whole,
+        whole.astype(np.float32),
+        swapped,
+        np.where(whole, whole, -0.0),
+    ]
+    questions = {predictor.parse({"input": way}, b"", "application/json") for way in ways}
+    assert len(questions) == 1
+
+
+def test_an_array_answers_as_the_image_it_was_made_from(predictor: Predictor) -> None:
+    pixels = read(PNG, SPEC).transpose(2, 0, 1)
+    question = predictor.parse({"input": pixels.tolist()}, b"", "application/json")
+    assert predictor.predict([question.payload or b""]) == predictor.predict([PNG])
+
+
+def row(value: object, shape: tuple[int, ...] = (3, 32, 32)) -> Any:
+    """Zeros with one strange value among them."""
+    array = np.zeros(shape).tolist()
+    array[0][0][0] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("params", "refusal"),
+    [
+        ({}, InvalidInput),
+        ({"image": ""}, InvalidInput),
+        ({"image": "a"}, InvalidInput),
+        ({"image": "!!!!"}, InvalidInput),
+        ({"image": "ｉＶＢＯ"}, InvalidInput),
+        ({"image": url_form(PNG) + "===="}, InvalidInput),
+        ({"image": url_form(PNG)[:-6] + " " + url_form(PNG)[-5:]}, InvalidInput),
+        ({"image": 5}, InvalidInput),
+        ({"image": None}, InvalidInput),
+        ({"image": url_form(b"GIF89a" + bytes(99))}, UnsupportedContent),
+        ({"image": url_form(b"<svg/>")}, UnsupportedContent),
+        ({"image": url_form(jpeg_of_size(65_535, 65_535))}, InvalidInput),
+        ({"image": url_form(webp_of_size(16_384, 16_384))}, InvalidInput),
+        ({"image": url_form(PNG + bytes(MAX_IMAGE_BYTES))}, PayloadTooLarge),
+        ({"image": url_form(PNG), "sha256": "0" * 64}, InvalidInput),
+        ({"image": url_form(PNG), "sepal_length": "1"}, InvalidInput),
+        ({"sha256": "0" * 63}, InvalidInput),
+        ({"sha256": "0" * 65}, InvalidInput),
+        ({"sha256": "0" * 63 + "g"}, InvalidInput),
+        ({"sha256": "٠" * 64}, InvalidInput),
+        ({"sha256": "0" * 64 + "\n"}, InvalidInput),
+        ({"sha256": 5}, InvalidInput),
+        ({"input": "1"}, InvalidInput),
+        ({"input": None}, InvalidInput),
+        ({"input": []}, InvalidInput),
+        ({"input": {}}, InvalidInput),
+        ({"input": [[[1.0]]]}, InvalidInput),
+        ({"input": np.zeros((32, 32, 3))}, InvalidInput),
+        ({"input": np.zeros((3, 32, 32), bool)}, InvalidInput),
+        ({"input": np.full((3, 32, 32), "1")}, InvalidInput),
+        ({"input": row([0.0])}, InvalidInput),
+        ({"input": row("1.5")}, InvalidInput),
+        ({"input": row(True)}, InvalidInput),
+        ({"input": row(None)}, InvalidInput),
+        ({"input": row(float("nan"))}, InvalidInput),
+        ({"input": row(float("inf"))}, InvalidInput),
+        ({"input": row(1.1e6)}, InvalidInput),
+        ({"input": row(1e39)}, InvalidInput),
+        ({"input": row(10**400)}, InvalidInput),
+    ],
+)
+def test_what_is_no_question_is_refused_with_the_parameter(
+    predictor: Predictor, params: dict[str, Any], refusal: type[InvalidInput]
+) -> None:
+    for content_type in ("application/json", None):
+        with pytest.raises(refusal) as refused:
+            predictor.parse(params, b"", content_type)
+        assert refused.value.parameter in {"image", "sha256", "input", *params}
+
+
+def test_an_upload_takes_no_parameters_and_no_other_media_type(predictor: Predictor) -> None:
+    with pytest.raises(InvalidInput):
+        predictor.parse({"image": url_form(PNG)}, PNG, "image/png")
+    with pytest.raises(InvalidInput):
+        predictor.parse({}, b"", "image/png")
+    for content_type in ("image/gif", "application/octet-stream", ""):
+        with pytest.raises(UnsupportedContent):
+            predictor.parse({}, PNG, content_type)
+
+
+def test_the_examples_of_the_parameters_are_one_question(predictor: Predictor) -> None:
+    asked = {
+        predictor.parse({name: schema["example"]}, b"", None).digest for name, schema in predictor.parameters.items()
+    }
+    assert asked == {hashlib.sha256(PNG).hexdigest()}
+
+
+def test_an_answer_is_a_float32_distribution(predictor: Predictor) -> None:
+    vector = answer(predictor, PNG)
+    assert vector.dtype == np.float32
+    assert vector.shape == (CLASSES,)
+    assert vector.min() >= 0
+    assert vector.sum() == pytest.approx(1, abs=1e-6)
+
+
+def many(count: int) -> list[bytes]:
+    """Different images, and an array after every third."""
+    chance = np.random.default_rng(0)
+    pictures = [PIL.Image.fromarray(chance.integers(0, 256, (20, 30, 3), np.uint8)) for _ in range(count)]
+    return [encode(picture, ("PNG", "JPEG", "WEBP")[index % 3]) for index, picture in enumerate(pictures)]
+
+
+@pytest.mark.parametrize(("threads", "fused"), [(1, True), (2, True), (1, False)])
+def test_the_same_input_has_the_same_bytes_alone_in_eight_and_in_64(
+    threads: int, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not fused:
+        monkeypatch.setattr(network, "can_fuse", lambda: False)
+    predictor = load(artifact(), Options(device="cpu", threads=threads))
+    batch = many(64)
+    together = predictor.predict(batch)
+    assert [predictor.predict([payload])[0] for payload in batch[:24]] == together[:24]
+    assert list(predictor.predict(batch[5:13])) == together[5:13]
+    assert list(predictor.predict(batch[::-1])) == together[::-1]
+
+
+def test_the_number_of_threads_moves_no_bit(predictor: Predictor) -> None:
+    batch = many(20)
+    assert load(artifact(), Options(device="cpu", threads=2)).predict(batch) == predictor.predict(batch)
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2"])
+def test_the_fused_network_is_as_exact_as_torchs_own_and_batch_invariant(architecture: str) -> None:
+    stock = untrained(SPEC.model_copy(update={"architecture": architecture}))
+    images = torch.randn(9, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        eager = torch.softmax(stock(images), 1)
+        fused = FusedResNet(stock)
+        found = torch.softmax(fused(images), 1)
+        alone = torch.cat([torch.softmax(fused(images[index : index + 1]), 1) for index in range(9)])
+        exact = torch.softmax(stock.double()(images.double()), 1)
+    assert torch.equal(found, alone)
+    assert (found - exact).abs().max() <= 3 * (eager - exact).abs().max() + 1e-6
+    if architecture == "resnet18":  # the others, untrained, multiply any rounding, their own too
+        assert (found - eager).abs().max() <= 1e-5
+
+
+def test_the_fused_kernels_are_there() -> None:
+    assert can_fuse()
+
+
+def test_a_bad_image_fails_in_its_own_place(predictor: Predictor) -> None:
+    truncated = predictor.parse({}, JPEG[:-20], "image/jpeg").payload or b""
+    first, second, third = predictor.predict([PNG, truncated, JPEG])
+    assert isinstance(second, InvalidInput)
+    assert second.status == 422
+    assert [first, third] == [predictor.predict([PNG])[0], predictor.predict([JPEG])[0]]
+    assert [type(error) for error in predictor.predict([truncated] * 20)] == [InvalidInput] * 20
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_largest_numbers_allowed_have_a_finite_answer(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "can_fuse", lambda: fused)
+    predictor = load(artifact(), Options(device="cpu"))
+    largest = np.full((3, 32, 32), MAX_MAGNITUDE)
+    assert np.isfinite(answer(predictor, predictor.parse({"input": largest}, b"", "application/json").payload)).all()
+
+
+def test_an_answer_that_is_not_finite_is_a_failure_and_no_answer() -> None:
+    state = torch.load(io.BytesIO(weights_of()), weights_only=True)
+    state["fc.bias"][3] = float("nan")
+    predictor = load(artifact(weights=state_bytes(state)), Options(device="cpu"))
+    assert [type(found) for found in predictor.predict([PNG, JPEG])] == [PredictionFailed] * 2
+
+
+def test_a_grey_network_takes_grey_images() -> None:
+    spec = Image(architecture="resnet18", size=(16, 24), mode="L", mean=(0.5,), std=(0.5,))
+    predictor = load(artifact(spec), Options(device="cpu"))
+    grey = encode(PIL.Image.open(io.BytesIO(PNG)).convert("L"))
+    assert predictor.predict([PNG]) == predictor.predict([grey])
+    question = predictor.parse({"input": read(PNG, spec).transpose(2, 0, 1)}, b"", "application/json")
+    assert predictor.predict([question.payload or b""]) == predictor.predict([PNG])
+
+
+def test_whatever_can_change_an_answer_changes_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fingerprint(made: Artifact) -> bytes:
+        return load(made, Options(device="cpu")).fingerprint
+
+    first = artifact()
+    others = [
+        artifact(SPEC.model_copy(update={"std": (0.5, 0.5, 0.5)}), first.weights),
+        artifact(SPEC.model_copy(update={"resize": 40}), first.weights),
+        artifact(classes=[{"value": str(index), "label": str(index)} for index in range(CLASSES)]),
+        artifact(
+            weights=state_bytes(
+                {name: tensor + 0 for name, tensor in build("resnet18", "RGB", CLASSES).state_dict().items()}
+            )
+        ),
+    ]
+    assert fingerprint(first) == fingerprint(artifact())
+    found = {fingerprint(made) for made in (first, *others)}
+    monkeypatch.setattr(network, "can_fuse", lambda: False)
+    found.add(fingerprint(first))
+    assert len(found) == 6
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, int]]:
+        return os.open, ("bomb", os.O_CREAT)
+
+
+def test_a_state_dict_with_code_in_it_is_refused_and_nothing_is_executed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError, match="not a plain state dict"):
+        load(artifact(weights=state_bytes({"fc.weight": Bomb()})), Options(device="cpu"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("spec", "weights", "message"),
+    [
+        ({"architecture": "resnet19"}, None, "Unknown architecture 'resnet19'; it is one of resnet18"),
+        ({"architecture": "ResNet18_Weights"}, None, "Unknown architecture"),
+        ({"architecture": "resnet50"}, None, "does not fit resnet50 with 10 classes"),
+        ({"mode": "L", "mean": (0.5,), "std": (0.5,)}, None, "does not fit resnet18"),
+        ({"mean": (0.5,)}, None, "mean and std need 3 values each"),
+        ({"std": (0.5, 0.0, 0.5)}, None, "std of 0"),
+        ({"resize": 31}, None, "cannot crop"),
+        ({"size": (0, 32)}, None, "cannot crop"),
+        ({}, b"", "not a plain state dict"),
+        ({}, state_bytes({"fc.weight": torch.zeros(CLASSES, 512)}), "does not fit"),
+        ({}, b"torn" * 99, "not a plain state dict"),
+    ],
+)
+def test_a_model_that_cannot_be_served_stops_the_start_with_one_sentence(
+    spec: dict[str, Any], weights: bytes | None, message: str
+) -> None:
+    weights = weights_of() if weights is None else weights
+    with pytest.raises(ConfigurationError, match=message) as stopped:
+        load(artifact(SPEC.model_copy(update=spec), weights), Options(device="cpu"))
+    assert "\n" not in str(stopped.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
+def test_a_gpu_that_is_asked_for_and_missing_stops_the_start_and_auto_takes_the_cpu() -> None:
+    with pytest.raises(ConfigurationError, match="PREDICT_DEVICE=cuda, but torch finds no CUDA device"):
+        load(artifact(), Options(device="cuda"))
+    assert load(artifact(), Options(device="auto")).fingerprint == load(artifact(), Options(device="cpu")).fingerprint
+
+
+def test_batches_on_a_gpu_are_padded_to_powers_of_two_up_to_the_largest() -> None:
+    assert [bucket(count, 48) for count in (1, 2, 3, 5, 8, 9, 33, 48)] == [1, 2, 4, 8, 8, 16, 48, 48]

@@ -1,0 +1,92 @@
+"""A server of the protocol alone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import uvicorn
+
+from service.api.protocol import protocol_class
+from service.config import Settings
+from tests.support.client import Address, Connection
+from tests.support.process import becomes
+
+
+class Site:
+    """A small application behind the protocol, and what it saw.
+
+    ``/gate…`` answers when the gate opens, ``/count`` with the length of the body, ``/refuse`` with 413 after at most
+    one read, ``/raise`` raises, anything else is echoed.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.gate = asyncio.Event()
+        self.runtime = SimpleNamespace(draining=False)
+        self.paths: list[str] = []
+        self.headers: dict[bytes, bytes] = {}
+        self.cancelled: list[str] = []
+        self.largest_message = 0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address: Address = self.listener.getsockname()
+        config = uvicorn.Config(
+            self, http=protocol_class(settings), ws="none", lifespan="off", log_config=None, server_header=False
+        )
+        self.server = uvicorn.Server(config)
+
+    @property
+    def state(self) -> Any:
+        return self.server.server_state
+
+    async def connect(self) -> Connection:
+        return await Connection.open(self.address)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        path = scope["path"]
+        self.paths.append(path)
+        self.headers = dict(scope["headers"])
+        if path == "/raise":
+            raise RuntimeError("on purpose")
+        status, body = 200, path.encode()
+        try:
+            if path.startswith("/gate"):
+                await self.gate.wait()
+            elif path == "/count":
+                body = str(await self._count(receive)).encode()
+            elif path == "/refuse":
+                status, _ = 413, scope["query_string"] == b"read" and await receive()
+        except asyncio.CancelledError:
+            self.cancelled.append(path)
+            raise
+        headers = [(b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _count(self, receive: Any) -> int:
+        count, more = 0, True
+        while more:
+            message = await receive()
+            self.largest_message = max(self.largest_message, len(message.get("body", b"")))
+            count += len(message.get("body", b""))
+            more = message.get("more_body", False)
+        return count
+
+
+@contextlib.asynccontextmanager
+async def open_site(**settings: Any) -> AsyncIterator[Site]:
+    """A served site; afterwards every task of a request has ended."""
+    site = Site(Settings(**settings))
+    serving = asyncio.create_task(site.server.serve(sockets=[site.listener]))
+    await becomes(lambda: site.server.started)
+    site.server.lifespan.state["runtime"] = site.runtime
+    try:
+        yield site
+    finally:
+        site.gate.set()
+        site.server.should_exit = True
+        await asyncio.wait_for(serving, 10)
+    assert not site.state.tasks

@@ -1,0 +1,244 @@
+"""The whole service as processes: how it starts, what happens when one of them dies, and what is left at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.client import fetch
+from tests.support.process import SLACK, command_line, descendants, eventually, is_running
+from tests.support.server import Server, close_all, running_server
+
+QUESTION = "/predict?sepal_length=5.1&sepal_width=3.5&petal_length=1.4&petal_width=0.2"
+Launch = Callable[..., Server]
+
+
+@pytest.fixture
+def scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the services of one test make their temporary directories."""
+    with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as directory:
+        monkeypatch.setenv("TMPDIR", directory)
+        yield Path(directory)
+
+
+@pytest.fixture
+def launch(tmp_path: Path, scratch: Path, iris_models: Path) -> Iterator[Launch]:
+    """``launch(**settings)``: a started service, not waited for; at the end none of its processes is left."""
+    servers: list[Server] = []
+
+    def start(**settings: object) -> Server:
+        servers.append(Server(tmp_path, **{"models_dir": iris_models, "redis_url": "embedded", **settings}))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, iris_models: Path) -> Path:
+    copy = tmp_path_factory.mktemp("shared") / "models"
+    shutil.copytree(iris_models, copy)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def shared(models: Path) -> Iterator[Server]:
+    """Two workers and their Redis, which every test that kills one of them gives time to recover."""
+    with running_server(models.parent, workers=2, redis_url="embedded", models_dir=models) as server:
+        yield server
+
+
+def redis_pid(server: Server) -> int | None:
+    running = [pid for pid in descendants(server.process.pid) if "redis.sock" in command_line(pid)]
+    return running[0] if running else None
+
+
+def assert_gone(family: list[int], scratch: Path) -> None:
+    """No process is left, nor a temporary directory, within a moment."""
+    eventually(lambda: not any(is_running(pid) for pid in family), within=10 * SLACK)
+    eventually(lambda: not any(scratch.iterdir()), within=10)
+
+
+def cache_state(server: Server) -> object:
+    """What /readyz says of the cache, as one of the workers sees it."""
+    with urllib.request.urlopen(server.url + "/readyz", timeout=5) as response:
+        return json.load(response)["cache"]
+
+
+def whole_again(server: Server, killed: int) -> None:
+    """Wait until as many workers as wanted serve, without the one that was killed."""
+
+    def is_whole() -> bool:
+        workers = set(server.workers()) - {killed}
+        return len(workers) == server.workers_wanted and workers <= serving(server)
+
+    eventually(is_whole, within=60)
+
+
+def printed(server: Server) -> str:
+    """Its standard output."""
+    return server.process.log.with_suffix(".out").read_text()
+
+
+def serving(server: Server) -> set[int]:
+    """The workers that have told that they serve; a process that runs may still be starting."""
+    lines = [json.loads(line) for line in server.process.errors().splitlines()]
+    return {line["worker"] for line in lines if line["message"] == "A worker serves."}
+
+
+# Start
+
+
+@pytest.mark.anyio
+async def test_it_says_where_it_serves_and_every_worker_answers_from_one_redis(shared: Server) -> None:
+    announced = f"Serving on {shared.url} (2 workers, Redis: embedded)\n"
+    eventually(lambda: printed(shared) == announced, within=60)
+    await fetch(shared.address, QUESTION)
+    for connections in (await shared.connect_to_each()).values():
+        async with connections[0] as connection:
+            assert (await connection.get(QUESTION)).hit
+
+
+def test_a_model_that_cannot_be_loaded_stops_the_start_with_one_sentence(
+    launch: Launch, scratch: Path, tmp_path: Path, iris_models: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(iris_models, broken)
+    manifest = broken / "iris" / "manifest.json"
+    manifest.write_text(manifest.read_text()[:50])
+    server = launch(models_dir=broken, workers=2)
+    assert server.process.wait(60) == 2
+    assert str(manifest) in server.process.errors()
+    assert len(server.process.errors().splitlines()) == 1
+    assert_gone([], scratch)
+
+
+def test_a_port_that_is_taken_stops_the_start_with_one_sentence(launch: Launch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        server = launch(port=other.getsockname()[1])
+        assert server.process.wait(60) == 2
+    assert "PREDICT_PORT" in server.process.errors()
+    assert len(server.process.errors().splitlines()) == 1
+
+
+def test_an_unknown_setting_stops_the_start_with_one_sentence(launch: Launch) -> None:
+    server = launch(prot=80)
+    assert server.process.wait(60) == 2
+    assert "PREDICT_PORT" in server.process.errors()
+    assert len(server.process.errors().splitlines()) == 1
+
+
+# Death
+
+
+@pytest.mark.anyio
+async def test_a_worker_that_is_killed_is_replaced_while_the_others_serve(shared: Server) -> None:
+    connections = {pid: found[0] for pid, found in (await shared.connect_to_each()).items()}
+    victim, survivor = connections
+    os.kill(victim, signal.SIGKILL)
+    assert (await connections[survivor].get(QUESTION)).status == 200
+    whole_again(shared, victim)
+    close_all(connections.values())
+
+
+@pytest.mark.anyio
+async def test_a_worker_that_cannot_start_again_stops_nobody_and_is_tried_for_ever(
+    shared: Server, models: Path
+) -> None:
+    seen = len(shared.process.errors())
+    os.rename(models, away := models.with_name("away"))
+    victim = shared.workers()[0]
+    os.kill(victim, signal.SIGKILL)
+    try:
+        eventually(lambda: shared.process.errors()[seen:].count("is replaced") >= 3, within=90)
+        assert (await fetch(shared.address, QUESTION)).status == 200
+    finally:
+        os.rename(away, models)
+    whole_again(shared, victim)
+    assert str(models) in shared.process.errors()[seen:]  # It says why.
+
+
+@pytest.mark.anyio
+async def test_a_redis_that_is_killed_is_started_again_at_the_same_address(shared: Server) -> None:
+    killed = redis_pid(shared)
+    assert killed is not None
+    os.kill(killed, signal.SIGKILL)
+    assert (await fetch(shared.address, QUESTION)).status == 200
+    eventually(lambda: redis_pid(shared) not in (None, killed), within=10)
+    eventually(lambda: cache_state(shared) == "up", within=10 * SLACK)
+
+
+def test_a_launcher_that_is_killed_leaves_nothing_behind(launch: Launch, scratch: Path) -> None:
+    server = launch(workers=1)
+    server.wait_until_ready()
+    family = server.family()
+    assert len(family) == 4  # The launcher, a worker, Redis, and the shell that waits for the end of them all.
+    server.process.kill()
+    assert_gone(family, scratch)
+
+
+def test_a_launcher_that_is_killed_while_it_starts_leaves_nothing_behind(launch: Launch, scratch: Path) -> None:
+    server = launch(workers=1)
+    eventually(lambda: redis_pid(server) and len(server.family()) == 4, within=60)
+    family = server.family()
+    server.process.kill()
+    assert_gone(family, scratch)
+
+
+# Stop
+
+
+@pytest.mark.anyio
+async def test_told_to_stop_it_is_unready_at_once_serves_on_and_ends_with_0(launch: Launch, scratch: Path) -> None:
+    server = launch(workers=2, drain_seconds=2)
+    server.wait_until_ready()
+    family = server.family()
+    pairs = list((await server.connect_to_each(count=2)).values())
+    for connection in (connection for pair in pairs for connection in pair):
+        assert "connection" not in (await connection.get(QUESTION)).headers
+    server.process.terminate()
+    eventually(lambda: server.status("/readyz") == 503, within=1)
+    for asking, idle in pairs:
+        answer = await asking.get(QUESTION)
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        assert not idle.reader.at_eof()
+    assert server.process.wait(2 + 10) == 0
+    for _, idle in pairs:
+        assert await idle.is_closed(5)
+    assert_gone(family, scratch)
+    assert all("level" in json.loads(line) for line in server.process.errors().splitlines())
+
+
+def test_told_to_stop_while_it_starts_it_ends_with_0(launch: Launch, scratch: Path) -> None:
+    server = launch(workers=2)
+    eventually(lambda: redis_pid(server) and len(server.family()) == 5, within=60)
+    family = server.family()
+    server.process.terminate()
+    assert server.process.wait(20) == 0
+    assert_gone(family, scratch)
+
+
+def test_told_a_second_time_it_stops_without_waiting(launch: Launch, scratch: Path) -> None:
+    server = launch(workers=1, drain_seconds=60)
+    server.wait_until_ready()
+    family = server.family()
+    server.process.terminate()
+    eventually(lambda: server.status("/readyz") == 503, within=5)
+
+    def ended_by_another() -> bool:
+        os.kill(server.process.pid, signal.SIGINT)
+        return server.process.exit_code is not None
+
+    eventually(ended_by_another, within=10)
+    assert server.process.exit_code == 1
+    assert_gone(family, scratch)

@@ -1,0 +1,208 @@
+"""B: nothing is served past its lifetime or after its purge, and Redis is not asked for what is hot."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.scenarios.conftest import Fresh, Start
+from tests.support.client import Connection, Response, fetch
+from tests.support.probe import Book, target
+from tests.support.process import SLACK, resident_bytes
+from tests.support.redis_server import RedisServer
+from tests.support.server import ADMIN_TOKEN, Server, close_all
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def connections(cluster: Server) -> AsyncIterator[list[Connection]]:
+    """One to each worker."""
+    found = await cluster.connect_to_each()
+    each = [c for owned in found.values() for c in owned]
+    yield each
+    close_all(each)
+
+
+async def purge(server: Server, model: str = "probe") -> Response:
+    headers = {"Authorization": f"Bearer {ADMIN_TOKEN}", "Content-Type": "application/json"}
+    answer = await fetch(server.address, "/admin/purge", "POST", headers, json.dumps({"model": model}).encode())
+    assert answer.status in (200, 202, 204), answer
+    return answer
+
+
+async def ask_each(connections: list[Connection], question: str) -> list[Response]:
+    """One after another, so that the workers do not collapse into one flight."""
+    return [await connection.get(question) for connection in connections]
+
+
+async def warm(connections: list[Connection], question: str) -> None:
+    """Until every worker has it in its own cache, two whole seconds old."""
+    for _ in range(3):
+        await ask_each(connections, question)
+    assert [answer.cache["detail"] for answer in await ask_each(connections, question)] == ["L1"] * len(connections)
+    await asyncio.sleep(2.05)
+
+
+def born_before(answer: Response, moment: float) -> bool:
+    """Whether the answer certainly dates from before this reading of the monotonic clock (Age is rounded down)."""
+    return answer.hit and time.monotonic() - answer.age < moment
+
+
+async def test_age_never_exceeds_max_age_on_any_worker(
+    start: Start, redis_server: RedisServer, book: Book, fresh: Fresh
+) -> None:
+    """B1"""
+    x = fresh()
+    with start(redis_url=redis_server.url, workers=2, ttl_seconds=2) as server:
+        found = await server.connect_to_each()
+        connections = [c for owned in found.values() for c in owned]
+        answers: list[Response] = []
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            answers += await ask_each(connections, target(x))
+            await asyncio.sleep(0.02)
+        close_all(connections)
+    assert {answer.status for answer in answers} == {200}
+    assert all(answer.age <= answer.max_age for answer in answers)
+    assert all(answer.cache["ttl"] >= 0 for answer in answers)
+    assert {answer.age for answer in answers if answer.hit} >= {0, 1}, "it did grow old"
+    assert 3 <= book.count(x) <= 3 * 2, "it did end, and was computed again"
+
+
+async def test_a_purge_reaches_every_worker_within_a_second(
+    cluster: Server, connections: list[Connection], book: Book, fresh: Fresh
+) -> None:
+    """B2"""
+    x, kept = fresh(), fresh()
+    await warm(connections, target(x))
+    await ask_each(connections, target(kept, model="other"))
+    purged = time.monotonic()
+    await purge(cluster)
+    while any(born_before(answer, purged) for answer in await ask_each(connections, target(x))):
+        assert time.monotonic() - purged < 1
+        await asyncio.sleep(0.01)
+    assert book.count(x) == 2
+    assert all(answer.hit for answer in await ask_each(connections, target(kept, model="other")))
+
+
+async def test_the_worker_that_was_asked_to_purge_has_done_so_when_it_answers(
+    start: Start, redis_server: RedisServer, fresh: Fresh
+) -> None:
+    """B2"""
+    x = fresh()
+    with start(redis_url=redis_server.url) as server:
+        for _ in range(10):
+            await fetch(server.address, target(x))
+            await fetch(server.address, target(x))
+            await purge(server)
+            assert not (await fetch(server.address, target(x))).hit
+
+
+@pytest.mark.faults
+async def test_a_purge_reaches_every_worker_within_six_seconds_without_pubsub(
+    cluster: Server, connections: list[Connection], cluster_redis: RedisServer, fresh: Fresh
+) -> None:
+    """B2"""
+    x = fresh()
+    await warm(connections, target(x))
+
+    async def cut() -> None:
+        while True:
+            cluster_redis.client.client_kill_filter(_type="pubsub")
+            await asyncio.sleep(0.02)
+
+    cutting = asyncio.ensure_future(cut())
+    try:
+        purged = time.monotonic()
+        await purge(cluster)
+        while any(born_before(answer, purged) for answer in await ask_each(connections, target(x))):
+            assert time.monotonic() - purged < 6
+            await asyncio.sleep(0.05)
+    finally:
+        cutting.cancel()
+
+
+def evict_everything_but_entries(redis_server: RedisServer) -> None:
+    for key in redis_server.names() - redis_server.entries():
+        redis_server.client.unlink(key)
+
+
+def flush(redis_server: RedisServer) -> None:
+    redis_server.client.flushall()
+
+
+def restart_empty(redis_server: RedisServer) -> None:
+    redis_server.restart()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        pytest.param(evict_everything_but_entries, marks=pytest.mark.faults),
+        pytest.param(flush, marks=pytest.mark.faults),
+        restart_empty,
+    ],
+)
+async def test_no_purged_answer_comes_back_whatever_redis_loses(
+    cluster: Server, connections: list[Connection], cluster_redis: RedisServer, fresh: Fresh, loss: object
+) -> None:
+    """B3"""
+    x = fresh()
+    await warm(connections, target(x))
+    purged = time.monotonic()
+    await purge(cluster)
+    await asyncio.sleep(1)
+    assert callable(loss)
+    loss(cluster_redis)
+    while time.monotonic() < purged + 3:
+        answers = await ask_each(connections, target(x))
+        assert {answer.status for answer in answers} == {200}
+        assert not any(born_before(answer, purged) for answer in answers)
+        await asyncio.sleep(0.1)
+
+
+async def test_hot_keys_answer_at_once_while_redis_is_frozen(
+    cluster: Server, connections: list[Connection], cluster_redis: RedisServer, fresh: Fresh
+) -> None:
+    """B4"""
+    x = fresh()
+    await warm(connections, target(x))
+    cluster_redis.freeze()
+    try:
+        answers = [answer for _ in range(25) for answer in await ask_each(connections, target(x))]
+    finally:
+        cluster_redis.thaw()
+    assert all(answer.hit for answer in answers)
+    times = sorted(answer.seconds for answer in answers)
+    assert times[94] < 0.005 * SLACK
+    assert times[-1] < 0.1, "nobody waited for Redis, which may cost a request 150 ms"
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+async def test_a_million_unique_requests_fit_into_the_bound_of_the_own_cache(start: Start) -> None:
+    """B5"""
+    bound = 32 * 2**20
+    numbers = random.Random(5)
+    with start(l1_max_bytes=bound, max_queue_size=4096) as server:
+        (worker,) = server.workers()
+
+        async def rows(count: int) -> None:
+            async with await Connection.open(server.address) as connection:
+                for _ in range(count // 250):
+                    inputs = [dict.fromkeys("abcd", numbers.uniform(0, 8)) for _ in range(250)]
+                    body = json.dumps({"model": "linear", "inputs": inputs}).encode()
+                    headers = {"Content-Type": "application/json"}
+                    assert (await connection.request("POST", "/predict_batch", headers, body)).status == 200
+
+        await rows(2_000)
+        before = resident_bytes(worker)
+        await asyncio.gather(*(rows(250_000) for _ in range(4)))
+        grown = resident_bytes(worker) - before
+    assert grown <= bound * 1.2, f"{grown / 2**20:.1f} MiB"

@@ -1,0 +1,1 @@
+"""Real processes, real sockets and a model that keeps count: what the scenarios are played with."""

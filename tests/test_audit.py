@@ -1,0 +1,390 @@
+"""The self-audit: real models, a real Redis, entries and cells that are wrong on purpose, thousands that are right."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_iris
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+
+from service.api.hits import HitTable
+from service.asking import Answer, Ask, Model
+from service.audit import MAX_WAITING, Auditor, Countdown
+from service.cache import joined
+from service.cache.entry import Entry, seal
+from service.cache.joined import Allowance
+from service.cache.keys import entry_key
+from service.cache.memory import MemoryCache
+from service.cache.no_redis import NoRedis
+from service.config import load_settings
+from service.inference.batcher import Batcher
+from service.inference.cells import Cells
+from service.inference.predictor import Prediction, Question, pack, unpack
+from service.metrics import Metrics
+from service.runtime import Runtime, open_runtime
+from tests.support.client import Connection
+from tests.support.probe import register
+from tests.support.process import SLACK, becomes
+from tests.support.redis_server import RedisServer, running_redis
+from tests.support.server import running_server
+from tests.support.untrained import write_untrained
+from tests.test_pipeline import MANIFEST
+
+pytestmark = pytest.mark.anyio
+
+NAMES = ("sepal_length", "sepal_width", "petal_length", "petal_width")
+SETOSA, VIRGINICA = (5.1, 3.5, 1.4, 0.2), (6.5, 3.0, 5.5, 2.0)
+Open = Callable[..., AbstractAsyncContextManager[Runtime]]
+
+
+@pytest.fixture(scope="module")
+def images(models: Path) -> list[bytes]:
+    return write_untrained(models)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``forest``, whose keys are cells, and ``linear``, whose last bits would depend on the batch."""
+    root = tmp_path_factory.mktemp("audited") / "models"
+    x, y = load_iris(return_X_y=True)
+    for name, model in (("forest", RandomForestClassifier(10)), ("linear", LogisticRegression(max_iter=1000))):
+        register(model.fit(x, y), root, name, features=",".join(NAMES), classes="setosa,versicolor,virginica")
+    return root
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with running_redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def open_service(models: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Open:
+    """A runtime with real models and an empty Redis that has time on a busy machine."""
+    for name in ("ROUND_TRIP_SECONDS", "LONGEST_SECONDS", "ALLOWANCE_SECONDS"):
+        monkeypatch.setattr(joined, name, SLACK * getattr(joined, name))
+    redis_server.client.flushall()
+
+    @asynccontextmanager
+    async def opened(share: float = 1) -> AsyncIterator[Runtime]:
+        environ = {"REDIS_URL": redis_server.url, "MODELS_DIR": str(models), "AUDIT_SHARE": str(share)}
+        async with open_runtime(
+            load_settings({f"PREDICT_{name}": value for name, value in environ.items()})
+        ) as runtime:
+            await becomes(lambda: runtime.pipeline.l2.generation("forest") is not None)
+            yield runtime
+
+    return opened
+
+
+def counted(runtime: Runtime, model: str) -> tuple[float, float]:
+    """Audits and mismatches so far."""
+    samples = runtime.metrics.samples(model)
+    return samples["predict_cache_audits_total", ""], samples["predict_cache_mismatch_total", ""]
+
+
+def question(model: Model, row: Sequence[float]) -> Question:
+    return model.predictor.parse(dict(zip(NAMES, row, strict=True)), b"", "application/json")
+
+
+async def ask(runtime: Runtime, model: str, row: Sequence[float]) -> Answer:
+    served = runtime.model(model)
+    return await runtime.pipeline.answer(served, question(served, row))
+
+
+async def audited(runtime: Runtime, model: str, count: int) -> None:
+    await becomes(lambda: counted(runtime, model)[0] >= count, within=60)
+
+
+@pytest.mark.parametrize("model", ["forest", "linear"])
+async def test_a_wrong_entry_that_is_rightly_signed_is_found_told_of_and_gone_from_both_caches(
+    open_service: Open, redis_server: RedisServer, caplog: pytest.LogCaptureFixture, model: str
+) -> None:
+    async with open_service() as runtime:
+        served = runtime.model(model)
+        key = runtime.pipeline.key(served, question(served, SETOSA))
+        wrong = pack(np.array([0.1, 0.2, 0.7]))
+        secret = runtime.settings.cache_secret.get_secret_value().encode()
+        redis_server.client.set(entry_key(key), seal(key, wrong, 60_000, secret), px=60_000)
+        given = await ask(runtime, model, SETOSA)
+        assert (given.source, given.entry.value) == ("l2", wrong)
+        await becomes(lambda: counted(runtime, model) == (1, 1))
+        await becomes(lambda: not redis_server.client.exists(entry_key(key)))
+        assert runtime.pipeline.l1.get(key) is None
+        right = await ask(runtime, model, SETOSA)
+        assert right.source == "computed"
+        assert np.argmax(unpack(right.entry.value)) == 0
+        assert (await ask(runtime, model, SETOSA)).hit
+        await becomes(lambda: counted(runtime, model) == (2, 1))
+    [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert (record.model, record.key) == (model, key)  # type: ignore[attr-defined]
+    assert "5.1" not in str(vars(record))
+
+
+async def test_a_wrong_cell_is_found_though_its_entry_is_what_the_model_said_to_another_input(
+    open_service: Open, redis_server: RedisServer
+) -> None:
+    async with open_service() as runtime:
+        model = runtime.model("forest")
+        sound: Cells = model.predictor._cells  # type: ignore[attr-defined]
+        model.predictor._cells = Cells([[]] * 4, sound.lowest, sound.highest)  # type: ignore[attr-defined]
+        first = await ask(runtime, "forest", SETOSA)
+        again = await ask(runtime, "forest", SETOSA)
+        await becomes(lambda: counted(runtime, "forest") == (1, 0))
+        other = await ask(runtime, "forest", VIRGINICA)
+        assert (first.source, again.source, other.hit) == ("computed", "l2", True)
+        assert other.entry.value == first.entry.value
+        await becomes(lambda: counted(runtime, "forest") == (2, 1))
+        await becomes(lambda: not redis_server.entries())
+        assert runtime.pipeline.l1.get(other.key) is None
+
+
+async def test_thousands_of_ordinary_questions_have_no_mismatch(open_service: Open) -> None:
+    chance = np.random.default_rng(0)
+    measured = load_iris().data
+    async with open_service() as runtime:
+        for model in ("forest", "linear"):
+            served, hits = runtime.model(model), 0
+            noisy = measured[chance.integers(150, size=400)] + chance.normal(0, 0.1, (400, 4)).round(2)
+            rows = [question(served, row) for row in noisy.tolist()]
+            for _ in range(60):  # each time no more than the backlog takes
+                batch = [rows[index] for index in chance.choice(len(rows), 50, replace=False)]
+                answers = await runtime.pipeline.answer_many(served, batch)
+                hits += len({answer.key for answer in answers if isinstance(answer, Answer) and answer.hit})
+                hits += (await runtime.pipeline.answer(served, batch[0])).hit
+                await audited(runtime, model, hits)
+            assert counted(runtime, model) == (hits, 0)
+            assert hits > 1500
+
+
+async def test_images_may_differ_in_their_last_bits_and_no_further(
+    open_service: Open, images: list[bytes], redis_server: RedisServer
+) -> None:
+    async with open_service() as runtime:
+        model = runtime.model("digits")
+        asked = [
+            model.predictor.parse({"image": base64.b64encode(f).decode()}, b"", "application/json") for f in images
+        ]
+        first = await runtime.pipeline.answer(model, asked[0])
+        assert (await runtime.pipeline.answer(model, asked[0])).hit
+        await audited(runtime, "digits", 1)
+        vector = unpack(first.entry.value)
+        for moved, mismatches in ((5e-6, 0), (1e-4, 1)):
+            value = pack(vector + np.float32(moved))
+            runtime.pipeline.l1.put(first.key, Entry(value, 60, runtime.clock() + 60))
+            before, _ = counted(runtime, "digits")
+            assert (await runtime.pipeline.answer(model, asked[0])).entry.value == value
+            await becomes(lambda before=before: counted(runtime, "digits")[0] == before + 1)  # type: ignore[misc]
+            assert counted(runtime, "digits")[1] == mismatches
+
+
+async def test_one_hit_in_a_thousand_is_audited_and_the_first_not_before_the_thousandth(open_service: Open) -> None:
+    async with open_service(share=0.001) as runtime:
+        await ask(runtime, "forest", SETOSA)
+        for _ in range(999):
+            assert (await ask(runtime, "forest", SETOSA)).hit
+        assert not runtime.auditor._waiting
+        assert counted(runtime, "forest") == (0, 0)
+        await ask(runtime, "forest", SETOSA)
+        await audited(runtime, "forest", 1)
+
+
+async def test_hits_below_asgi_are_audited_too_and_all_are_counted_once(
+    tmp_path: Path, models: Path, redis_server: RedisServer
+) -> None:
+    redis_server.client.flushall()
+    settings = {"models_dir": models, "redis_url": redis_server.url, "default_model": "forest", "audit_share": 0.01}
+    target = "/predict?" + "&".join(f"{name}={x}" for name, x in zip(NAMES, SETOSA, strict=True))
+    with running_server(tmp_path, **settings) as server:
+        async with await Connection.open(server.address) as connection:
+            bodies = {(await connection.get(target)).body for _ in range(1000)}
+        assert len(bodies) == 1
+        # The first one hit in a hundred, the others at most twice as far apart.
+        await becomes(lambda: server.metric("predict_cache_audits_total", model="forest") >= 5)
+        assert server.metric("predict_cache_audits_total", model="forest") < 100
+        assert server.metric("predict_cache_mismatch_total") == 0
+        await becomes(lambda: server.metric("predict_cache_results_total", model="forest") == 1000)
+        assert server.metric("predict_cache_results_total", model="forest", result="computed") == 1
+
+
+# The countdown, and the hit path
+
+
+@pytest.mark.parametrize("share", [1, 0.5, 0.3, 0.01])
+def test_the_share_is_exact_in_the_long_run_whatever_chance_does(share: float) -> None:
+    chance = np.random.default_rng(1)
+    countdown = Countdown(share, chance.random)
+    picked = sum(countdown.picks() for _ in range(100_000))
+    assert picked == pytest.approx(100_000 * share, rel=0.05)
+    assert share < 1 or picked == 100_000
+
+
+def test_a_share_of_none_picks_none() -> None:
+    countdown = Countdown(0)
+    assert all(countdown.skips() for _ in range(10_000))
+    assert not countdown.picks()
+
+
+def test_a_hit_that_is_due_stays_due_until_it_is_picked() -> None:
+    countdown = Countdown(1 / 3, lambda: 0.5)
+    assert [countdown.skips() for _ in range(4)] == [True, True, False, False]
+    assert countdown.picks()
+    assert [countdown.skips() for _ in range(3)] == [True, True, False]
+
+
+async def test_a_hit_that_is_due_leaves_the_hit_path_and_stays_in_its_table() -> None:
+    from service.api.endpoint import Reply
+
+    l1, counts = MemoryCache(10**6, 100, lambda: 1000.0), []
+    countdown = Countdown(1 / 3, lambda: 0.5)
+    runtime: Any = SimpleNamespace(
+        settings=load_settings({}),
+        metrics=Metrics(),
+        clock=lambda: 1000.0,
+        pipeline=SimpleNamespace(l1=l1),
+        auditor=SimpleNamespace(countdown=countdown),
+        economics=SimpleNamespace(add_hits=lambda model, count: counts.append((model, count))),
+    )
+    hits = HitTable(runtime)
+    entry = Entry(pack(np.array([1.0])), 60, 1060)
+    l1.put("key", entry)
+    model = Model("echo", MANIFEST, Beside(), None, leased=False)  # type: ignore[arg-type]
+    hits.enter("/predict", b"/predict?x=1", b"", [], Reply(b"{}", hot=(model, Answer("key", entry, "l1"))))
+    hit = hits.by_target[b"/predict?x=1"]
+    assert [hits.current(hit, []) for _ in range(4)] == [True, True, False, False]
+    assert hits.by_target[b"/predict?x=1"] is hit
+    assert countdown.picks()
+    assert hits.current(hit, [])
+    hits.flush()
+    assert counts == [("echo", 3)]
+
+
+# In the background
+
+
+class Beside:
+    """Answers 0 at once; its audits wait for their gate, then answer as told."""
+
+    fingerprint = bytes(32)
+    key_kind = "exact"
+
+    def __init__(self) -> None:
+        self.parameters: dict[str, Any] = {}
+        self.gate, self.busy = threading.Event(), threading.Event()
+        self.outcome: Any = pack(np.array([0.0]))
+        self.audits = 0
+
+    def parse(self, params: object, body: bytes, content_type: str | None) -> Question:
+        raise NotImplementedError
+
+    def predict(self, batch: Sequence[bytes]) -> list[Prediction | Exception]:
+        if self.busy.is_set():
+            self.gate.wait(10)
+        return [pack(np.array([0.0]))] * len(batch)
+
+    def audit(self, payload: bytes) -> Any:
+        self.gate.wait(10)
+        self.audits += 1
+        if isinstance(self.outcome, BaseException):
+            raise self.outcome
+        return self.outcome
+
+
+class House:
+    """An auditor of every hit, with one model, and hits made up for it."""
+
+    def __init__(self) -> None:
+        self.predictor, self.metrics = Beside(), Metrics()
+        self.l1 = MemoryCache(10**6, 100)
+        self.batcher = Batcher(self.predictor.predict, max_batch_size=4, max_queue_size=4)
+        self.model = Model("echo", MANIFEST, self.predictor, self.batcher, leased=False)  # type: ignore[arg-type]
+        l2 = NoRedis(lambda model: None, lambda: 0.0, lambda: 0.0)
+        self.auditor = Auditor(Countdown(1), self.l1, l2, self.metrics, sleep=lambda seconds: asyncio.sleep(0))
+        self.task = asyncio.create_task(self.auditor.run())
+
+    def hit(self, payload: bytes | None = b"x", value: float = 0.0) -> None:
+        entry = Entry(pack(np.array([value])), 1e6, 1e9)
+        asked = Ask(self.model, Question(b"x", payload), "key", True, 1e9, Allowance())
+        self.l1.put("key", entry)
+        self.auditor.observe(asked, Answer("key", entry, "l1"))
+
+    def counted(self) -> tuple[float, float]:
+        samples = self.metrics.samples("echo")
+        return samples.get(("predict_cache_audits_total", ""), 0), samples.get(("predict_cache_mismatch_total", ""), 0)
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    house = House()
+    yield house
+    house.predictor.gate.set()
+    house.task.cancel()
+    await asyncio.wait([house.task])
+    await house.batcher.close()
+
+
+async def test_no_request_waits_for_an_audit(house: House) -> None:
+    house.hit()
+    await becomes(lambda: not house.auditor._waiting)
+    computed = await house.batcher.submit(b"x", wanted=lambda: True, deadline=1e9)
+    assert computed.prediction == pack(np.array([0.0]))
+    assert house.predictor.audits == 0
+    house.predictor.gate.set()
+    await becomes(lambda: house.counted() == (1, 0))
+
+
+async def test_while_the_model_has_something_to_do_audits_wait_and_beyond_the_backlog_are_dropped(house: House) -> None:
+    house.predictor.busy.set()
+    request = asyncio.ensure_future(house.batcher.submit(b"x", wanted=lambda: True, deadline=1e9))
+    await becomes(lambda: house.batcher._computing)
+    for _ in range(MAX_WAITING + 10):
+        house.hit()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert len(house.auditor._waiting) == MAX_WAITING
+    assert house.predictor.audits == 0
+    house.predictor.gate.set()
+    await request
+    await becomes(lambda: house.counted() == (MAX_WAITING, 0))
+
+
+async def test_a_question_without_a_payload_is_not_audited(house: House) -> None:
+    house.predictor.gate.set()
+    house.hit(payload=None, value=1.0)
+    house.hit()
+    await becomes(lambda: house.counted() == (1, 0))
+    assert not house.auditor._waiting
+
+
+async def test_payloads_that_wait_are_bounded_in_bytes(house: House) -> None:
+    house.predictor.busy.set()
+    request = asyncio.ensure_future(house.batcher.submit(b"x", wanted=lambda: True, deadline=1e9))
+    await becomes(lambda: house.batcher._computing)
+    for _ in range(3):
+        house.hit(bytes(10 * 2**20))
+    assert len(house.auditor._waiting) == 1
+    house.predictor.gate.set()
+    await request
+
+
+@pytest.mark.parametrize("outcome", [ValueError("no"), SystemExit(1)], ids=["error", "exit"])
+async def test_an_audit_that_fails_proves_nothing_and_ends_nothing(house: House, outcome: BaseException) -> None:
+    house.predictor.gate.set()
+    house.predictor.outcome = outcome
+    house.hit()
+    await becomes(lambda: house.predictor.audits == 1)
+    house.predictor.outcome = pack(np.array([0.0]))
+    house.hit(value=7.0)
+    await becomes(lambda: house.counted() == (1, 1))
+    assert house.l1.get("key") is None

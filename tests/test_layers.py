@@ -1,0 +1,81 @@
+"""Imports point down only, from __main__ to config and errors; RANKS has all the layers."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SERVICE = sorted((ROOT / "service").rglob("*.py"))
+
+RANKS = {
+    "errors": 0,
+    "logs": 0,
+    "config": 1,
+    "cache": 2,
+    "inference": 2,
+    "metrics": 2,
+    "asking": 3,
+    "pipeline": 4,
+    "audit": 4,
+    "economics": 4,
+    "runtime": 5,
+    "api": 6,
+    "app": 7,
+    "embedded": 7,
+    "scratch": 7,
+    "supervisor": 7,
+    "worker": 8,
+    "launcher": 8,
+    "__main__": 9,
+}
+"""A module may import those of a lower rank, its own package, and ``service`` itself (the version)."""
+
+HEAVY = ("torch", "torchvision", "sklearn", "joblib", "PIL")
+"""What models compute with: seconds to import, and hundreds of megabytes."""
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names if node.module == "service")
+
+
+def layer(module: str) -> str | None:
+    parts = module.split(".")
+    return parts[1] if parts[0] == "service" and len(parts) > 1 and parts[1] in RANKS else None
+
+
+@pytest.mark.parametrize("path", SERVICE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path: Path) -> None:
+    own = path.relative_to(ROOT / "service").with_suffix("").parts[0]
+    if own == "__init__":
+        return
+    assert own in RANKS, f"{path.name} has no layer yet: add it to RANKS"
+    for module in imports(path):
+        other = layer(module)
+        if other is None or other == own:
+            continue
+        assert RANKS[other] < RANKS[own], f"{own} imports {module}"
+
+
+@pytest.mark.parametrize("path", SERVICE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_service_never_imports_training_benchmarks_or_tests(path: Path) -> None:
+    assert not {module.split(".")[0] for module in imports(path)} & {"training", "benchmarks", "tests"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda path: path.name)
+def test_benchmarks_speak_http_only(path: Path) -> None:
+    assert not any(module.split(".")[0] in {"service", "training"} for module in imports(path))
+
+
+def test_what_models_compute_with_is_imported_only_for_a_model_that_needs_it() -> None:
+    program = f"import sys, service.worker; print([name for name in {HEAVY} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True).stdout == "[]\n"

@@ -1,0 +1,307 @@
+"""The data path without Redis: what is computed, when, and for whom."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from service.asking import PLAIN, Answer, Model, Wants
+from service.cache.memory import MemoryCache
+from service.cache.no_redis import NoRedis
+from service.config import Settings, load_settings
+from service.errors import DeadlineExceeded, InvalidInput, NotCached, OnlyIfCached, Overloaded
+from service.inference.batcher import Batcher
+from service.inference.manifest import Manifest
+from service.inference.predictor import Prediction, Question, pack, unpack
+from service.metrics import Metrics
+from service.pipeline import Pipeline
+from tests.support.process import becomes
+
+pytestmark = pytest.mark.anyio
+
+MANIFEST = Manifest.model_validate(
+    {
+        "name": "echo",
+        "kind": "tabular",
+        "weights": {"file": "0" * 64, "sha256": "0" * 64},
+        "features": [{"name": "x"}],
+        "classes": [{"value": "0", "label": "zero"}],
+        "cost_seconds": 1.0,
+        "example": {"inputs": {"x": 0}, "golden": [0.0]},
+        "versions": {},
+    }
+)
+
+
+def question(x: float, identity: bytes | None = None, digest_only: bool = False) -> Question:
+    packed = struct.pack("!d", x)
+    return Question(identity or packed, None if digest_only else packed)
+
+
+class EchoPredictor:
+    """Answers each number with itself, counts, and waits for its gate while that is closed."""
+
+    fingerprint = bytes(32)
+    key_kind = "exact"
+    parameters: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self) -> None:
+        self.computed: list[float] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def parse(self, params: object, body: bytes, content_type: str | None) -> Question:
+        raise NotImplementedError
+
+    def predict(self, batch: Sequence[bytes]) -> list[Prediction | Exception]:
+        self.gate.wait(10)
+        values = [struct.unpack("!d", payload)[0] for payload in batch]
+        self.computed += values
+        return [InvalidInput("poison") if x < 0 else pack(np.array([x])) for x in values]
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class House:
+    """A pipeline with one model, on a clock that only tests move."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.clock = Clock()
+        self.predictor = EchoPredictor()
+        self.metrics = Metrics()
+        l1 = MemoryCache(settings.l1_max_bytes, settings.l1_max_entries, self.clock)
+        l2 = NoRedis(lambda model: None, self.clock, lambda: 0.0)
+        self.pipeline = Pipeline(settings, l1, l2, self.metrics, self.clock, lambda: 0.0)
+        self.batcher = Batcher(
+            self.predictor.predict,
+            max_batch_size=settings.max_batch_size,
+            max_queue_size=settings.max_queue_size,
+            clock=self.clock,
+        )
+        self.model = Model("echo", MANIFEST, self.predictor, self.batcher, leased=True)
+
+    async def ask(self, x: float, wants: Wants = PLAIN, **more: Any) -> Answer:
+        return await self.pipeline.answer(self.model, question(x, **more), wants)
+
+    def count(self, result: str) -> float:
+        return self.metrics.cache_results.labels("echo", result)._value.get()
+
+    async def dispatched(self) -> None:
+        """Until the model's thread has taken all that is queued."""
+        await becomes(lambda: self.batcher._computing and not self.batcher.queued)
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[House]:
+    house = House(settings)
+    try:
+        yield house
+    finally:
+        house.predictor.gate.set()
+        await house.pipeline.aclose()
+        await house.batcher.close()
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    few = {"PREDICT_TTL_SECONDS": "100", "PREDICT_MAX_QUEUE_SIZE": "4", "PREDICT_MAX_BATCH_SIZE": "4"}
+    async with opened(load_settings(few)) as house:
+        yield house
+
+
+async def test_the_second_asker_is_answered_from_memory(house: House) -> None:
+    assert (await house.ask(5)).source == "computed"
+    house.clock.now += 40
+    again = await house.ask(5)
+    assert (again.source, again.entry.age(house.clock.now), again.entry.left(house.clock.now)) == ("l1", 40, 60)
+    assert unpack(again.entry.value).tolist() == [5]
+    assert house.predictor.computed == [5]
+
+
+async def test_an_expired_answer_is_computed_anew(house: House) -> None:
+    await house.ask(5)
+    house.clock.now += 100
+    assert (await house.ask(5)).source == "computed"
+    assert house.predictor.computed == [5, 5]
+
+
+async def test_a_hundred_simultaneous_askers_cost_one_computation(house: House) -> None:
+    answers = await asyncio.gather(*(house.ask(5) for _ in range(100)))
+    assert house.predictor.computed == [5]
+    assert sorted(answer.source for answer in answers) == ["collapsed"] * 99 + ["computed"]
+    assert (house.count("computed"), house.count("collapsed")) == (1, 99)
+
+
+async def test_a_client_that_leaves_ends_nobody_elses_answer(house: House) -> None:
+    house.predictor.gate.clear()
+    first, second = asyncio.create_task(house.ask(5)), asyncio.create_task(house.ask(5))
+    await house.dispatched()
+    first.cancel()
+    house.predictor.gate.set()
+    assert (await second).source == "collapsed"
+    assert house.predictor.computed == [5]
+
+
+async def test_what_was_dispatched_is_finished_and_kept_though_its_only_client_left(house: House) -> None:
+    house.predictor.gate.clear()
+    alone = asyncio.create_task(house.ask(5))
+    await house.dispatched()
+    alone.cancel()
+    house.predictor.gate.set()
+    joined = await house.ask(5)
+    assert joined.source in ("collapsed", "l1")
+    assert house.predictor.computed == [5]
+
+
+async def test_what_nobody_waits_for_any_more_is_never_dispatched(house: House) -> None:
+    house.predictor.gate.clear()
+    busy = asyncio.create_task(house.ask(1))
+    await house.dispatched()
+    left = asyncio.create_task(house.ask(5))
+    await becomes(lambda: house.batcher.queued)
+    left.cancel()
+    await asyncio.wait([left])
+    house.predictor.gate.set()
+    await busy
+    assert (await house.ask(2)).source == "computed"
+    assert house.predictor.computed == [1, 2]
+
+
+async def test_a_deadline_that_passes_in_the_queue_means_no_computation(house: House) -> None:
+    house.predictor.gate.clear()
+    busy = asyncio.create_task(house.ask(1))
+    await house.dispatched()
+    late = asyncio.create_task(house.ask(5))
+    await becomes(lambda: house.batcher.queued)
+    house.clock.now += 31
+    house.predictor.gate.set()
+    with pytest.raises(DeadlineExceeded):
+        await late
+    await busy
+    assert house.predictor.computed == [1]
+
+
+async def test_no_cache_computes_overwrites_and_does_not_share_with_ordinary_askers(house: House) -> None:
+    await house.ask(5)
+    house.clock.now += 40
+    answers = await asyncio.gather(house.ask(5, Wants(fresh=True)), house.ask(5, Wants(fresh=True)), house.ask(5))
+    assert [answer.source for answer in answers] == ["computed", "collapsed", "l1"]
+    assert answers[0].fresh and answers[1].fresh
+    assert (await house.ask(5)).entry.age(house.clock.now) == 0
+    assert house.predictor.computed == [5, 5]
+
+
+async def test_no_store_neither_reads_nor_writes(house: House) -> None:
+    await house.ask(5)
+    first, second = await house.ask(5, Wants(store=False)), await house.ask(6, Wants(store=False))
+    assert (first.source, first.stored, second.stored) == ("computed", False, False)
+    assert (await house.ask(6)).source == "computed"
+    assert house.predictor.computed == [5, 5, 6, 6]
+
+
+async def test_no_store_waits_no_longer_than_anybody() -> None:
+    async with opened(load_settings({"PREDICT_DEADLINE_SECONDS": "0.05"})) as house:
+        house.predictor.gate.clear()
+        for wants in (Wants(), Wants(fresh=True), Wants(store=False)):
+            with pytest.raises(DeadlineExceeded):
+                await house.ask(5, wants)
+
+
+async def test_only_if_cached_never_computes(house: House) -> None:
+    with pytest.raises(OnlyIfCached):
+        await house.ask(5, Wants(compute=False))
+    await house.ask(5)
+    assert (await house.ask(5, Wants(compute=False))).source == "l1"
+    with pytest.raises(OnlyIfCached):
+        await house.ask(5, Wants(compute=False, fresh=True))
+    assert house.predictor.computed == [5]
+
+
+async def test_a_digest_is_answered_from_the_cache_or_not_at_all(house: House) -> None:
+    with pytest.raises(NotCached) as refused:
+        await house.ask(5, digest_only=True)
+    assert refused.value.status == 404
+    await house.ask(5)
+    assert (await house.ask(5, digest_only=True)).source == "l1"
+    assert house.predictor.computed == [5]
+    assert house.count("not_cached") == 1
+
+
+@pytest.mark.parametrize(
+    ("wants", "source"),
+    [
+        (Wants(max_age=41), "l1"),
+        (Wants(max_age=39), "computed"),
+        (Wants(min_fresh=59), "l1"),
+        (Wants(min_fresh=61), "computed"),
+    ],
+)
+async def test_an_answer_that_is_too_old_for_the_asker_is_computed_anew(
+    house: House, wants: Wants, source: str
+) -> None:
+    await house.ask(5)
+    house.clock.now += 40
+    assert (await house.ask(5, wants)).source == source
+
+
+async def test_a_min_fresh_beyond_any_lifetime_computes_once_not_twice(house: House) -> None:
+    assert (await house.ask(5, Wants(min_fresh=1e9))).source == "computed"
+    assert house.predictor.computed == [5]
+
+
+async def test_a_failure_reaches_all_who_wait_and_is_not_kept(house: House) -> None:
+    outcomes = await asyncio.gather(*(house.ask(-1) for _ in range(3)), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [InvalidInput] * 3
+    with pytest.raises(InvalidInput):
+        await house.ask(-1)
+    assert house.predictor.computed == [-1, -1]
+
+
+async def test_a_batch_folds_duplicates_and_keeps_a_bad_row_in_its_place(house: House) -> None:
+    await house.ask(1)
+    rows = [question(1), question(2), InvalidInput("bad"), question(2), question(-1)]
+    results = await house.pipeline.answer_many(house.model, rows)
+    kinds = [result.source if isinstance(result, Answer) else type(result).__name__ for result in results]
+    assert kinds == ["l1", "computed", "InvalidInput", "computed", "InvalidInput"]
+    assert results[1] is results[3]
+    assert sorted(house.predictor.computed) == [-1, 1, 2]
+
+
+async def test_a_digest_beside_its_input_in_one_batch_is_answered_with_it(house: House) -> None:
+    rows = [question(1, digest_only=True), question(1), question(1, digest_only=True)]
+    results = await house.pipeline.answer_many(house.model, rows)
+    assert [type(result) for result in results] == [Answer] * 3
+    assert house.predictor.computed == [1]
+
+
+async def test_a_batch_is_admitted_to_the_queue_whole_or_not_at_all(house: House) -> None:
+    house.predictor.gate.clear()
+    busy = asyncio.create_task(house.ask(0))
+    await house.dispatched()
+    with pytest.raises(Overloaded):
+        await house.pipeline.answer_many(house.model, [question(x) for x in range(1, 6)])
+    fits = asyncio.create_task(house.pipeline.answer_many(house.model, [question(x) for x in range(1, 5)]))
+    await becomes(lambda: house.batcher.queued == 4)
+    house.predictor.gate.set()
+    assert [type(result) for result in await fits] == [Answer] * 4
+    await busy
+    assert sorted(house.predictor.computed) == [0, 1, 2, 3, 4]
+
+
+async def test_what_a_batch_has_in_the_cache_needs_no_place_in_the_queue(house: House) -> None:
+    for x in range(8):
+        await house.ask(x)
+    results = await house.pipeline.answer_many(house.model, [question(x) for x in range(8)])
+    assert {result.source for result in results if isinstance(result, Answer)} == {"l1"}

@@ -1,0 +1,51 @@
+"""Makes models: what was trained or registered becomes a model directory here, with its golden answer and its cost."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+
+from service.errors import ConfigurationError
+from service.inference.artifact import Artifact, write_artifact
+from service.inference.manifest import Manifest
+from service.inference.predictor import Options, Predictor, load_predictor, unpack
+
+ENOUGH_SECONDS = 1.0
+MOST_PREDICTIONS = 101
+
+
+def publish(models_dir: Path, draft: Manifest, weights: bytes) -> Manifest:
+    """Write ``models_dir/<name>`` and return its manifest; raises ConfigurationError when the model cannot be served.
+
+    The draft's golden answer and cost are replaced by what the served model says to its example, and how fast.
+    """
+    predictor = load_predictor(Artifact(draft, weights), Options())
+    payload = predictor.parse(draft.example.inputs, b"", "application/json").payload
+    if payload is None:
+        raise ConfigurationError(f"The example of {draft.name} is a digest; give the input itself.")
+    golden, cost = _measure(predictor, payload)
+    example = draft.example.model_copy(update={"golden": golden})
+    manifest = draft.model_copy(update={"example": example, "cost_seconds": cost})
+    write_artifact(models_dir / draft.name, Artifact(manifest, weights))
+    return manifest
+
+
+def _measure(predictor: Predictor, payload: bytes) -> tuple[list[float], float]:
+    """The answer, and the median of the seconds that it took alone."""
+    durations: list[float] = []
+    while len(durations) < MOST_PREDICTIONS and sum(durations) < ENOUGH_SECONDS:
+        started = time.perf_counter()
+        try:
+            (answer,) = predictor.predict([payload])
+        except Exception as error:
+            raise _failure(error) from error
+        durations.append(time.perf_counter() - started)
+        if isinstance(answer, Exception):
+            raise _failure(answer)
+        golden: list[float] = unpack(answer).tolist()
+    return golden, statistics.median(durations)
+
+
+def _failure(error: Exception) -> ConfigurationError:
+    return ConfigurationError(f"The model fails on its example ({error!r}): give it another one.")
