@@ -7,9 +7,10 @@ anything imports ``prometheus_client``; whichever worker is scraped then answers
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -22,7 +23,49 @@ SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
-Family = TypeVar("Family", Counter, Histogram)
+class TalliedCounter(Counter):
+    """Counts in a plain number until it is flushed: the library's own way locks, and writes to a file, each time."""
+
+    _tally: float
+
+    def _metric_init(self) -> None:
+        super()._metric_init()
+        self._tally = 0.0
+
+    def inc(self, amount: float = 1, exemplar: dict[str, str] | None = None) -> None:
+        self._tally += amount
+
+    def flush(self) -> None:
+        amount, self._tally = self._tally, 0.0
+        if amount:
+            super().inc(amount)
+
+
+class TalliedHistogram(Histogram):
+    """The same for a histogram."""
+
+    _tally: list[int]
+    _total: float
+
+    def _metric_init(self) -> None:
+        super()._metric_init()
+        self._tally, self._total = [0] * len(self._upper_bounds), 0.0
+
+    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
+        self._tally[bisect_left(self._upper_bounds, amount)] += 1
+        self._total += amount
+
+    def flush(self) -> None:
+        tally, total = self._tally, self._total
+        self._tally, self._total = [0] * len(tally), 0.0
+        for bucket, count in zip(self._buckets, tally, strict=True):
+            if count:
+                bucket.inc(count)
+        if total:
+            self._sum.inc(total)
+
+
+Family = TypeVar("Family", TalliedCounter, TalliedHistogram)
 
 
 @lru_cache(maxsize=4096)
@@ -32,10 +75,14 @@ def child(family: Family, *labels: object) -> Family:
 
 
 class Metrics:
-    """The families of one process. Labels have few values: model names, never anything that a client sends."""
+    """The families of one process. Labels have few values: model names, never anything that a client sends.
+
+    Counted on the event loop, and shown once they have been flushed.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._tallied: list[Any] = []
         # Requests.
         self.requests = self._counter("predict_requests", "Answers by route and status.", "route", "status")
         self.latency = self._histogram(
@@ -143,6 +190,12 @@ class Metrics:
     def state(self, up: bool) -> None:
         self.l2_up.set(up)
 
+    def flush(self) -> None:
+        """Show what has been counted. On the event loop, like the counting."""
+        for family in self._tallied:
+            for member in family._metrics.values() if family._labelnames else (family,):
+                member.flush()
+
     def exposition(self) -> bytes:
         """The text that Prometheus scrapes. Reads files, so it belongs in a thread."""
         return generate_latest(self._all_workers())
@@ -163,11 +216,15 @@ class Metrics:
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return registry
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(name, text, labels, registry=self.registry)
+    def _counter(self, name: str, text: str, *labels: str) -> TalliedCounter:
+        counter = TalliedCounter(name, text, labels, registry=self.registry)
+        self._tallied.append(counter)
+        return counter
 
-    def _histogram(self, name: str, text: str, *labels: str, buckets: Sequence[float] = SECONDS) -> Histogram:
-        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+    def _histogram(self, name: str, text: str, *labels: str, buckets: Sequence[float] = SECONDS) -> TalliedHistogram:
+        histogram = TalliedHistogram(name, text, labels, buckets=buckets, registry=self.registry)
+        self._tallied.append(histogram)
+        return histogram
 
     def _gauge(
         self, name: str, text: str, *labels: str, workers: Literal["livesum", "max", "mostrecent"] = "livesum"

@@ -74,6 +74,7 @@ class Runtime:
         self.metrics.l2_up.set(self.pipeline.l2.state == "up")
         for model in self.models.values():
             self.metrics.queue_size.labels(model.name).set(model.batcher.queued)
+        self.metrics.flush()
 
 
 @asynccontextmanager
@@ -109,8 +110,9 @@ async def open_runtime(settings: Settings) -> AsyncIterator[Runtime]:
             economics.observe(ask, answer)
 
         pipeline = Pipeline(settings, l1, l2, metrics, observe=observe, bypasses=economics.bypasses)
-        stack.push_async_callback(pipeline.aclose)
         runtime = Runtime(settings, metrics, pipeline, models, auditor, economics)
+        stack.callback(runtime.update_metrics)  # what the last requests were counted for
+        stack.push_async_callback(pipeline.aclose)
         for background in (auditor.run(), economics.run(), _keep_metrics(runtime), _keep_hot(l1, l2)):
             stack.push_async_callback(_cancel, asyncio.create_task(background))
         yield runtime

@@ -90,6 +90,7 @@ def open_service(models: Path, redis_server: RedisServer, monkeypatch: pytest.Mo
 
 def counted(runtime: Runtime, model: str) -> tuple[float, float]:
     """Audits and mismatches so far."""
+    runtime.metrics.flush()
     samples = runtime.metrics.samples(model)
     return samples["predict_cache_audits_total", ""], samples["predict_cache_mismatch_total", ""]
 
@@ -320,6 +321,7 @@ class House:
         self.auditor.observe(asked, Answer("key", entry, "l1"))
 
     def counted(self) -> tuple[float, float]:
+        self.metrics.flush()
         samples = self.metrics.samples("echo")
         return samples.get(("predict_cache_audits_total", ""), 0), samples.get(("predict_cache_mismatch_total", ""), 0)
 

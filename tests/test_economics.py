@@ -95,6 +95,7 @@ class Books:
 
     def samples(self) -> dict[tuple[str, str], float]:
         self.economics.update_metrics()
+        self.metrics.flush()
         return self.metrics.samples("echo")
 
     async def report(self) -> dict[str, Any]:

@@ -96,6 +96,7 @@ class House:
         return await self.pipeline.answer(self.model, question(x, **more), wants)
 
     def count(self, result: str) -> float:
+        self.metrics.flush()
         return self.metrics.cache_results.labels("echo", result)._value.get()
 
     async def dispatched(self) -> None:

@@ -1,46 +1,90 @@
-"""Time that is Redis's, not this process's own: a timeout that pauses with the event loop."""
+"""Time that is Redis's, not this process's own: a clock that pauses with the event loop, and deadlines by it."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 STEP_SECONDS = 0.01
-GRACE_SECONDS = 0.02
+PAUSE_SECONDS = 0.03
+"""A step that took longer than this was a pause of the loop."""
+
+MOST_SECONDS = 0.015
+"""What one step counts at most, however long it took."""
+
+IDLE_STEPS = 100
+
+T = TypeVar("T")
 
 
-@asynccontextmanager
-async def deadline(seconds: float) -> AsyncIterator[Callable[[], float]]:
-    """As ``asyncio.timeout``, but what a pause of the loop takes counts as one step of 10 ms. Gives the time counted.
+class LoopClock:
+    """Reads how long the event loop has been turning, in seconds; a pause counts as a step. One per event loop.
 
     A burst of requests, a busy machine or SIGSTOP keep the loop from noticing a reply that has long arrived. That is
     not Redis's doing, and must neither end the waiting nor use up what Redis may cost a request.
+
+    One timer for all who wait: their deadlines are some steps away, and hardly any of them is ever reached. It rests
+    after a second in which nobody has read the clock or waited.
     """
-    loop = asyncio.get_running_loop()
-    counted, since = 0.0, time.monotonic()  # uvloop's own clock moves in milliseconds
-    stride = min(STEP_SECONDS, seconds)
-    timer: asyncio.TimerHandle
 
-    def spent() -> float:
-        return counted + min(STEP_SECONDS, time.monotonic() - since)
+    def __init__(self) -> None:
+        self._counted = self._since = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._idle = 0
+        self._due: dict[asyncio.Future[Any], float] = {}
+        self._expired: set[asyncio.Future[Any]] = set()
 
-    def step() -> None:
-        nonlocal counted, since, stride, timer
-        now = time.monotonic()
-        late = now - since - stride > GRACE_SECONDS
-        counted, since = counted + stride, now
-        stride = min(STEP_SECONDS, seconds - counted)
-        if stride > 0:
-            timer = loop.call_later(stride, step)
+    def now(self) -> float:
+        """Two readings a second or more apart, between which nobody waited, need not differ by that."""
+        self._idle = 0
+        if self._timer is None:
+            self._since = time.monotonic()
+            self._set_timer()
+        # Not the loop's own clock: uvloop's stands still within one turn, and moves in milliseconds.
+        return self._counted + min(MOST_SECONDS, time.monotonic() - self._since)
+
+    async def wait(self, future: asyncio.Future[T], until: float) -> T:
+        """The result of the future, which nobody else may be waiting for; raises TimeoutError.
+
+        A future has then failed, and a task is cancelled.
+        """
+        if future.done():
+            return future.result()
+        if self.now() >= until:
+            self._expire(future)
         else:
-            # asyncio runs a timer that is due before the task that a reply has just woken: look once more.
-            scope.reschedule(loop.time() + (GRACE_SECONDS if late else 0))
-
-    async with asyncio.timeout(None) as scope:
-        timer = loop.call_later(stride, step)
+            self._due[future] = until
         try:
-            yield spent
+            return await future
+        except asyncio.CancelledError:
+            if future in self._expired:
+                raise TimeoutError from None
+            raise
         finally:
-            timer.cancel()
+            self._due.pop(future, None)
+            self._expired.discard(future)
+
+    def _expire(self, future: asyncio.Future[Any]) -> None:
+        if isinstance(future, asyncio.Task):
+            self._expired.add(future)
+            future.cancel()
+        elif not future.done():
+            future.set_exception(TimeoutError())
+
+    def _set_timer(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(STEP_SECONDS, self._step)
+
+    def _step(self) -> None:
+        self._timer = None
+        self._idle += 1
+        if self._due or self._idle < IDLE_STEPS:
+            self._set_timer()
+        now = time.monotonic()
+        took, self._since = now - self._since, now
+        self._counted += min(MOST_SECONDS, took)
+        if took > PAUSE_SECONDS:
+            return  # asyncio runs its timers before it reads what has arrived meanwhile: look at the next step
+        for future in [future for future, until in self._due.items() if until <= self._counted]:
+            del self._due[future]
+            self._expire(future)

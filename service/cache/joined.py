@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import math
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Generic, TypeVar
 
-from service.cache.deadline import deadline
+from service.cache.deadline import LoopClock
 from service.errors import StoreUnavailable
 
 Item = TypeVar("Item")
@@ -30,6 +28,10 @@ class Asked(asyncio.Future[Reply]):
 
     spent: float | None = None
 
+    def __init__(self, clock: LoopClock) -> None:
+        super().__init__()
+        self.clock = clock
+
 
 class Allowance:
     """How long Redis may still keep one request waiting, in seconds."""
@@ -49,16 +51,15 @@ class Allowance:
 
         What the round trip took is charged, not what this worker took until it was sent or its reply noticed.
         """
-        started = time.monotonic()  # not the loop's: uvloop's stands still within one turn, and moves in milliseconds
+        started = reply.clock.now()
         try:
-            if self.left >= LONGEST_SECONDS:  # its round trip ends before: no timer
+            if self.left >= LONGEST_SECONDS:  # its round trip ends before
                 return await reply
-            async with deadline(max(self.left, 0.0)):
-                return await reply
+            return await reply.clock.wait(reply, started + self.left)
         except TimeoutError:
             raise StoreUnavailable("Redis has used up the time it may cost a request") from None
         finally:
-            self.left -= time.monotonic() - started if reply.spent is None else reply.spent
+            self.left -= reply.clock.now() - started if reply.spent is None else reply.spent
 
 
 class Joined(Generic[Item, Reply]):
@@ -73,8 +74,10 @@ class Joined(Generic[Item, Reply]):
         travel: Callable[[list[Item], float], Coroutine[Any, Any, Sequence[Reply | StoreUnavailable]]],
         trips: int,
         size: int,
+        clock: LoopClock,
     ) -> None:
         self._travel = travel
+        self._clock = clock
         self._free = trips
         self._size = size
         self._waiting: list[tuple[Item, float, Asked[Reply]]] = []
@@ -83,12 +86,11 @@ class Joined(Generic[Item, Reply]):
 
     def ask(self, item: Item) -> Asked[Reply]:
         """The future belongs to the caller: cancelling it leaves the round trip alone."""
-        loop = asyncio.get_running_loop()
-        future: Asked[Reply] = Asked(loop=loop)
-        self._waiting.append((item, loop.time(), future))
+        future: Asked[Reply] = Asked(self._clock)
+        self._waiting.append((item, self._clock.now(), future))
         if not self._scheduled and self._free:
             self._scheduled = True
-            loop.call_soon(self._depart)
+            asyncio.get_running_loop().call_soon(self._depart)
         return future
 
     async def close(self) -> None:
@@ -117,22 +119,22 @@ class Joined(Generic[Item, Reply]):
         wanted = [(item, future) for item, _, future in batch if not future.done()]
         if not wanted:
             return
-        waited = asyncio.get_running_loop().time() - batch[0][1]
-        seconds = min(ROUND_TRIP_SECONDS, max(SHORTEST_SECONDS, LONGEST_SECONDS - waited))
+        started = self._clock.now()
+        seconds = min(ROUND_TRIP_SECONDS, max(SHORTEST_SECONDS, LONGEST_SECONDS - (started - batch[0][1])))
         try:
-            async with deadline(math.inf) as spent:
-                replies = await self._travel([item for item, _ in wanted], seconds)
+            replies = await self._travel([item for item, _ in wanted], seconds)
         except Exception as error:
             for _, future in wanted:  # in any case: nobody may be left waiting
                 _fail(future, StoreUnavailable(str(error)))
             if isinstance(error, StoreUnavailable):
                 return
             raise
+        spent = self._clock.now() - started
         for (_, future), reply in zip(wanted, replies, strict=True):
             if isinstance(reply, StoreUnavailable):
                 _fail(future, reply)
             elif not future.done():
-                future.spent = spent()
+                future.spent = spent
                 future.set_result(reply)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from service.cache import census
 from service.cache.census import Census
 from service.cache.codec import Codec
+from service.cache.deadline import LoopClock
 from service.cache.entry import Entry
 from service.cache.generations import PURGES, Generations
 from service.cache.joined import Allowance, Asked, Joined
@@ -62,10 +63,11 @@ class RedisCache:
         self._observer = observer
         self._codec = Codec(secret, observer, clock)
         self._on_reconnect = on_reconnect
-        self._node = Node(url, self._on_state, observer)
-        self._reads: Joined[str, Found] = Joined(self._read, READ_TRIPS, ITEMS_PER_TRIP)
-        self._writes: Joined[Write, Found] = Joined(self._write, WRITE_TRIPS, ITEMS_PER_TRIP)
-        self._commands: Joined[Command, Any] = Joined(self._run, COMMAND_TRIPS, ITEMS_PER_TRIP)
+        waiting = LoopClock()
+        self._node = Node(url, waiting, self._on_state, observer)
+        self._reads: Joined[str, Found] = Joined(self._read, READ_TRIPS, ITEMS_PER_TRIP, waiting)
+        self._writes: Joined[Write, Found] = Joined(self._write, WRITE_TRIPS, ITEMS_PER_TRIP, waiting)
+        self._commands: Joined[Command, Any] = Joined(self._run, COMMAND_TRIPS, ITEMS_PER_TRIP, waiting)
         self._generations = Generations(self._commands.ask, on_generation_change)
         self._leases = Leases(self._ask_to_write, self._codec, random, compute_seconds, follow_seconds)
         handlers = {PURGES: self._on_purge, HINTS: self._leases.hints.tell}

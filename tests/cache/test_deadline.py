@@ -1,67 +1,112 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
+from typing import Any
 
 import pytest
 
-from service.cache.deadline import deadline
+from service.cache.deadline import LoopClock
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_what_takes_too_long_is_ended() -> None:
+@pytest.fixture
+def clock() -> LoopClock:
+    return LoopClock()
+
+
+def future() -> asyncio.Future[Any]:
+    return asyncio.get_running_loop().create_future()
+
+
+async def test_what_takes_too_long_is_ended(clock: LoopClock) -> None:
     with pytest.raises(TimeoutError):
-        async with deadline(0.01):
-            await asyncio.Event().wait()
+        await clock.wait(future(), clock.now() + 0.01)
 
 
-async def test_what_ends_in_time_is_left_alone() -> None:
-    async with deadline(0.01):
-        pass
-    await asyncio.sleep(0.02)
+async def test_a_task_that_takes_too_long_is_cancelled(clock: LoopClock) -> None:
+    task = asyncio.create_task(asyncio.Event().wait())
+    with pytest.raises(TimeoutError):
+        await clock.wait(task, clock.now() + 0.01)
+    assert task.cancelled()
 
 
-async def test_a_reply_that_arrived_while_the_loop_paused_is_taken() -> None:
-    reply = asyncio.get_running_loop().create_future()
+async def test_what_is_past_its_deadline_already_is_ended_but_not_what_is_done(clock: LoopClock) -> None:
+    here = future()
+    here.set_result("here")
+    assert await clock.wait(here, clock.now() - 1) == "here"
+    with pytest.raises(TimeoutError):
+        await clock.wait(future(), clock.now() - 1)
+
+
+async def test_what_ends_in_time_is_left_alone(clock: LoopClock) -> None:
+    reply = future()
     asyncio.get_running_loop().call_soon(reply.set_result, "here")
+    assert await clock.wait(reply, clock.now() + 0.01) == "here"
+    await asyncio.sleep(0.05)
+    assert reply.result() == "here"
+
+
+async def test_its_own_error_is_told(clock: LoopClock) -> None:
+    reply = future()
+    asyncio.get_running_loop().call_soon(reply.set_exception, ConnectionError("lost"))
+    with pytest.raises(ConnectionError):
+        await clock.wait(reply, clock.now() + 10)
+
+
+async def test_a_reply_that_arrived_while_the_loop_paused_is_taken(clock: LoopClock) -> None:
+    """It lies in the socket, which is read after the timers have run."""
+    (reader, writer), (_, other) = await _connected()
+    asyncio.get_running_loop().call_soon(other.write, b"here")
     asyncio.get_running_loop().call_soon(time.sleep, 0.1)
-    async with deadline(0.01):
+    assert await clock.wait(asyncio.create_task(reader.readexactly(4)), clock.now() + 0.02) == b"here"
+    writer.close()
+    other.close()
+
+
+async def test_after_a_pause_what_still_does_not_arrive_is_ended(clock: LoopClock) -> None:
+    asyncio.get_running_loop().call_soon(time.sleep, 0.1)
+    with pytest.raises(TimeoutError):
+        await clock.wait(future(), clock.now() + 0.01)
+
+
+async def test_pauses_of_the_loop_count_as_a_step_each(clock: LoopClock) -> None:
+    started = clock.now()
+    for _ in range(3):
+        asyncio.get_running_loop().call_soon(time.sleep, 0.1)
         await asyncio.sleep(0)
-        assert await reply == "here"
+    assert 0 < clock.now() - started < 0.1
 
 
-async def test_after_a_pause_what_still_does_not_arrive_is_ended() -> None:
-    asyncio.get_running_loop().call_soon(time.sleep, 0.1)
+async def test_a_loop_that_turns_counts_every_millisecond(clock: LoopClock) -> None:
+    started, by_clock = time.monotonic(), clock.now()
+    last = by_clock
+    while time.monotonic() - started < 0.1:
+        await asyncio.sleep(0.001)
+        assert last <= clock.now() <= by_clock + time.monotonic() - started + 0.002
+        last = clock.now()
+    assert last - by_clock > 0.02
+
+
+async def test_it_goes_on_after_a_rest(clock: LoopClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.cache.deadline.IDLE_STEPS", 1)
+    before = clock.now()
+    await asyncio.sleep(0.05)
+    assert clock._timer is None
+    assert before <= clock.now() <= before + 0.04
     with pytest.raises(TimeoutError):
-        async with deadline(0.01):
-            await asyncio.Event().wait()
+        await clock.wait(future(), clock.now() + 0.02)
 
 
-async def test_a_pause_of_the_loop_counts_as_one_step() -> None:
-    async with deadline(0.05) as spent:
-        for _ in range(3):
-            asyncio.get_running_loop().call_soon(time.sleep, 0.1)
-            await asyncio.sleep(0)
-        assert 0.01 <= spent() <= 0.05
-
-
-async def test_a_loop_that_turns_counts_every_millisecond() -> None:
-    started = time.monotonic()
-    with pytest.raises(TimeoutError):
-        async with deadline(0.05) as spent:
-            while True:
-                await asyncio.sleep(0.001)
-                assert spent() <= time.monotonic() - started + 0.002
-
-
-async def test_a_cancellation_from_elsewhere_is_no_timeout() -> None:
-    async def wait() -> None:
-        async with deadline(10):
-            await asyncio.Event().wait()
-
-    task = asyncio.create_task(wait())
+async def test_a_cancellation_from_elsewhere_is_no_timeout(clock: LoopClock) -> None:
+    task = asyncio.create_task(clock.wait(future(), clock.now() + 10))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def _connected() -> list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    return [await asyncio.open_connection(sock=end) for end in socket.socketpair()]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from service.cache.deadline import LoopClock
 from service.cache.joined import LONGEST_SECONDS, ROUND_TRIP_SECONDS, SHORTEST_SECONDS, Allowance, Asked, Joined
 from service.errors import StoreUnavailable
 
@@ -36,7 +37,7 @@ async def settled() -> None:
 
 async def test_what_one_turn_asks_for_travels_together() -> None:
     carrier = Carrier()
-    joined = Joined(carrier, trips=4, size=100)
+    joined = Joined(carrier, trips=4, size=100, clock=LoopClock())
     assert await asyncio.gather(*(joined.ask(i) for i in range(5))) == [0, 10, 20, 30, 40]
     assert carrier.trips == [[0, 1, 2, 3, 4]]
 
@@ -44,7 +45,7 @@ async def test_what_one_turn_asks_for_travels_together() -> None:
 async def test_while_all_trips_are_under_way_items_gather_for_the_next() -> None:
     carrier = Carrier()
     carrier.gate.clear()
-    joined = Joined(carrier, trips=2, size=100)
+    joined = Joined(carrier, trips=2, size=100, clock=LoopClock())
     asked = []
     for i in range(5):
         asked.append(joined.ask(i))
@@ -57,7 +58,7 @@ async def test_while_all_trips_are_under_way_items_gather_for_the_next() -> None
 
 async def test_a_trip_carries_no_more_than_its_size() -> None:
     carrier = Carrier()
-    joined = Joined(carrier, trips=1, size=2)
+    joined = Joined(carrier, trips=1, size=2, clock=LoopClock())
     await asyncio.gather(*(joined.ask(i) for i in range(5)))
     assert carrier.trips == [[0, 1], [2, 3], [4]]
 
@@ -65,7 +66,7 @@ async def test_a_trip_carries_no_more_than_its_size() -> None:
 async def test_one_bad_reply_fails_only_its_own_item() -> None:
     carrier = Carrier()
     carrier.failing = {1}
-    joined = Joined(carrier, trips=1, size=10)
+    joined = Joined(carrier, trips=1, size=10, clock=LoopClock())
     one, two, three = await asyncio.gather(*(joined.ask(i) for i in range(3)), return_exceptions=True)
     assert (one, three) == (0, 20)
     assert isinstance(two, StoreUnavailable)
@@ -75,7 +76,7 @@ async def test_a_failed_trip_fails_all_its_items() -> None:
     async def fail(items: list[int], seconds: float) -> list[int]:
         raise StoreUnavailable("no")
 
-    outcomes = await asyncio.gather(*map(Joined(fail, 1, 10).ask, range(3)), return_exceptions=True)
+    outcomes = await asyncio.gather(*map(Joined(fail, 1, 10, LoopClock()).ask, range(3)), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [StoreUnavailable] * 3
 
 
@@ -87,7 +88,7 @@ async def test_a_defect_leaves_nobody_waiting_and_is_reported() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(StoreUnavailable):
-        await Joined(broken, 1, 10).ask(1)
+        await Joined(broken, 1, 10, LoopClock()).ask(1)
     await settled()
     assert [type(error) for error in complaints] == [ZeroDivisionError]
 
@@ -95,7 +96,7 @@ async def test_a_defect_leaves_nobody_waiting_and_is_reported() -> None:
 async def test_who_leaves_takes_nothing_along() -> None:
     carrier = Carrier()
     carrier.gate.clear()
-    joined = Joined(carrier, trips=1, size=10)
+    joined = Joined(carrier, trips=1, size=10, clock=LoopClock())
     left, stayed = joined.ask(1), joined.ask(2)
     await settled()
     left.cancel()
@@ -105,7 +106,7 @@ async def test_who_leaves_takes_nothing_along() -> None:
 
 async def test_nobody_travels_for_who_has_left_before_the_departure() -> None:
     carrier = Carrier()
-    joined = Joined(carrier, trips=1, size=10)
+    joined = Joined(carrier, trips=1, size=10, clock=LoopClock())
     left, stayed = joined.ask(1), joined.ask(2)
     left.cancel()
     assert await stayed == 20
@@ -116,7 +117,7 @@ async def test_nobody_travels_for_who_has_left_before_the_departure() -> None:
 async def test_what_had_to_wait_for_a_trip_leaves_less_time_for_it() -> None:
     carrier = Carrier()
     carrier.gate.clear()
-    joined = Joined(carrier, trips=1, size=10)
+    joined = Joined(carrier, trips=1, size=10, clock=LoopClock())
     asked = [joined.ask(1)]
     await settled()
     for i in (2, 3):
@@ -131,23 +132,23 @@ async def test_what_had_to_wait_for_a_trip_leaves_less_time_for_it() -> None:
 
 async def test_closing_lets_what_was_asked_for_arrive() -> None:
     carrier = Carrier()
-    joined = Joined(carrier, trips=1, size=1)
+    joined = Joined(carrier, trips=1, size=1, clock=LoopClock())
     asked = [joined.ask(i) for i in range(3)]
     await joined.close()
     assert [future.result() for future in asked] == [0, 10, 20]
 
 
 async def test_an_allowance_is_used_up_by_waiting_and_ends_it() -> None:
-    allowance, never = Allowance(0.01), Asked[str]()
+    allowance, never = Allowance(0.01), Asked[str](LoopClock())
     with pytest.raises(StoreUnavailable):
         await allowance.wait(never)
     assert allowance.left <= 0
     with pytest.raises(StoreUnavailable):
-        await allowance.wait(Asked[str]())
+        await allowance.wait(Asked[str](LoopClock()))
 
 
 async def test_a_reply_costs_only_the_time_it_took() -> None:
-    allowance, reply = Allowance(10), Asked[str]()
+    allowance, reply = Allowance(10), Asked[str](LoopClock())
     reply.set_result("now")
     assert await allowance.wait(reply) == "now"
     assert 9.9 < allowance.left < 10
@@ -157,7 +158,7 @@ async def test_a_request_is_charged_for_the_round_trip_and_not_for_this_workers_
     async def travel(items: list[int], seconds: float) -> list[int]:
         return items
 
-    joined, allowance = Joined(travel, trips=1, size=10), Allowance()
+    joined, allowance = Joined(travel, trips=1, size=10, clock=LoopClock()), Allowance()
     asked = joined.ask(1)
     asyncio.get_running_loop().call_soon(time.sleep, 0.12)
     assert await allowance.wait(asked) == 1
