@@ -7,7 +7,15 @@ from collections.abc import Sequence
 import pytest
 
 from service.cache.deadline import LoopClock
-from service.cache.joined import LONGEST_SECONDS, ROUND_TRIP_SECONDS, SHORTEST_SECONDS, Allowance, Asked, Joined
+from service.cache.joined import (
+    GATHER_SECONDS,
+    LONGEST_SECONDS,
+    ROUND_TRIP_SECONDS,
+    SHORTEST_SECONDS,
+    Allowance,
+    Asked,
+    Joined,
+)
 from service.errors import StoreUnavailable
 
 pytestmark = pytest.mark.anyio
@@ -42,7 +50,7 @@ async def test_what_one_turn_asks_for_travels_together() -> None:
     assert carrier.trips == [[0, 1, 2, 3, 4]]
 
 
-async def test_while_all_trips_are_under_way_items_gather_for_the_next() -> None:
+async def test_while_a_trip_is_under_way_items_gather_for_the_next() -> None:
     carrier = Carrier()
     carrier.gate.clear()
     joined = Joined(carrier, trips=2, size=100, clock=LoopClock())
@@ -50,6 +58,20 @@ async def test_while_all_trips_are_under_way_items_gather_for_the_next() -> None
     for i in range(5):
         asked.append(joined.ask(i))
         await settled()
+    assert carrier.trips == [[0]]
+    carrier.gate.set()
+    assert await asyncio.gather(*asked) == [0, 10, 20, 30, 40]
+    assert carrier.trips == [[0], [1, 2, 3, 4]]
+
+
+async def test_they_do_not_wait_long_for_one_that_does_not_come_back_unless_all_are_under_way() -> None:
+    carrier = Carrier()
+    carrier.gate.clear()
+    joined = Joined(carrier, trips=2, size=100, clock=LoopClock())
+    asked = []
+    for i in range(5):
+        asked.append(joined.ask(i))
+        await asyncio.sleep(3 * GATHER_SECONDS)
     assert carrier.trips == [[0], [1]]
     carrier.gate.set()
     assert await asyncio.gather(*asked) == [0, 10, 20, 30, 40]
