@@ -31,6 +31,9 @@ MAX_HEAD_BYTES = 4096
 MAX_HEADS = 4
 """Per hit: a flood of spellings must not grow the table."""
 
+MAX_NEWCOMERS = 4096
+"""Targets that have been a hit once. Only the next one enters them: a flood of targets never asked again costs less."""
+
 OVERHEAD = 1000
 """What CPython spends on a hit beside the bytes of its target, heads and answer."""
 
@@ -81,6 +84,7 @@ class HitTable:
         self.by_head: dict[bytes, Hit] = {}
         self.by_target: dict[bytes, Hit] = {}
         self.bytes_used = 0
+        self._newcomers: set[bytes] = set()
         self._tallies: dict[tuple[str, str], list[int]] = {}
 
     def enter(self, route: str, target: bytes, received: bytes, headers: Headers, reply: Reply) -> None:
@@ -89,6 +93,8 @@ class HitTable:
             return
         model, answer = reply.hot
         hit = self.by_target.get(target)
+        if hit is None and self._is_new(target):
+            return
         if hit is None or hit.entry is not answer.entry:
             fixed = [header for header in reply.headers if header[0] not in VARYING and header[0] != b"x-request-id"]
             tally = self._tallies.setdefault((route, model.name), [0])
@@ -119,6 +125,15 @@ class HitTable:
                 self._metrics.requests.labels(route, 200).inc(count)
                 self._metrics.cache_results.labels(model, "l1").inc(count)
                 self._economics.add_hits(model, count)
+
+    def _is_new(self, target: bytes) -> bool:
+        if target in self._newcomers:
+            self._newcomers.remove(target)
+            return False
+        if len(self._newcomers) == MAX_NEWCOMERS:
+            self._newcomers.clear()
+        self._newcomers.add(target)
+        return True
 
     def _is_head(self, received: bytes, target: bytes) -> bool:
         """Whether what was received is the head of this one request, from its first byte to its last."""

@@ -14,24 +14,25 @@ def parse_query(query: bytes) -> dict[str, str]:
     params: dict[str, str] = {}
     if not query:
         return params
-    pairs = query.split(b"&", MAX_PARAMETERS)
+    text = query.decode("latin-1")  # a character per byte
+    coded = not text.isascii() or "%" in text or "+" in text
+    pairs = text.split("&", MAX_PARAMETERS)
     if len(pairs) > MAX_PARAMETERS:
         raise InvalidInput(f"More than {MAX_PARAMETERS} parameters.")
     for pair in pairs:
-        name_bytes, _, value_bytes = pair.partition(b"=")
-        name = _decode(name_bytes)
+        name, _, value = pair.partition("=")
+        if coded:
+            name, value = _decode(name), _decode(value)
         if not name:
             raise InvalidInput("A parameter without a name.")
         if name in params:
             raise InvalidInput(f"Parameter {name!r:.80} is repeated.", parameter=name)
-        params[name] = _decode(value_bytes)
+        params[name] = value
     return params
 
 
-def _decode(text: bytes) -> str:
-    if b"%" in text or b"+" in text:
-        text = unquote_to_bytes(text.replace(b"+", b" "))
+def _decode(text: str) -> str:
     try:
-        return text.decode()
+        return unquote_to_bytes(text.replace("+", " ").encode("latin-1")).decode()
     except UnicodeDecodeError:
         raise InvalidInput("A parameter is not UTF-8.") from None

@@ -95,6 +95,7 @@ async def config(request: Request) -> Reply:
 async def stats(request: Request) -> Reply:
     name = request.path_parameter("name")
     models = [_model(request)] if name is not None else list(request.runtime.models.values())
+    request.runtime.update_metrics()
     samples = request.runtime.metrics.samples
     found = [model_stats(model, await asyncio.to_thread(samples, model.name)) for model in models]
     return _reply({"model_stats": found})

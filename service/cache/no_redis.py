@@ -25,7 +25,10 @@ class NoRedis:
         self._random = random
 
     def generation(self, model: str) -> bytes:
-        return self._generations.setdefault(model, new_generation())
+        generation = self._generations.get(model)
+        if generation is None:
+            generation = self._generations[model] = new_generation()
+        return generation
 
     async def register(self, model: str) -> None:
         self.generation(model)

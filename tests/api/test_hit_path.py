@@ -55,7 +55,7 @@ async def raw(connection: Connection, target: str, headers: dict[str, str] | Non
 
 
 async def heat(connection: Connection, target: str) -> None:
-    for _ in range(2):
+    for _ in range(3):
         await connection.get(target)
 
 
