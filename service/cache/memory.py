@@ -15,7 +15,15 @@ RENDERING_OVERHEAD = 130
 
 MAX_ASKED = 1000
 
-_NOTHING: tuple[None, float] = (None, 0.0)
+
+
+class _Kept:
+    """An entry in its place. ``until``: the clock's reading when it must go. ``cost``: in bytes, with its renderings."""
+
+    __slots__ = ("cost", "entry", "until")
+
+    def __init__(self, entry: Entry, until: float, cost: int) -> None:
+        self.entry, self.until, self.cost = entry, until, cost
 
 
 class MemoryCache:
@@ -25,7 +33,7 @@ class MemoryCache:
         self._max_bytes = max_bytes
         self._max_entries = max_entries
         self._clock = clock
-        self._entries: OrderedDict[str, tuple[Entry, float]] = OrderedDict()  # with the clock's reading when it must go
+        self._entries: OrderedDict[str, _Kept] = OrderedDict()
         self._asked: set[str] = set()
         self.bytes_used = 0
 
@@ -37,14 +45,13 @@ class MemoryCache:
         kept = self._entries.get(key)
         if kept is None:
             return None
-        entry, until = kept
-        if until <= self._clock():
+        if kept.until <= self._clock():
             self.delete(key)
             return None
         self._entries.move_to_end(key)
         if len(self._asked) < MAX_ASKED:
             self._asked.add(key)
-        return entry
+        return kept.entry
 
     def take_asked(self) -> set[str]:
         """The keys, or some of very many, that have been hits since this was last called."""
@@ -57,27 +64,29 @@ class MemoryCache:
         cost, now = _cost(key, entry), self._clock()
         if cost > self._max_bytes or entry.expires <= now:
             return
-        self._entries[key] = entry, min(entry.expires, now + seconds)
+        self._entries[key] = _Kept(entry, min(entry.expires, now + seconds), cost)
         self.bytes_used += cost
         self._evict()
 
     def add_rendering(self, key: str, view: Hashable, body: bytes) -> None:
         """Keep a body rendered from the key's entry for as long as the entry is kept; refused quietly if too large."""
-        entry, _ = self._entries.get(key, _NOTHING)
-        if entry is None or view in entry.renderings:
+        kept = self._entries.get(key)
+        if kept is None or view in kept.entry.renderings:
             return
         cost = RENDERING_OVERHEAD + len(body)
-        if _cost(key, entry) + cost > self._max_bytes:
+        if kept.cost + cost > self._max_bytes:
             return
-        entry.renderings[view] = body
+        kept.entry.renderings[view] = body
+        kept.cost += cost
         self.bytes_used += cost
-        self._entries.move_to_end(key)  # so that making room never evicts the entry just added to
-        self._evict()
+        if self.bytes_used > self._max_bytes:
+            self._entries.move_to_end(key)  # so that making room never evicts the entry just added to
+            self._evict()
 
     def delete(self, key: str) -> None:
-        entry, _ = self._entries.pop(key, _NOTHING)
-        if entry is not None:
-            self.bytes_used -= _cost(key, entry)
+        kept = self._entries.pop(key, None)
+        if kept is not None:
+            self.bytes_used -= kept.cost
 
     def clear(self) -> None:
         self._entries.clear()

@@ -107,7 +107,7 @@ def test_the_account_is_right_and_within_the_bound_whatever_happens(steps: list[
             cache.delete(key)
         else:
             clock.now += number
-        kept = [entry for entry, _ in cache._entries.values()]
+        kept = [kept.entry for kept in cache._entries.values()]
         assert cache.bytes_used == sum(cost(len(e.value), *map(len, e.renderings.values())) for e in kept) <= 2500
         assert len(cache) <= 3
 
