@@ -24,6 +24,7 @@ from service.cache.lease import TooManyClaims
 from service.cache.memory import MemoryCache
 from service.cache.redis import L2
 from service.config import Settings
+from service.deadlines import Deadlines
 from service.errors import (
     DeadlineExceeded,
     NotCached,
@@ -64,6 +65,7 @@ class Pipeline:
         self._clock, self._random = clock, random
         self._observe, self._bypasses = observe, bypasses
         self._flights, self._fresh_flights = Flights(), Flights()
+        self._deadlines = Deadlines(settings.deadline_seconds)
 
     async def aclose(self) -> None:
         await self._flights.close()
@@ -190,8 +192,7 @@ class Pipeline:
 
     async def _in_time(self, answering: Coroutine[Any, Any, T]) -> T:
         try:
-            async with asyncio.timeout(self.settings.deadline_seconds):
-                return await answering
+            return await self._deadlines.within(answering)
         except TimeoutError:
             raise DeadlineExceeded from None
 

@@ -14,6 +14,7 @@ SERVICE = sorted((ROOT / "service").rglob("*.py"))
 RANKS = {
     "errors": 0,
     "logs": 0,
+    "deadlines": 0,
     "config": 1,
     "cache": 2,
     "inference": 2,

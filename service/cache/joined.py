@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Generic, TypeVar
 
-from service.cache.deadline import LoopClock
+from service.cache.loop_clock import LoopClock
 from service.errors import StoreUnavailable
 
 GATHER_SECONDS = 0.005

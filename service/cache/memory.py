@@ -16,9 +16,8 @@ RENDERING_OVERHEAD = 130
 MAX_ASKED = 1000
 
 
-
 class _Kept:
-    """An entry in its place. ``until``: the clock's reading when it must go. ``cost``: in bytes, with its renderings."""
+    """An entry in its place. ``until``: the clock's reading when it must go. ``cost``: bytes, renderings included."""
 
     __slots__ = ("cost", "entry", "until")
 

@@ -17,7 +17,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from service.cache.breaker import Breaker
-from service.cache.deadline import LoopClock
+from service.cache.loop_clock import LoopClock
 from service.cache.observer import Observer, Silent, Trip
 from service.cache.scripts import Command, Invocation
 from service.cache.wire import Wire

@@ -12,12 +12,12 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from service.cache import census
 from service.cache.census import Census
 from service.cache.codec import Codec
-from service.cache.deadline import LoopClock
 from service.cache.entry import Entry
 from service.cache.generations import PURGES, Generations
 from service.cache.joined import Allowance, Asked, Joined
 from service.cache.keys import entry_key
 from service.cache.lease import HINTS, Compute, Leases, Resolved
+from service.cache.loop_clock import LoopClock
 from service.cache.no_redis import NoRedis
 from service.cache.node import Node
 from service.cache.observer import Observer, Silent

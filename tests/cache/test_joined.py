@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import pytest
 
-from service.cache.deadline import LoopClock
 from service.cache.joined import (
     GATHER_SECONDS,
     LONGEST_SECONDS,
@@ -16,6 +15,7 @@ from service.cache.joined import (
     Asked,
     Joined,
 )
+from service.cache.loop_clock import LoopClock
 from service.errors import StoreUnavailable
 
 pytestmark = pytest.mark.anyio

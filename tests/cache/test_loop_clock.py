@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.cache.deadline import LoopClock
+from service.cache.loop_clock import LoopClock
 
 pytestmark = pytest.mark.anyio
 
@@ -91,7 +91,7 @@ async def test_a_loop_that_turns_counts_every_millisecond(clock: LoopClock) -> N
 
 
 async def test_it_goes_on_after_a_rest(clock: LoopClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.cache.deadline.IDLE_STEPS", 1)
+    monkeypatch.setattr("service.cache.loop_clock.IDLE_STEPS", 1)
     before = clock.now()
     await asyncio.sleep(0.05)
     assert clock._timer is None
