@@ -56,7 +56,8 @@ class Settings(BaseSettings):
         0.001,
         ge=0,
         le=1,
-        description="Share of the hits that are computed anew in the background and compared; 0: off, 1: every hit.",
+        description="Share of the hits that are computed anew in the background and compared, as far as 1 % of the "
+        "time allows, or as much of it as this share; 0: off, 1: every hit.",
     )
 
     hit_path: bool = Field(True, description="Answer hits of a worker's own cache below ASGI, as bytes that are ready.")

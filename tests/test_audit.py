@@ -261,7 +261,8 @@ async def test_a_hit_that_is_due_leaves_the_hit_path_and_stays_in_its_table() ->
     entry = Entry(pack(np.array([1.0])), 60, 1060)
     l1.put("key", entry)
     model = Model("echo", MANIFEST, Beside(), None, leased=False)  # type: ignore[arg-type]
-    hits.enter("/predict", b"/predict?x=1", b"", [], Reply(b"{}", hot=(model, Answer("key", entry, "l1"))))
+    for _ in range(2):
+        hits.enter("/predict", b"/predict?x=1", b"", [], Reply(b"{}", hot=(model, Answer("key", entry, "l1"))))
     hit = hits.by_target[b"/predict?x=1"]
     assert [hits.current(hit, []) for _ in range(4)] == [True, True, False, False]
     assert hits.by_target[b"/predict?x=1"] is hit
@@ -303,16 +304,22 @@ class Beside:
 
 
 class House:
-    """An auditor of every hit, with one model, and hits made up for it."""
+    """An auditor of every hit, with one model, and hits made up for it. ``rests``: seconds of its pauses, not slept."""
 
     def __init__(self) -> None:
+        self.now, self.rests = 0.0, list[float]()
         self.predictor, self.metrics = Beside(), Metrics()
         self.l1 = MemoryCache(10**6, 100)
         self.batcher = Batcher(self.predictor.predict, max_batch_size=4, max_queue_size=4)
         self.model = Model("echo", MANIFEST, self.predictor, self.batcher, leased=False)  # type: ignore[arg-type]
         l2 = NoRedis(lambda model: None, lambda: 0.0, lambda: 0.0)
-        self.auditor = Auditor(Countdown(1), self.l1, l2, self.metrics, sleep=lambda seconds: asyncio.sleep(0))
+        self.l2, self.countdown = l2, Countdown(1)
+        self.auditor = Auditor(self.countdown, self.l1, l2, self.metrics, lambda: self.now, self._sleep)
         self.task = asyncio.create_task(self.auditor.run())
+
+    async def _sleep(self, seconds: float) -> None:
+        self.rests.append(seconds)
+        await asyncio.sleep(0)
 
     def hit(self, payload: bytes | None = b"x", value: float = 0.0) -> None:
         entry = Entry(pack(np.array([value])), 1e6, 1e9)
@@ -344,6 +351,23 @@ async def test_no_request_waits_for_an_audit(house: House) -> None:
     assert house.predictor.audits == 0
     house.predictor.gate.set()
     await becomes(lambda: house.counted() == (1, 0))
+
+
+@pytest.mark.parametrize(("share", "rest"), [(0.0001, 99), (0.25, 3), (1, 0)])
+async def test_audits_take_a_hundredth_of_the_time_at_most_or_the_share_of_hits(share: float, rest: float) -> None:
+    house = House()
+    house.countdown.share = share
+    house.auditor = Auditor(house.countdown, house.l1, house.l2, house.metrics, lambda: house.now, house._sleep)
+    auditing = asyncio.create_task(house.auditor.run())
+    house.hit()
+    await becomes(lambda: not house.auditor._waiting)
+    house.now = 2.0
+    house.predictor.gate.set()
+    await becomes(lambda: bool(house.rests))
+    assert house.rests == [pytest.approx(2 * rest)]
+    for task in (auditing, house.task):
+        task.cancel()
+    await house.batcher.close()
 
 
 async def test_while_the_model_has_something_to_do_audits_wait_and_beyond_the_backlog_are_dropped(house: House) -> None:
