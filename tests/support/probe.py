@@ -19,12 +19,15 @@ from typing import Any
 import joblib
 import numpy as np
 
+from service.errors import DeviceLost
+
 ROOT = Path(__file__).parents[2]
 FEATURES = "x,act,seconds"
 CLASSES = ("low", "middle", "high")
 
-PLAIN, SLEEP, WAIT, RAISE, NAN, EXIT, SPIN = range(7)
-"""What a row makes the model do. WAIT: until the gate of its ``x`` opens. SPIN: keep the CPU busy for its seconds."""
+PLAIN, SLEEP, WAIT, RAISE, NAN, EXIT, SPIN, LOSE = range(8)
+"""What a row makes the model do. WAIT: until the gate of its ``x`` opens. SPIN: keep the CPU busy for its seconds.
+LOSE: say that the device is lost."""
 SLEEPING = (SLEEP, RAISE, NAN, EXIT)
 TOLD_TO_RAISE = "the probe was told to raise"
 
@@ -62,6 +65,8 @@ class Probe:
     def _act(self, row: Any) -> None:
         if row[1] == RAISE:
             raise RuntimeError(TOLD_TO_RAISE)
+        if row[1] == LOSE:
+            raise DeviceLost
         if row[1] == EXIT:
             os._exit(70)
         if row[1] == SPIN:
