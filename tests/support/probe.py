@@ -155,4 +155,5 @@ def environment(settings: Mapping[str, object] | None = None) -> dict[str, str]:
     foreign = ("PREDICT_", "PYTHONDONTWRITEBYTECODE")  # the latter would have every start compile all libraries anew
     outside = {name: value for name, value in os.environ.items() if not name.upper().startswith(foreign)}
     own = {f"PREDICT_{name.upper()}": str(value) for name, value in (settings or {}).items()}
-    return outside | own | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return outside | own | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
