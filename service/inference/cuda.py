@@ -77,9 +77,9 @@ class Cuda:
         return event
 
     def graph(self, step: Step) -> Step:
+        torch.cuda.synchronize()
         with self.computing():
             step()  # what the libraries set up at a first call cannot be captured
-        torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=self._computing, capture_error_mode="thread_local"):
             step()

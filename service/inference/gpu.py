@@ -26,12 +26,10 @@ from service.inference.cuda import Device, Mark, Step, is_out_of_memory
 from service.inference.image_input import array_of
 from service.inference.images import read_pixels
 from service.inference.jpeg import JpegDecoder, suits
+from service.inference.limit import Limit, buckets
 from service.inference.manifest import Image
 from service.inference.predictor import Options
 from service.inference.runner import Vector
-
-RECOVERY_SECONDS = 30.0
-"""After so long without a lack of memory, the next larger batch is tried again."""
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +56,7 @@ class GpuRunner:
         self._dtype: torch.dtype = getattr(torch, options.precision)
         classes = network.fc.out_features
         self._network = fold(network).to(device.name, self._dtype, memory_format=torch.channels_last)
-        self._decoder = JpegDecoder(spec, device.name) if options.decode == "gpu" else None
+        self._decoder = JpegDecoder(spec, device) if options.decode == "gpu" else None
         shape = (options.max_batch_size, *spec.size, len(spec.mode))
         self._images = torch.zeros(shape, device=device.name)
         self._answers = torch.zeros(options.max_batch_size, classes, device=device.name)
@@ -201,7 +199,7 @@ class GpuBatch:
                 places = torch.tensor([row - first for row in decoded], device=device.name)
                 pixels.index_copy_(0, places, torch.stack(list(decoded.values())))
             arrays = {
-                row - first: torch.from_numpy(self._arrays[row]).to(device.name) for row in rows if row in self._arrays
+                row - first: torch.tensor(self._arrays[row], device=device.name) for row in rows if row in self._arrays
             }
             copied = device.mark()
         self._runner.launch(pixels, arrays, copied, answers).synchronize()
@@ -224,41 +222,6 @@ class GpuBatch:
             except InvalidInput as error:
                 faults[row] = error
         return decoded, faults
-
-
-class Limit:
-    """How many images the device's memory bears at once: fewer when it bore less, in time more again.
-
-    Threads may interleave as they like: every value there can be is a size, and one too large is only tried in vain.
-    """
-
-    def __init__(self, sizes: list[int], clock: Callable[[], float]) -> None:
-        self.sizes = sizes
-        self._clock = clock
-        self._index = len(sizes) - 1
-        self._changed = 0.0
-
-    def now(self) -> int:
-        if self._index < len(self.sizes) - 1 and self._clock() - self._changed >= RECOVERY_SECONDS:
-            self._index += 1
-            self._changed = self._clock()
-        return self.sizes[self._index]
-
-    def shrink(self, count: int) -> bool:
-        """To the size below the one that ``count`` images took; False when there is none."""
-        failed = self.sizes.index(self.bucket(count))
-        self._index = max(0, min(self._index, failed - 1))
-        self._changed = self._clock()
-        return failed > 0
-
-    def bucket(self, count: int) -> int:
-        """The size that so many images are padded to."""
-        return next(size for size in self.sizes if size >= count)
-
-
-def buckets(largest: int) -> list[int]:
-    """The sizes that batches are padded to: powers of two, and the largest itself."""
-    return [*(1 << exponent for exponent in range((largest - 1).bit_length())), largest]
 
 
 def fold(network: ResNet) -> ResNet:

@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from service.errors import ConfigurationError
-from service.inference.cuda import is_out_of_memory
+from service.inference.cuda import Device, is_out_of_memory
 from service.inference.image_header import MAX_PARTS, read_header
 from service.inference.images import place
 from service.inference.manifest import Image
@@ -79,7 +79,7 @@ def _is_turned(data: bytes) -> bool:
 class JpegDecoder:
     """Decodes with nvJPEG, and resizes as ``images.crop`` does but in float32."""
 
-    def __init__(self, spec: Image, device: torch.device) -> None:
+    def __init__(self, spec: Image, device: Device) -> None:
         """Raises ConfigurationError where there is no nvJPEG."""
         self._spec = spec
         self._device = device
@@ -108,6 +108,8 @@ class JpegDecoder:
                 together = self._cut(torch.stack([p for index in some if (p := pictures[index]) is not None]))
                 for index, picture in zip(some, together, strict=True):
                     cut[index] = picture
+        # nvJPEG writes on a stream of its own: its memory must not be free again before this stream has read it.
+        self._device.mark().synchronize()
         return cut
 
     def _decode(self, files: Sequence[bytes]) -> list[Tensor | None]:
@@ -121,7 +123,7 @@ class JpegDecoder:
 
     def _decode_together(self, files: Sequence[bytes]) -> list[Tensor]:
         contents = [torch.frombuffer(bytearray(file), dtype=torch.uint8) for file in files]
-        pictures: list[Tensor] = decode_jpeg(contents, ImageReadMode.RGB, self._device)
+        pictures: list[Tensor] = decode_jpeg(contents, ImageReadMode.RGB, self._device.name)
         return pictures
 
     def _cut(self, pictures: Tensor) -> Tensor:

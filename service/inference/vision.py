@@ -11,13 +11,12 @@ from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torchvision.models.resnet import ResNet
 
 from service.errors import ConfigurationError, InvalidInput, PredictionFailed, ServiceError
 from service.inference import image_input
 from service.inference.artifact import Artifact, fingerprint, library_versions
-from service.inference.cuda import Cuda, compute_exactly
+from service.inference.cuda import Cuda, compute_exactly, is_out_of_memory
 from service.inference.gpu import GpuRunner
 from service.inference.images import PREPROCESSING_VERSION
 from service.inference.manifest import Image
@@ -65,7 +64,9 @@ def _on_gpu(network: ResNet, spec: Image, options: Options) -> GpuRunner:
     compute_exactly()
     try:
         return GpuRunner(network, spec, Cuda(), options)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise ConfigurationError("The GPU has too little free memory: set a smaller PREDICT_MAX_BATCH_SIZE.") from None
 
 

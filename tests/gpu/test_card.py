@@ -37,7 +37,6 @@ from tests.support.probe import ROOT, environment  # noqa: E402
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here: nothing was tested"),
-    pytest.mark.timeout(600),
 ]
 
 OPTIONS = Options(device="cuda", threads=8, max_batch_size=64)
@@ -217,7 +216,7 @@ def test_an_error_that_sticks_is_known_as_such() -> None:
 def test_nvjpeg_decodes_much_as_pillow_does() -> None:
     files = [encode(picture(size), "JPEG", quality=95) for size in ((96, 64), (50, 80), (640, 480), (96, 64))]
     assert all(suits(file, LARGE) for file in files)
-    found = JpegDecoder(LARGE, torch.device("cuda"))(files)
+    found = JpegDecoder(LARGE, Cuda())(files)
     for file, pixels in zip(files, found, strict=True):
         distance = np.abs(pixels.cpu().numpy().astype(int) - read_pixels(file, LARGE))
         print(f"mean {distance.mean():.2f}, largest {distance.max()}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,9 +15,11 @@ from PIL import ExifTags
 
 from service.errors import ConfigurationError, DeviceLost, InvalidInput, Overloaded
 from service.inference.batcher import Batcher
-from service.inference.gpu import RECOVERY_SECONDS, GpuRunner, buckets
+from service.inference.cuda import compute_exactly
+from service.inference.gpu import GpuRunner
 from service.inference.images import normalise, read_pixels
 from service.inference.jpeg import JpegDecoder, suits
+from service.inference.limit import RECOVERY_SECONDS, buckets
 from service.inference.network import restore
 from service.inference.predictor import Options, Predictor, unpack
 from service.inference.vision import TOLERANCES, VisionPredictor, load
@@ -27,6 +28,7 @@ from tests.inference.test_vision import JPEG, PNG, SPEC, artifact, many
 from tests.support.twin import Memory, Twin
 
 OPTIONS = Options(max_batch_size=8)
+ILLEGAL_ACCESS = RuntimeError("CUDA error: an illegal memory access was encountered")
 RESIZED = SPEC.model_copy(update={"resize": 40})
 
 
@@ -144,6 +146,15 @@ def test_a_batch_that_cannot_be_captured_is_computed_all_the_same(caplog: pytest
     assert list(house.predictor.predict(payloads)) == list(House().predictor.predict(payloads))
 
 
+def test_float32_is_never_rounded_to_tf32_and_kernels_are_not_chosen_by_the_clock() -> None:
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.benchmark = True
+    compute_exactly()
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.deterministic
+
+
 # Memory
 
 
@@ -188,7 +199,7 @@ def test_without_memory_for_one_image_what_is_left_is_refused_until_later() -> N
 
 def test_an_error_that_sticks_is_told_at_once_from_then_on(caplog: pytest.LogCaptureFixture) -> None:
     house = House()
-    house.twin.lost = True
+    house.twin.error, house.twin.lost = ILLEGAL_ACCESS, True
     for _ in range(3):
         with pytest.raises(DeviceLost):
             house.predictor.predict(many(2))
@@ -198,10 +209,10 @@ def test_an_error_that_sticks_is_told_at_once_from_then_on(caplog: pytest.LogCap
 
 def test_an_error_that_does_not_stick_is_that_batchs_own() -> None:
     house = House()
-    house.twin.mark = lambda: (_ for _ in ()).throw(RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"))  # type: ignore[method-assign]
+    house.twin.error = RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED")
     with pytest.raises(RuntimeError, match="NOT_SUPPORTED"):
         house.predictor.predict(many(2))
-    del house.twin.mark
+    house.twin.error = None
     assert [type(answer) for answer in house.predictor.predict(many(2))] == [bytes] * 2
 
 
@@ -211,7 +222,7 @@ async def test_all_who_wait_for_a_lost_device_are_refused_and_it_is_reported() -
     batcher = Batcher(
         house.predictor.predict, max_batch_size=8, max_queue_size=100, slots=2, lost=reported.set, name="test"
     )
-    house.twin.lost = True
+    house.twin.error, house.twin.lost = ILLEGAL_ACCESS, True
     asked = [batcher.submit(payload, wanted=lambda: True, deadline=float("inf")) for payload in many(6)]
     outcomes = await asyncio.gather(*asked, return_exceptions=True)
     await batcher.close()
@@ -291,6 +302,8 @@ UNSUITED = {
     "RGB": encode(picture(), "JPEG", keep_rgb=True),
     "truncated": photograph()[:-200],
     "no more than its beginning": photograph()[:4],
+    "its beginning and an end": photograph()[:20] + b"\xff\xd9",
+    "nothing behind its signature": b"\xff\xd8\xff" + bytes(100) + b"\xff\xd9",
 }
 
 
@@ -298,7 +311,7 @@ UNSUITED = {
 def test_plain_jpegs_are_decoded_and_resized_by_the_device_much_as_by_pillow(name: str) -> None:
     file = SUITED[name]
     assert suits(file, RESIZED)
-    (found,) = JpegDecoder(RESIZED, torch.device("cpu"))([file])
+    (found,) = JpegDecoder(RESIZED, Twin())([file])
     assert found is not None
     assert np.abs(found.numpy().astype(int) - read_pixels(file, RESIZED)).max() <= 2
 
@@ -319,7 +332,7 @@ def test_a_jpeg_that_is_too_long_is_refused_before_it_is_decoded() -> None:
 
 def test_pictures_of_many_sizes_are_resized_in_their_own_places() -> None:
     files = [photograph(size) for size in ((96, 64), (50, 80), (96, 64), (40, 40), (96, 64))]
-    decoder = JpegDecoder(RESIZED, torch.device("cpu"))
+    decoder = JpegDecoder(RESIZED, Twin())
     for found, file in zip(decoder(files), files, strict=True):
         (alone,) = decoder([file])
         assert found is not None and alone is not None
@@ -364,9 +377,4 @@ def test_a_torchvision_without_a_decoder_on_the_device_stops_the_start(monkeypat
 
     monkeypatch.setattr(JpegDecoder, "_decode_together", missing)
     with pytest.raises(ConfigurationError, match="not compiled with nvJPEG support"):
-        JpegDecoder(SPEC, torch.device("cpu"))
-
-
-def test_the_deciding_bytes_of_a_file_are_all_its_own() -> None:
-    assert not suits(b"\xff\xd8\xff" + bytes(100), SPEC)
-    assert not suits(io.BytesIO(photograph()).getvalue()[:20] + b"\xff\xd9", SPEC)
+        JpegDecoder(SPEC, Twin())

@@ -20,12 +20,13 @@ class Mark:
 
 
 class Twin:
-    """``released``: how often memory was given back. ``lost``: set it, and every batch fails from then on."""
+    """``released``: how often memory was given back. Set ``error``: every batch fails with it; ``lost``: it sticks."""
 
     name = torch.device("cpu")
 
     def __init__(self) -> None:
         self.released = 0
+        self.error: RuntimeError | None = None
         self.lost = False
 
     def host(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -38,8 +39,8 @@ class Twin:
         return nullcontext()
 
     def mark(self) -> Mark:
-        if self.lost:
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        if self.error is not None:
+            raise self.error
         return Mark()
 
     def graph(self, step: Step) -> Step:
