@@ -26,7 +26,7 @@ from service.inference.predictor import unpack
 from service.metrics import Metrics
 
 IMAGE_TOLERANCE = 1e-5
-"""Batches move the last bits of image models, unless their ``tolerance`` says more; those of tables they do not."""
+"""How far batches move an image model's answers, unless its ``tolerance`` says more. Those of tables they do not."""
 
 MAX_WAITING = 64
 MAX_WAITING_BYTES = 16 * 2**20

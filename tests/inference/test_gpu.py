@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from PIL import ExifTags
 from service.errors import ConfigurationError, DeviceLost, InvalidInput, Overloaded
 from service.inference.batcher import Batcher
 from service.inference.cuda import compute_exactly
-from service.inference.gpu import GpuRunner
+from service.inference.gpu import GpuBatch, GpuRunner
 from service.inference.images import normalise, read_pixels
 from service.inference.jpeg import JpegDecoder, suits
 from service.inference.limit import RECOVERY_SECONDS, buckets
@@ -136,6 +136,43 @@ def test_batches_in_both_slots_at_once_do_not_mix() -> None:
     with ThreadPoolExecutor(3) as pool:  # one more than there are slots
         found = list(pool.map(house.predictor.predict, sets * 6))
     assert [list(answers) for answers in found] == right * 6
+
+
+@pytest.mark.anyio
+async def test_under_load_by_the_batcher_everybody_gets_their_own_answer(cpu: Predictor) -> None:
+    house, payloads = House(replace(OPTIONS, threads=2)), many(24)
+    right = vectors(cpu, payloads)
+    batcher = Batcher(house.predictor.predict, max_batch_size=8, max_queue_size=100, slots=2, name="test")
+
+    async def client(first: int) -> None:
+        for index in [*range(first, 24), *range(first)]:
+            answer = await batcher.submit(payloads[index], wanted=lambda: True, deadline=float("inf"))
+            assert np.abs(unpack(answer.prediction) - right[index]).max() <= TOLERANCES["float32"]
+
+    await asyncio.gather(*(client(first) for first in range(12)))
+    await batcher.close()
+    assert len(set(house.memory.tried)) > 1
+
+
+def test_a_slot_is_not_given_away_while_somebody_still_loads_into_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    house, gate, inside = House(replace(OPTIONS, threads=2)), threading.Event(), threading.Event()
+
+    def load(self: GpuBatch, row: int, payload: bytes) -> None:
+        if row == 0:
+            raise MemoryError
+        inside.set()
+        assert gate.wait(30)
+
+    monkeypatch.setattr(GpuBatch, "load", load)
+    with ThreadPoolExecutor(1) as pool:
+        failing = pool.submit(house.predictor.predict, [PNG, PNG])
+        assert inside.wait(30)
+        wait([failing], timeout=0.2)
+        assert house.runner._free.qsize() == 1
+        gate.set()
+        with pytest.raises(MemoryError):
+            failing.result()
+    assert house.runner._free.qsize() == 2
 
 
 def test_a_batch_that_cannot_be_captured_is_computed_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
