@@ -11,7 +11,6 @@ import PIL.Image
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from service.errors import ConfigurationError
 from service.inference.cuda import Device, is_out_of_memory
@@ -87,7 +86,7 @@ class JpegDecoder:
         PIL.Image.new("RGB", (16, 16)).save(file, "JPEG")
         try:
             self._decode_together([file.getvalue()])
-        except RuntimeError as error:
+        except (ImportError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             raise ConfigurationError(
                 f"PREDICT_DECODE=gpu, but this torchvision does not decode on the GPU ({reason}); use pillow."
@@ -122,6 +121,8 @@ class JpegDecoder:
         return [None] if len(files) == 1 else [self._decode([file])[0] for file in files]
 
     def _decode_together(self, files: Sequence[bytes]) -> list[Tensor]:
+        from torchvision.io import ImageReadMode, decode_jpeg  # here: torchvision says that it is to go one day
+
         contents = [torch.frombuffer(bytearray(file), dtype=torch.uint8) for file in files]
         pictures: list[Tensor] = decode_jpeg(contents, ImageReadMode.RGB, self._device.name)
         return pictures
