@@ -1,8 +1,8 @@
 """The queue in front of one predictor: dispatch at once when it is idle, gather while it is busy.
 
 No timer: a lone request never waits, and under load the next batch is whatever came while the last one was computed.
-A predictor with several slots is given another batch meanwhile, once it is as large as what is under way: smaller ones
-would only keep the device from being used well.
+A predictor with several slots is given another batch meanwhile, once it is nearly as large as what is under way:
+smaller ones would only keep the device from being used well.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ from service.inference.predictor import Prediction
 Wanted: TypeAlias = Callable[[], bool]
 
 LONGEST_RETRY_SECONDS = 60
+
+NEARLY = 0.75
+"""Of what is under way. Clients that come back in turns are never two groups of one size: at 1.0 the smaller one would
+always wait for the larger one to be done."""
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +188,7 @@ class Batcher:
     async def _dispatch(self, slot: int) -> None:
         while not self._closing:
             # Whatever makes this true later wakes somebody: an arrival all slots, the end of a batch its own.
-            if self.queued >= sum(map(len, self._computing.values())) and self._take_batch(slot):
+            if self.queued >= NEARLY * sum(map(len, self._computing.values())) and self._take_batch(slot):
                 await self._compute(slot)
                 continue
             self._arrived.clear()

@@ -378,7 +378,7 @@ async def test_closing_an_idle_batcher_ends_its_thread() -> None:
     assert not any(thread.name == "predict-test" for thread in threading.enumerate())
 
 
-async def test_a_second_slot_takes_a_batch_once_it_is_as_large_as_what_is_under_way() -> None:
+async def test_a_second_slot_takes_a_batch_once_it_is_nearly_as_large_as_what_is_under_way() -> None:
     model = Model()
     async with serving(model, slots=2) as batcher:
         first = await busy(batcher, model)
@@ -392,7 +392,7 @@ async def test_a_second_slot_takes_a_batch_once_it_is_as_large_as_what_is_under_
     assert len(model.threads) == 2
 
 
-async def test_what_is_less_than_is_under_way_gathers_until_that_is_done() -> None:
+async def test_what_is_much_less_than_is_under_way_gathers_until_that_is_done() -> None:
     model = Model()
     async with serving(model, slots=2) as batcher:
         model.gate.clear()
@@ -404,6 +404,19 @@ async def test_what_is_less_than_is_under_way_gathers_until_that_is_done() -> No
         await asyncio.gather(*first, *waiting)
         assert batcher.idle
     assert model.batches == [[b"1", b"2", b"3"], [b"a", b"b"]]
+
+
+async def test_a_batch_that_is_one_short_of_what_is_under_way_leaves() -> None:
+    model = Model()
+    async with serving(model, slots=2) as batcher:
+        model.gate.clear()
+        first = await queued(batcher, b"1", b"2", b"3", b"4")
+        await model.in_progress()
+        second = await queued(batcher, b"a", b"b", b"c")
+        await model.in_progress()
+        assert batcher.queued == 0
+        model.gate.set()
+        await asyncio.gather(*first, *second)
 
 
 async def test_a_full_batch_never_waits_for_a_free_slot() -> None:
