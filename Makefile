@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TEST_WORKERS ?= 2
 
-.PHONY: help install train run test test-faults test-contract test-gpu check format lock bench bench-quick bench-peers bench-hit-rate bench-resnet figures up down clean
+.PHONY: help install train run test test-faults test-contract test-gpu check format lock bench bench-quick bench-peers bench-hit-rate bench-resnet bench-gpu figures up down clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,7 +39,7 @@ test-faults: install  ## The long scenarios: faults, overload, floods
 test-contract: install  ## The long contract tests: schemathesis, Triton's client
 	$(BIN)/python -m pytest -m contract
 
-test-gpu: install  ## The tests that need a CUDA device
+test-gpu: install  ## The tests that need a CUDA device; they say so where there is none
 	$(BIN)/python -m pytest -m gpu
 
 check: install  ## ruff and mypy --strict
@@ -71,6 +71,9 @@ bench-hit-rate: install train  ## Hits among inputs that nobody sent before: cel
 
 bench-resnet: install  ## ResNet-18 on the CPU: us against torch, ONNX Runtime and OpenVINO in a loop
 	$(BIN)/python -m benchmarks.resnet
+
+bench-gpu: install  ## ResNets on a GPU: us against the bare model, and where the time goes
+	$(BIN)/python -m benchmarks.gpu
 
 figures: install  ## The figures of docs/reliability.md; ONLY=name takes one of them
 	$(BIN)/python -m benchmarks.reliability $(addprefix --only=,$(ONLY))

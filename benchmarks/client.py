@@ -20,7 +20,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One response. ``seconds``: from the first byte sent to the last byte received."""
+    """One response. ``seconds``: from when it was sent, or due, to the last byte received."""
 
     status: int
     head: bytes
@@ -84,8 +84,9 @@ class Connection:
         self.send(request)
         return self.receive()
 
-    def send(self, request: bytes) -> None:
-        self._began = time.perf_counter()
+    def send(self, request: bytes, due: float | None = None) -> None:
+        """``due``: when it should have been sent, by ``time.perf_counter``, if that was earlier than now."""
+        self._began = time.perf_counter() if due is None else due
         self.socket.sendall(request)
 
     def receive(self) -> Reply:
@@ -141,6 +142,31 @@ def closed_loop(
                 else:
                     in_flight -= 1
         return time.perf_counter() - began
+
+
+def open_loop(
+    address: Address, requests: Iterator[bytes], rate: float, seconds: float, seen: Callable[[Reply], object]
+) -> None:
+    """Send ``rate`` requests a second whether or not others are answered, each timed from when it was due."""
+    with ExitStack() as stack:
+        selector = stack.enter_context(selectors.DefaultSelector())
+        idle: list[Connection] = []
+        count, sent, received = int(rate * seconds), 0, 0
+        began = time.perf_counter()
+        while received < count:
+            due = began + sent / rate
+            while sent < count and due <= time.perf_counter():
+                if not idle:
+                    idle.append(stack.enter_context(Connection(address)))
+                    selector.register(idle[-1].socket, selectors.EVENT_READ, idle[-1])
+                idle.pop().send(next(requests), due)
+                sent += 1
+                due = began + sent / rate
+            patience = max(0.0, due - time.perf_counter()) if sent < count else 60
+            for key, _ in selector.select(patience):
+                seen(key.data.receive())
+                idle.append(key.data)
+                received += 1
 
 
 def burst(address: Address, request: bytes, count: int) -> tuple[list[Reply], float]:

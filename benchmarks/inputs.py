@@ -36,6 +36,16 @@ def iris_targets(chance: random.Random) -> Iterator[str]:
     return (iris_target(row) for row in iris_rows(chance))
 
 
+def jpeg(chance: random.Random) -> bytes:
+    """224 × 224 coloured blurs, about as large as photographs are."""
+    from PIL import Image
+
+    noise = Image.frombytes("RGB", (56, 56), chance.randbytes(56 * 56 * 3))
+    file = io.BytesIO()
+    noise.resize((224, 224)).save(file, "JPEG")
+    return file.getvalue()
+
+
 def digit_targets(chance: random.Random) -> Iterator[str]:
     """Scanned digits as base64url PNGs in the query string, each with a few random pixels of its own."""
     import numpy as np

@@ -11,7 +11,18 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-OUR_PACKAGES = ("fastapi", "uvicorn", "uvloop", "httptools", "redis", "scikit-learn", "numpy", "orjson", "torch")
+OUR_PACKAGES = (
+    "fastapi",
+    "uvicorn",
+    "uvloop",
+    "httptools",
+    "redis",
+    "scikit-learn",
+    "numpy",
+    "orjson",
+    "torch",
+    "torchvision",
+)
 
 
 def available_cores() -> list[int]:

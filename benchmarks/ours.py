@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -69,7 +70,6 @@ def serving(
     env = {f"PREDICT_{name.upper()}": str(value) for name, value in chosen.items()}
     address = ("127.0.0.1", port)
     command = [sys.executable, "-m", "service"]
-    with running(
-        command, address=address, ready=get("/readyz"), cores=cores, env={**env, "PYTHONPATH": str(ROOT)}
-    ) as process:
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with running(command, address=address, ready=get("/readyz"), cores=cores, env=env) as process:
         yield Service(address, process.pid)

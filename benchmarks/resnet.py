@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import random
 import subprocess
@@ -13,12 +12,12 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from PIL import Image
 from tqdm import tqdm
 
 from benchmarks import machine, runtimes
 from benchmarks.client import Reply, closed_loop, post
 from benchmarks.figures import replace_block, write_json
+from benchmarks.inputs import jpeg
 from benchmarks.ours import RESULTS, ROOT, Service, serving
 from benchmarks.peers.environments import interpreter, requirements
 from benchmarks.peers.results import Results, Sample
@@ -132,15 +131,8 @@ def _ask(service: Service, requests: list[bytes], connections: int, seconds: flo
 
 
 def pictures(chance: random.Random, count: int) -> list[bytes]:
-    """Requests with JPEGs of 224 × 224 coloured blurs, each its own, about as large as photographs are."""
-    return [post("/models/resnet18/predict", _jpeg(chance), "image/jpeg") for _ in range(count)]
-
-
-def _jpeg(chance: random.Random) -> bytes:
-    noise = Image.frombytes("RGB", (56, 56), chance.randbytes(56 * 56 * 3))
-    file = io.BytesIO()
-    noise.resize((224, 224)).save(file, "JPEG")
-    return file.getvalue()
+    """Requests with JPEGs of 224 × 224 coloured blurs, each its own."""
+    return [post("/models/resnet18/predict", jpeg(chance), "image/jpeg") for _ in range(count)]
 
 
 def _arguments() -> argparse.Namespace:

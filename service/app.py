@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -55,13 +55,13 @@ class App(FastAPI):
         await (endpoint or super().__call__)(scope, receive, send)
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, lost: Callable[[], None] = lambda: None) -> FastAPI:
     """The ASGI application. Its lifespan opens the runtime and hands it to every request as ``state["runtime"]``,
-    with the table of the hit path for the protocol."""
+    with the table of the hit path for the protocol. ``lost``: as open_runtime's."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        async with open_runtime(settings) as runtime:
+        async with open_runtime(settings, lost) as runtime:
             hits = HitTable(runtime)
             runtime.tallies.append(hits.flush)
             yield {"runtime": runtime, "hits": hits if settings.hit_path else None}

@@ -27,7 +27,7 @@ from service.inference.predictor import unpack
 from service.metrics import Metrics
 
 IMAGE_TOLERANCE = 1e-5
-"""Batches move the last bits of image models; answers of tables are the same to the last bit."""
+"""How far batches move an image model's answers, unless its ``tolerance`` says more. Those of tables they do not."""
 
 MAX_WAITING = 64
 MAX_WAITING_BYTES = 16 * 2**20
@@ -170,7 +170,8 @@ def _agree(sample: Sample, computed: bytes) -> bool:
         cached, now = unpack(sample.value), unpack(computed)
     except ValueError:
         return False
-    return cached.shape == now.shape and bool(np.allclose(cached, now, rtol=0, atol=IMAGE_TOLERANCE))
+    tolerance: float = getattr(sample.model.predictor, "tolerance", IMAGE_TOLERANCE)
+    return cached.shape == now.shape and bool(np.allclose(cached, now, rtol=0, atol=tolerance))
 
 
 def _in_a_thread(function: Callable[[bytes], Any], payload: bytes) -> asyncio.Future[Any]:

@@ -73,6 +73,15 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where image models run; `auto`: a GPU when there is one."
     )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="What a GPU computes image models in; `float32` is never rounded to TF32."
+    )
+    decode: Literal["pillow", "gpu"] = Field(
+        "pillow", description="Who decodes JPEGs for a GPU; `gpu`: nvJPEG, whose pixels differ a little from Pillow's."
+    )
+    share_device: bool = Field(
+        False, description="Let several workers use one GPU, each with its own copy of the models."
+    )
     threads: int = Field(
         0, ge=0, description="Threads that one worker computes images with; 0: the CPUs shared among the workers."
     )

@@ -15,7 +15,8 @@ ServiceError
   UnknownModel          404
   NotCached             404   a digest-only question whose answer is not cached
     OnlyIfCached        504   Cache-Control: only-if-cached, and nothing cached
-  Overloaded            503   queue full or draining; carries Retry-After
+  Overloaded            503   queue full, draining, or no memory; carries Retry-After
+    DeviceLost          503   the GPU fails until this worker is replaced, which then drains and exits
   DeadlineExceeded      504
   PredictionFailed      500   the predictor raised or broke its contract; details go to the log only
   StoreFailed           503   Redis did not do what an operator asked
@@ -130,6 +131,14 @@ class Overloaded(ServiceError):
     def __init__(self, detail: str = "", *, retry_after: int = 1) -> None:
         super().__init__(detail)
         self.retry_after = retry_after
+
+
+class DeviceLost(Overloaded):
+    type = "device-lost"
+    title = "The device that computes has failed; its worker is being replaced"
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(detail, retry_after=5)
 
 
 class DeadlineExceeded(ServiceError):

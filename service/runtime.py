@@ -78,14 +78,17 @@ class Runtime:
 
 
 @asynccontextmanager
-async def open_runtime(settings: Settings) -> AsyncIterator[Runtime]:
-    """Open in the order of the imports, close in the opposite one; raises ConfigurationError."""
+async def open_runtime(settings: Settings, lost: Callable[[], None] = lambda: None) -> AsyncIterator[Runtime]:
+    """Open in the order of the imports, close in the opposite one; raises ConfigurationError.
+
+    ``lost``: is called when the device of a model is, so that this process can answer nothing but hits.
+    """
     async with AsyncExitStack() as stack:
         metrics = Metrics()
         loaded = await _load_models(settings)
         accounts = {model.manifest.name: Account(model.manifest.cost_seconds) for model in loaded}
         models = {
-            model.manifest.name: _serve(settings, model, metrics, accounts[model.manifest.name], stack)
+            model.manifest.name: _serve(settings, model, metrics, accounts[model.manifest.name], stack, lost)
             for model in loaded
         }
         l1 = MemoryCache(settings.l1_max_bytes - settings.hit_path_bytes, settings.l1_max_entries)
@@ -120,11 +123,25 @@ async def open_runtime(settings: Settings) -> AsyncIterator[Runtime]:
 
 async def _load_models(settings: Settings) -> list[LoadedModel]:
     threads = settings.threads or max(1, (os.cpu_count() or 1) // settings.workers)
-    options = Options(device=settings.device, threads=threads, max_batch_size=settings.max_batch_size)
+    options = Options(
+        device=settings.device,
+        threads=threads,
+        max_batch_size=settings.max_batch_size,
+        precision=settings.precision,
+        decode=settings.decode,
+        owns_device=settings.workers == 1 or settings.share_device,
+    )
     return [await asyncio.to_thread(load_model, directory, options) for directory in discover(settings.models_dir)]
 
 
-def _serve(settings: Settings, loaded: LoadedModel, metrics: Metrics, account: Account, stack: AsyncExitStack) -> Model:
+def _serve(
+    settings: Settings,
+    loaded: LoadedModel,
+    metrics: Metrics,
+    account: Account,
+    stack: AsyncExitStack,
+    lost: Callable[[], None],
+) -> Model:
     """The model with a queue in front of it, which the stack closes."""
     manifest, predictor = loaded.manifest, loaded.predictor
     metrics.serve(manifest.name)
@@ -132,6 +149,8 @@ def _serve(settings: Settings, loaded: LoadedModel, metrics: Metrics, account: A
         predictor.predict,
         max_batch_size=settings.max_batch_size,
         max_queue_size=settings.max_queue_size,
+        slots=getattr(predictor, "slots", 1),
+        lost=lost,
         observe=partial(_computed, metrics, account, manifest.name),
         name=manifest.name,
     )

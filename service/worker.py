@@ -79,10 +79,13 @@ class Lifespan:
 class Worker(uvicorn.Server):
     """Uvicorn's server with a drain before its shutdown, and no signal raised again after it."""
 
+    failed = False
+    """Whether it ends because it can compute no more, and not because it was told to."""
+
     def __init__(self, settings: Settings, channel: socket.socket) -> None:
         super().__init__(
             Config(
-                create_app(settings),
+                create_app(settings, self.lose_device),
                 loop="uvloop",
                 http=protocol_class(settings),
                 ws="none",
@@ -112,6 +115,13 @@ class Worker(uvicorn.Server):
             self._channel.sendall(READY)
         await self.main_loop()
         await self.shutdown(sockets)
+
+    def lose_device(self) -> None:
+        """Nothing but hits can be answered here any more: drain, and let the launcher start another worker."""
+        if not self.failed:
+            self.failed = True
+            logger.error("The device of a model is lost; this worker drains and is replaced.")
+            self.drain()
 
     def drain(self) -> None:
         """Unready at once, still serving for `drain_seconds`; then stop accepting and finish what is under way."""
@@ -145,13 +155,14 @@ def settle_memory() -> None:
 
 
 def main(listener_fd: int, channel_fd: int) -> int:
-    """Serve until told to stop; the exit code."""
+    """Serve until told to stop or unable to; the exit code."""
     channel = socket.socket(fileno=channel_fd)
     listener = socket.socket(fileno=listener_fd)
     try:
         settings = load_settings()
         set_up_logging(settings.log_level)
-        Worker(settings, channel).run(sockets=[listener])
+        worker = Worker(settings, channel)
+        worker.run(sockets=[listener])
     except ConfigurationError as error:
         with contextlib.suppress(OSError):
             channel.sendall(" ".join(str(error).split()).encode() + b"\n")
@@ -159,7 +170,7 @@ def main(listener_fd: int, channel_fd: int) -> int:
     except Exception:
         logger.exception("The worker failed.")
         return 1
-    return 0
+    return int(worker.failed)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,13 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """``-m gpu`` reads nothing but tests/gpu: where the GPU is there may be no index to install the rest from."""
+    gpu = Path(__file__).parent / "gpu"
+    elsewhere = collection_path != gpu and gpu not in collection_path.parents and collection_path not in gpu.parents
+    return True if config.getoption("markexpr") == "gpu" and elsewhere else None
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"

@@ -181,7 +181,8 @@ async def test_images_may_differ_in_their_last_bits_and_no_further(
         assert (await runtime.pipeline.answer(model, asked[0])).hit
         await audited(runtime, "digits", 1)
         vector = unpack(first.entry.value)
-        for moved, mismatches in ((5e-6, 0), (1e-4, 1)):
+        for tolerance, moved, mismatches in ((1e-5, 5e-6, 0), (1e-5, 1e-4, 1), (1e-3, 1e-4, 1)):
+            model.predictor.tolerance = tolerance  # type: ignore[attr-defined]
             value = pack(vector + np.float32(moved))
             runtime.pipeline.l1.put(first.key, Entry(value, 60, runtime.clock() + 60))
             before, _ = counted(runtime, "digits")

@@ -1,6 +1,8 @@
 """The queue in front of one predictor: dispatch at once when it is idle, gather while it is busy.
 
 No timer: a lone request never waits, and under load the next batch is whatever came while the last one was computed.
+A predictor with several slots is given another batch meanwhile, once it is nearly as large as what is under way:
+smaller ones would only keep the device from being used well.
 """
 
 from __future__ import annotations
@@ -13,15 +15,20 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
-from service.errors import DeadlineExceeded, Overloaded, PredictionFailed, ServiceError
-from service.inference.model_thread import ModelThread, Predict
+from service.errors import DeadlineExceeded, DeviceLost, Overloaded, PredictionFailed, ServiceError
+from service.inference.model_thread import ModelThreads, Predict
 from service.inference.predictor import Prediction
 
 Wanted: TypeAlias = Callable[[], bool]
 
 LONGEST_RETRY_SECONDS = 60
+
+NEARLY = 0.75
+"""Of what is under way. Clients that come back in turns are never two groups of one size: at 1.0 the smaller one would
+always wait for the larger one to be done."""
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +63,11 @@ class Reservation:
 
 
 class Batcher:
-    """Owns one thread, the only one that calls ``predict``. Create, use and close it on one event loop.
+    """Owns a thread for each slot, and only they call ``predict``. Create, use and close it on one event loop.
 
-    ``max_queue_size``: most items that wait while a batch is computed. ``clock``: in seconds; deadlines are
-    readings of it. ``observe``: is told the size and the seconds of each batch.
+    ``slots``: most batches under way at once. ``max_queue_size``: most items that wait while a batch is computed.
+    ``clock``: in seconds; deadlines are readings of it. ``observe``: is told the size and the seconds of each batch.
+    ``lost``: is called when the predictor's device is.
     """
 
     def __init__(
@@ -68,25 +76,31 @@ class Batcher:
         *,
         max_batch_size: int,
         max_queue_size: int,
+        slots: int = 1,
         clock: Callable[[], float] = time.monotonic,
         observe: Callable[[int, float], None] = lambda size, seconds: None,
+        lost: Callable[[], None] = lambda: None,
         name: str = "model",
     ) -> None:
         self._max_batch_size = max_batch_size
         self._max_queue_size = max_queue_size
         self._clock = clock
         self._observe = observe
+        self._lost = lost
         self._name = name
         self._loop = asyncio.get_running_loop()
-        self._thread = ModelThread(predict, self._loop, name)
+        self._threads = ModelThreads(predict, self._loop, name, slots)
         self._single: deque[_Item] = deque()
         self._bulk: deque[_Item] = deque()
         self._reservations: set[Reservation] = set()
-        self._computing: list[_Item] = []
+        self._computing: dict[int, list[_Item]] = {}
+        """Slot -> the batch in it; no slot that is empty."""
+        self._tasks: dict[int, asyncio.Task[None]] = {}
         self._arrived = asyncio.Event()
         self._batch_seconds = 0.0
         self._closing = False
-        self._start()
+        for slot in range(slots):
+            self._start(slot)
 
     @property
     def queued(self) -> int:
@@ -134,9 +148,9 @@ class Batcher:
         self._arrived.set()
         # Items can only leave while this waits: _admit refuses from here on.
         try:
-            await asyncio.gather(self._task, return_exceptions=True)
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         finally:
-            self._thread.stop()
+            self._threads.stop()
 
     def _admit(self, count: int) -> None:
         if count and self._closing:
@@ -157,41 +171,44 @@ class Batcher:
         self._arrived.set()
         return done
 
-    def _start(self) -> None:
-        self._task = self._loop.create_task(self._dispatch(), name=f"batcher-{self._name}")
-        self._task.add_done_callback(self._supervise)
+    def _start(self, slot: int) -> None:
+        self._tasks[slot] = self._loop.create_task(self._dispatch(slot), name=f"batcher-{self._name}")
+        self._tasks[slot].add_done_callback(partial(self._supervise, slot))
 
-    def _supervise(self, task: asyncio.Task[None]) -> None:
+    def _supervise(self, slot: int, task: asyncio.Task[None]) -> None:
         """Dispatching ends only with ``close``. If it ends otherwise, nobody may wait for ever: fail all and go on."""
         error = None if task.cancelled() else task.exception()
         if error is None and self._closing:
             return
         logger.error("dispatching to %s ended and is started again", self._name, exc_info=error)
-        self._fail([*self._computing, *self._take_all()], PredictionFailed())
-        self._computing = []
+        self._fail([*self._computing.pop(slot, ()), *self._take_all()], PredictionFailed())
         if not self._closing and not self._loop.is_closed():
-            self._start()
+            self._start(slot)
 
-    async def _dispatch(self) -> None:
+    async def _dispatch(self, slot: int) -> None:
         while not self._closing:
-            self._take_batch()
-            if self._computing:
-                await self._compute()
+            # Whatever makes this true later wakes somebody: an arrival all slots, the end of a batch its own.
+            if self.queued >= NEARLY * sum(map(len, self._computing.values())) and self._take_batch(slot):
+                await self._compute(slot)
                 continue
             self._arrived.clear()
             # Nothing can arrive between the look into the queue and this: there is no await between them.
             await self._arrived.wait()
 
-    def _take_batch(self) -> None:
+    def _take_batch(self, slot: int) -> bool:
         """Take up to ``max_batch_size`` items that are still worth computing, singles and bulk in turn."""
         lane, other, now = self._single, self._bulk, self._clock()
-        while len(self._computing) < self._max_batch_size and (lane or other):
+        batch = self._computing[slot] = []
+        while len(batch) < self._max_batch_size and (lane or other):
             if lane:
                 # On the list before anything can raise: an item on no list would never be answered.
-                self._computing.append(lane.popleft())
-                if not self._still_worth(self._computing[-1], now):
-                    self._computing.pop()
+                batch.append(lane.popleft())
+                if not self._still_worth(batch[-1], now):
+                    batch.pop()
             lane, other = other, lane
+        if not batch:
+            del self._computing[slot]
+        return bool(batch)
 
     def _still_worth(self, item: _Item, now: float) -> bool:
         if item.done.done():
@@ -202,10 +219,10 @@ class Batcher:
             item.done.set_exception(Unwanted())
         return not item.done.done()
 
-    async def _compute(self) -> None:
-        items, started = self._computing, self._clock()
+    async def _compute(self, slot: int) -> None:
+        items, started = self._computing[slot], self._clock()
         # Whoever stops waiting meanwhile changes nothing: dispatched work is finished.
-        outcomes = await self._thread.run([item.payload for item in items])
+        outcomes = await self._threads.run([item.payload for item in items])
         seconds = self._clock() - started
         self._batch_seconds = seconds if not self._batch_seconds else 0.8 * self._batch_seconds + 0.2 * seconds
         for item, outcome in zip(items, outcomes, strict=True):
@@ -215,7 +232,9 @@ class Batcher:
                 item.done.set_result(Computed(outcome, started - item.queued_at, seconds))
             else:
                 item.done.set_exception(outcome)
-        self._computing = []
+                if isinstance(outcome, DeviceLost):
+                    self._lost()
+        del self._computing[slot]
         self._observe(len(items), seconds)
 
     def _take_all(self) -> list[_Item]:

@@ -1,4 +1,4 @@
-"""The ways to ask an image model, each turned into one question, and a question's payload turned into numbers.
+"""The ways to ask an image model, each turned into one question.
 
 A payload is the image file itself, or ``ARRAY``, the shape and the little-endian float32 values of an array.
 """
@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from service.errors import InvalidInput, PayloadTooLarge, UnsupportedContent
 from service.inference.image_header import read_header
-from service.inference.images import read
 from service.inference.manifest import Image
 from service.inference.predictor import Question
 
@@ -33,9 +32,6 @@ ARRAY = b"array <f4"
 
 _TO_STANDARD = str.maketrans("-_", "+/")
 _DIGEST = re.compile("[0-9A-Fa-f]{64}")
-
-Pixels = NDArray[np.float32]
-"""height × width × channels, normalised."""
 
 
 def parse(params: Mapping[str, Any], body: bytes, content_type: str | None, spec: Image) -> Question:
@@ -101,10 +97,10 @@ def decode_base64(text: str) -> bytes:
         raise InvalidInput("Parameter image is not base64.", parameter="image") from None
 
 
-def load_pixels(payload: bytes, spec: Image) -> Pixels:
-    """What the network is given for this payload; raises InvalidInput when the image cannot be decoded."""
+def array_of(payload: bytes) -> NDArray[np.float32] | None:
+    """The client's array, now height × width × channels; None when the payload is an image file."""
     if not payload.startswith(ARRAY):
-        return read(payload, spec)
+        return None
     shape = struct.unpack_from("<3I", payload, len(ARRAY))
     array = np.frombuffer(payload, "<f4", offset=len(ARRAY) + 12).reshape(shape)
     return np.ascontiguousarray(array.transpose(1, 2, 0), np.float32)

@@ -27,7 +27,12 @@ MAX_JPEG_SCANS = 100
 
 def read(file: bytes, spec: Image) -> NDArray[np.float32]:
     """The file as the network wants it: float32, height × width × channels, normalised; raises InvalidInput."""
-    return normalise(crop(convert(decode(file), spec.mode), spec), spec)
+    return normalise(read_pixels(file, spec), spec)
+
+
+def read_pixels(file: bytes, spec: Image) -> NDArray[np.uint8]:
+    """What the network sees of the file, not yet normalised; raises InvalidInput."""
+    return crop(convert(decode(file), spec.mode), spec)
 
 
 def decode(file: bytes) -> PIL.Image.Image:
@@ -61,26 +66,33 @@ def convert(picture: PIL.Image.Image, mode: str) -> PIL.Image.Image:
 
 
 def crop(picture: PIL.Image.Image, spec: Image) -> NDArray[np.uint8]:
-    """height × width × channels: the shorter side resized to ``spec.resize``, then the centre, as torchvision does.
-
-    Raises InvalidInput when the longer side would become too long.
-    """
+    """height × width × channels, resized and cut as ``place`` says, which may raise InvalidInput."""
     height, width = spec.size
-    bilinear = PIL.Image.Resampling.BILINEAR
-    if spec.resize is None:
-        picture = picture.resize((width, height), bilinear)
-    else:
-        short, long = sorted(picture.size)
-        if spec.resize * spec.resize * long // short > MAX_PIXELS:
-            raise InvalidInput("The image is too long and narrow.", parameter="image")
-        across, down = (spec.resize * side // short for side in picture.size)
-        left, top = round((across - width) / 2), round((down - height) / 2)
-        picture = picture.resize((across, down), bilinear).crop((left, top, left + width, top + height))
+    resized, (left, top) = place(picture.size, spec)
+    picture = picture.resize(resized, PIL.Image.Resampling.BILINEAR)
+    if picture.size != (width, height):
+        picture = picture.crop((left, top, left + width, top + height))
     return np.asarray(picture).reshape(height, width, -1)
 
 
+def place(size: tuple[int, int], spec: Image) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The size that a picture of this size (both as width, height) is resized to, and the left and top of the cut.
+
+    The shorter side becomes ``spec.resize`` long and the centre is cut out, as torchvision does. Raises InvalidInput
+    when the longer side would become too long.
+    """
+    height, width = spec.size
+    if spec.resize is None:
+        return (width, height), (0, 0)
+    short, long = sorted(size)
+    if spec.resize * spec.resize * long // short > MAX_PIXELS:
+        raise InvalidInput("The image is too long and narrow.", parameter="image")
+    across, down = (spec.resize * side // short for side in size)
+    return (across, down), (round((across - width) / 2), round((down - height) / 2))
+
+
 def normalise(pixels: NDArray[np.uint8], spec: Image) -> NDArray[np.float32]:
-    """Scaled to 0…1, less the mean, over the standard deviation, channel by channel."""
+    """Scaled to 0…1, less the mean, over the standard deviation, channel by channel. A GPU does just the same."""
     scaled = pixels.astype(np.float32) / np.float32(255)
     scaled -= np.asarray(spec.mean, np.float32)
     scaled /= np.asarray(spec.std, np.float32)

@@ -1,4 +1,4 @@
-"""The thread that calls a predictor, so that the event loop never does."""
+"""The threads that call a predictor, so that the event loop never does."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ Predict: TypeAlias = Callable[[Sequence[bytes]], Sequence[Outcome]]
 logger = logging.getLogger(__name__)
 
 
-class ModelThread:
-    """Calls ``predict``, one batch at a time. A daemon: a call that never ends must not keep the process alive."""
+class ModelThreads:
+    """Call ``predict``, each one batch at a time. Daemons: a call that never ends must not keep the process alive."""
 
-    def __init__(self, predict: Predict, loop: asyncio.AbstractEventLoop, name: str) -> None:
+    def __init__(self, predict: Predict, loop: asyncio.AbstractEventLoop, name: str, count: int = 1) -> None:
         self._predict = predict
         self._loop = loop
         self._name = name
         self._batches: queue.SimpleQueue[tuple[list[bytes], asyncio.Future[list[Outcome]]] | None] = queue.SimpleQueue()
-        threading.Thread(target=self._work, name=f"predict-{name}", daemon=True).start()
+        self._count = count
+        for _ in range(count):
+            threading.Thread(target=self._work, name=f"predict-{name}", daemon=True).start()
 
     def run(self, payloads: list[bytes]) -> asyncio.Future[list[Outcome]]:
         """One outcome per payload; never raises."""
@@ -36,7 +38,8 @@ class ModelThread:
         return done
 
     def stop(self) -> None:
-        self._batches.put(None)
+        for _ in range(self._count):
+            self._batches.put(None)
 
     def _work(self) -> None:
         while (batch := self._batches.get()) is not None:

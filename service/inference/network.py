@@ -1,10 +1,10 @@
-"""The network itself: a torchvision ResNet, its weights, the device it runs on, and the fastest exact way to run it."""
+"""The network itself: a torchvision ResNet, its weights, the device it runs on, and how a CPU runs it best."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Literal
 
@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from torchvision.models import resnet
 from torchvision.models.resnet import ResNet
 
-from service.errors import ConfigurationError
+from service.errors import ConfigurationError, InvalidInput
 from service.inference.fused import FusedResNet, can_fuse
+from service.inference.image_input import array_of
+from service.inference.images import read
 from service.inference.manifest import Image
+from service.inference.runner import Vector
 
 ARCHITECTURES = tuple(name for name in resnet.__all__ if name.islower())
 """Every ResNet that torchvision can build: resnet18 … resnet152, resnext…, wide_resnet…"""
@@ -72,46 +75,50 @@ def resolve_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
     return torch.device("cuda" if available and wanted != "cpu" else "cpu")
 
 
-def compute_in_float32() -> None:
-    """Keep a GPU from rounding to TF32, which torch does in convolutions unless told."""
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+class CpuRunner:
+    """Runs a network on the CPU: by the fused kernels, which are batch-invariant, or without them one by one."""
 
+    device = "cpu"
+    slots = 1
 
-class Runner:
-    """Runs a network on one device, float32 in and out; an answer does not depend on what it is batched with.
-
-    On a CPU the fused kernels see to that; without them, images are computed one by one. On a GPU batches are padded
-    to a few sizes, each of which always takes the same kernels.
-    """
-
-    def __init__(self, network: ResNet, device: torch.device, max_batch_size: int) -> None:
-        self.device = device
-        fused = device.type == "cpu" and can_fuse()
+    def __init__(self, network: ResNet, spec: Image) -> None:
+        fused = can_fuse()
         self.kernels = "fused" if fused else "stock"
-        """Which way the network is computed: it moves last bits."""
-        self.chunk = max_batch_size if device.type == "cuda" else CPU_CHUNK if fused else 1
-        """Most images per call."""
-        self._network: nn.Module = (
-            FusedResNet(network) if fused else network.to(device, memory_format=torch.channels_last)
-        )
+        self.chunk = CPU_CHUNK if fused else 1
+        self._network = FusedResNet(network) if fused else network.to(memory_format=torch.channels_last)
+        self._spec = spec
+
+    @contextmanager
+    def open(self) -> Iterator[CpuBatch]:
+        yield CpuBatch(self._run, self._spec)
 
     @torch.inference_mode()
-    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities, images × classes, of images × height × width × channels."""
-        count = len(images)
         # Channels-last is this very layout under another name, so nothing is copied.
-        batch = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device)
-        if self.device.type == "cuda":
-            batch = nn.functional.pad(batch, (0, 0, 0, 0, 0, 0, 0, bucket(count, self.chunk) - count))
-        probabilities = torch.softmax(self._network(batch), dim=1)[:count]
-        array: NDArray[np.float32] = probabilities.cpu().numpy()
-        return array
+        logits = self._network(torch.from_numpy(images).permute(0, 3, 1, 2))
+        probabilities: NDArray[np.float32] = torch.softmax(logits, dim=1).numpy()
+        return probabilities
 
 
-def bucket(count: int, limit: int) -> int:
-    """The padded size of a batch: the next power of two, and at most ``limit``."""
-    return min(1 << (count - 1).bit_length(), limit)
+class CpuBatch:
+    """Images as the network wants them, each normalised where it was decoded."""
+
+    def __init__(self, run: Callable[[NDArray[np.float32]], NDArray[np.float32]], spec: Image) -> None:
+        self._run = run
+        self._spec = spec
+        self._images: dict[int, NDArray[np.float32]] = {}
+
+    def load(self, row: int, payload: bytes) -> InvalidInput | None:
+        try:
+            array = array_of(payload)
+            self._images[row] = read(payload, self._spec) if array is None else array
+        except InvalidInput as error:
+            return error
+        return None
+
+    def compute(self, rows: Sequence[int]) -> list[Vector]:
+        return list(self._run(np.stack([self._images.pop(row) for row in rows])))
 
 
 def use_threads(count: int) -> None:

@@ -25,6 +25,9 @@ KINDS = {
 }
 """Manifest kind -> ``load(artifact, options) -> Predictor``, imported when first needed."""
 
+EXAMPLE_TOLERANCE = 1e-3
+"""How far an answer may be from the manifest's golden one, where a predictor's ``example_tolerance`` says no more."""
+
 _CODES = {"f4": b"f", "f8": b"d"}
 _DTYPES: dict[bytes, np.dtype[Any]] = {b"f": np.dtype("<f4"), b"d": np.dtype("<f8")}
 
@@ -46,11 +49,17 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the deployment decides about every predictor: the device, and how many threads one worker may use."""
+    """What the deployment decides about every predictor: where and how it computes, and with how many threads.
+
+    ``owns_device``: whether this process may use a GPU, as its only worker or because several may share it.
+    """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 1
     max_batch_size: int = 64
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    decode: Literal["pillow", "gpu"] = "pillow"
+    owns_device: bool = True
 
 
 class Predictor(Protocol):
@@ -78,7 +87,8 @@ class Predictor(Protocol):
     def predict(self, batch: Sequence[bytes]) -> Sequence[Prediction | Exception]:
         """One prediction per payload, in order, or InvalidInput in the place of a payload that is at fault.
 
-        Called in a thread, never on the event loop, and never twice at once for one predictor.
+        Called in a thread, never on the event loop, and by one at a time, or by as many as an attribute ``slots`` says.
+        Raises DeviceLost when nothing can be computed any more until the process is replaced.
         """
 
 
@@ -101,7 +111,8 @@ def warm_up(predictor: Predictor, artifact: Artifact) -> None:
     if vector is None:
         raise ConfigurationError(f"Model {name} fails on its own example ({answer!r}): make or register it again.")
     # Other processors and libraries move last bits; a wrong model is further off.
-    if vector.shape != (len(example.golden),) or not np.allclose(vector, example.golden, rtol=0, atol=1e-3):
+    tolerance: float = getattr(predictor, "example_tolerance", EXAMPLE_TOLERANCE)
+    if vector.shape != (len(example.golden),) or not np.allclose(vector, example.golden, rtol=0, atol=tolerance):
         raise ConfigurationError(f"Model {name} no longer gives its example's answer: make or register it again.")
 
 

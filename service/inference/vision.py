@@ -5,23 +5,32 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from torchvision.models.resnet import ResNet
 
-from service.errors import ConfigurationError, InvalidInput, PredictionFailed
+from service.errors import ConfigurationError, InvalidInput, PredictionFailed, ServiceError
 from service.inference import image_input
 from service.inference.artifact import Artifact, fingerprint, library_versions
-from service.inference.image_input import Pixels
+from service.inference.cuda import Cuda, compute_exactly, is_out_of_memory
+from service.inference.gpu import GpuRunner
 from service.inference.images import PREPROCESSING_VERSION
 from service.inference.manifest import Image
-from service.inference.network import Runner, compute_in_float32, resolve_device, restore, use_threads
-from service.inference.predictor import Options, Prediction, Question, pack
+from service.inference.network import CpuRunner, resolve_device, restore, use_threads
+from service.inference.predictor import EXAMPLE_TOLERANCE, Options, Prediction, Question, pack
+from service.inference.runner import Batch, Runner, Vector
 
 LIBRARIES = ("torch", "torchvision", "pillow", "numpy")
+
+TOLERANCES = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2}
+"""How far apart two answers to one question may be that were computed in batches of other sizes."""
+
+DECODERS = {"pillow": "", "gpu": "-nvjpeg"}
+"""What each adds to the fingerprint: a file's pixels depend on who decodes it."""
 
 
 def load(artifact: Artifact, options: Options) -> VisionPredictor:
@@ -32,9 +41,33 @@ def load(artifact: Artifact, options: Options) -> VisionPredictor:
     _check_spec(manifest.image, manifest.name)
     use_threads(max(1, options.threads))
     device = resolve_device(options.device)
-    compute_in_float32()
+    _check_options(options, device.type)
     network = restore(manifest.image, len(manifest.classes), artifact.weights, manifest.weights.file)
-    return VisionPredictor(artifact, manifest.image, Runner(network, device, options.max_batch_size), options)
+    runner = CpuRunner(network, manifest.image) if device.type == "cpu" else _on_gpu(network, manifest.image, options)
+    return VisionPredictor(artifact, manifest.image, runner, options)
+
+
+def _check_options(options: Options, device: str) -> None:
+    """Raises ConfigurationError for what the device cannot do, or may not be used for."""
+    if device == "cuda" and not options.owns_device:
+        raise ConfigurationError(
+            "Several workers would share one GPU: set PREDICT_WORKERS=1, or PREDICT_DEVICE=cpu, "
+            "or PREDICT_SHARE_DEVICE=true."
+        )
+    if device == "cpu" and options.precision != "float32":
+        raise ConfigurationError(f"PREDICT_PRECISION={options.precision} needs a GPU; a CPU computes in float32.")
+    if device == "cpu" and options.decode == "gpu":
+        raise ConfigurationError("PREDICT_DECODE=gpu needs a GPU; without one, use pillow.")
+
+
+def _on_gpu(network: ResNet, spec: Image, options: Options) -> GpuRunner:
+    compute_exactly()
+    try:
+        return GpuRunner(network, spec, Cuda(), options)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ConfigurationError("The GPU has too little free memory: set a smaller PREDICT_MAX_BATCH_SIZE.") from None
 
 
 def _check_spec(spec: Image, name: str) -> None:
@@ -55,14 +88,19 @@ class VisionPredictor:
     def __init__(self, artifact: Artifact, spec: Image, runner: Runner, options: Options) -> None:
         self._spec = spec
         self._runner = runner
+        self._most = options.max_batch_size
         self._threads = max(1, options.threads)
+        self._pool = ThreadPoolExecutor(self._threads, "decode")
+        self.slots = runner.slots
+        self.tolerance = TOLERANCES[options.precision]
+        self.example_tolerance = max(self.tolerance, EXAMPLE_TOLERANCE if options.decode == "pillow" else 0.05)
         self._example = artifact.manifest.example.inputs.get("image")
         self.fingerprint = fingerprint(
             artifact,
-            preprocessing=f"vision-{PREPROCESSING_VERSION}",
+            preprocessing=f"vision-{PREPROCESSING_VERSION}{DECODERS[options.decode]}",
             libraries=library_versions(*LIBRARIES),
-            device=runner.device.type,
-            precision=f"float32-{runner.kernels}",
+            device=runner.device,
+            precision=f"{options.precision}-{runner.kernels}",
         )
 
     @property
@@ -89,28 +127,36 @@ class VisionPredictor:
 
     def predict(self, batch: Sequence[bytes]) -> Sequence[Prediction | Exception]:
         """Later images are decoded in other threads while earlier ones are computed."""
-        workers = min(self._threads, len(batch))
-        if workers <= 1:
-            return self._answers(map(self._load, batch))
-        with ThreadPoolExecutor(workers, "decode") as pool:
-            return self._answers(pool.map(self._load, batch))
-
-    def _load(self, payload: bytes) -> Pixels | InvalidInput:
-        try:
-            return image_input.load_pixels(payload, self._spec)
-        except InvalidInput as error:
-            return error
-
-    def _answers(self, items: Iterator[Pixels | InvalidInput]) -> list[Prediction | Exception]:
         answers: list[Prediction | Exception] = []
-        while chunk := list(islice(items, self._runner.chunk)):
-            images = [item for item in chunk if not isinstance(item, InvalidInput)]
-            rows = iter(self._runner(np.stack(images))) if images else iter(())
-            answers += [item if isinstance(item, InvalidInput) else _answer(next(rows)) for item in chunk]
+        for start in range(0, len(batch), self._most):
+            answers += self._predict(batch[start : start + self._most])
         return answers
 
+    def _predict(self, payloads: Sequence[bytes]) -> list[Prediction | Exception]:
+        answers: list[Prediction | Exception] = []
+        with self._runner.open() as batch, self._loading(batch, payloads) as loaded:
+            while faults := list(islice(loaded, self._runner.chunk)):
+                rows = [row for row, fault in enumerate(faults, len(answers)) if fault is None]
+                vectors = iter(batch.compute(rows) if rows else ())
+                answers += [_answer(next(vectors)) if fault is None else fault for fault in faults]
+        return answers
 
-def _answer(probabilities: NDArray[np.float32]) -> Prediction | PredictionFailed:
-    if not np.isfinite(probabilities).all():
+    @contextmanager
+    def _loading(self, batch: Batch, payloads: Sequence[bytes]) -> Iterator[Iterator[InvalidInput | None]]:
+        """What loading each payload says, in order and as soon as it is known."""
+        if min(self._threads, len(payloads)) <= 1:
+            yield map(batch.load, range(len(payloads)), payloads)
+            return
+        loads = [self._pool.submit(batch.load, row, payload) for row, payload in enumerate(payloads)]
+        try:
+            yield (load.result() for load in loads)
+        finally:
+            wait(loads)  # or it would write into memory that is another batch's by then
+
+
+def _answer(vector: Vector | ServiceError) -> Prediction | ServiceError:
+    if isinstance(vector, ServiceError):
+        return vector
+    if not np.isfinite(vector).all():
         return PredictionFailed("the model's answer is not finite")
-    return pack(probabilities)
+    return pack(vector)

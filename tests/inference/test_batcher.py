@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from service.errors import DeadlineExceeded, InvalidInput, Overloaded, PredictionFailed
+from service.errors import DeadlineExceeded, DeviceLost, InvalidInput, Overloaded, PredictionFailed
 from service.inference.batcher import Batcher, Computed, Reservation, Unwanted
 from service.inference.predictor import Prediction
 
@@ -40,6 +40,8 @@ class Model:
             raise ValueError("poison")
         if b"exit" in batch:
             raise SystemExit(3)
+        if b"lost" in batch:
+            raise DeviceLost
         if b"short" in batch:
             return []
         if b"odd" in batch:
@@ -65,11 +67,20 @@ async def serving(
     *,
     size: int = 4,
     queue: int = 100,
+    slots: int = 1,
     clock: Callable[[], float] | None = None,
     observe: Callable[[int, float], None] = lambda size, seconds: None,
+    lost: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Batcher]:
     batcher = Batcher(
-        model, max_batch_size=size, max_queue_size=queue, clock=clock or (lambda: 0.0), observe=observe, name="test"
+        model,
+        max_batch_size=size,
+        max_queue_size=queue,
+        slots=slots,
+        clock=clock or (lambda: 0.0),
+        observe=observe,
+        lost=lost,
+        name="test",
     )
     try:
         yield batcher
@@ -365,3 +376,111 @@ async def test_closing_an_idle_batcher_ends_its_thread() -> None:
         if thread.name == "predict-test":
             await asyncio.to_thread(thread.join, 30)
     assert not any(thread.name == "predict-test" for thread in threading.enumerate())
+
+
+async def test_a_second_slot_takes_a_batch_once_it_is_nearly_as_large_as_what_is_under_way() -> None:
+    model = Model()
+    async with serving(model, slots=2) as batcher:
+        first = await busy(batcher, model)
+        second = await queued(batcher, b"a", b"b")
+        await model.in_progress()
+        gathered = await queued(batcher, b"c", b"d", b"e")
+        assert batcher.queued == 3
+        model.gate.set()
+        await asyncio.gather(first, *second, *gathered)
+    assert model.batches == [[b"first"], [b"a", b"b"], [b"c", b"d", b"e"]]
+    assert len(model.threads) == 2
+
+
+async def test_what_is_much_less_than_is_under_way_gathers_until_that_is_done() -> None:
+    model = Model()
+    async with serving(model, slots=2) as batcher:
+        model.gate.clear()
+        first = await queued(batcher, b"1", b"2", b"3")
+        await model.in_progress()
+        waiting = await queued(batcher, b"a", b"b")
+        assert (batcher.queued, batcher.idle) == (2, False)
+        model.gate.set()
+        await asyncio.gather(*first, *waiting)
+        assert batcher.idle
+    assert model.batches == [[b"1", b"2", b"3"], [b"a", b"b"]]
+
+
+async def test_a_batch_that_is_one_short_of_what_is_under_way_leaves() -> None:
+    model = Model()
+    async with serving(model, slots=2) as batcher:
+        model.gate.clear()
+        first = await queued(batcher, b"1", b"2", b"3", b"4")
+        await model.in_progress()
+        second = await queued(batcher, b"a", b"b", b"c")
+        await model.in_progress()
+        assert batcher.queued == 0
+        model.gate.set()
+        await asyncio.gather(*first, *second)
+
+
+async def test_a_full_batch_never_waits_for_a_free_slot() -> None:
+    model = Model()
+    async with serving(model, slots=2, size=3) as batcher:
+        model.gate.clear()
+        seven = await queued(batcher, *[b"x"] * 7)
+        await model.in_progress()
+        await model.in_progress()
+        assert batcher.queued == 1
+        model.gate.set()
+        await asyncio.gather(*seven)
+    assert [len(batch) for batch in model.batches] == [3, 3, 1]
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3])
+async def test_under_any_load_every_item_of_every_slot_gets_its_own_answer(slots: int) -> None:
+    model = Model()
+    async with serving(model, slots=slots, size=3) as batcher:
+
+        async def client(name: int) -> None:
+            for number in range(30):
+                payload = f"{name}-{number}".encode()
+                assert (await ask(batcher, payload)).prediction == payload + b"!"
+
+        async with asyncio.timeout(30):
+            await asyncio.gather(*(client(name) for name in range(8)))
+        assert batcher.idle
+    assert len(model.threads) <= slots
+
+
+async def test_dispatching_that_breaks_in_one_slot_leaves_the_other_alone() -> None:
+    model = Model()
+    async with serving(model, slots=2) as batcher:
+        first = await busy(batcher, model)
+        (second,) = await queued(batcher, b"second")
+        await model.in_progress()
+        next(task for task in asyncio.all_tasks() if task.get_name() == "batcher-test").cancel()
+        await asyncio.wait([first, second], return_when=asyncio.FIRST_COMPLETED)
+        model.gate.set()
+        outcomes = await asyncio.gather(first, second, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {PredictionFailed, Computed}
+        assert (await ask(batcher, b"next")).prediction == b"next!"
+
+
+async def test_closing_answers_what_is_in_every_slot() -> None:
+    model = Model()
+    async with serving(model, slots=2) as batcher:
+        first = await busy(batcher, model)
+        (second,) = await queued(batcher, b"second")
+        await model.in_progress()
+        closing = asyncio.ensure_future(batcher.close())
+        await asyncio.sleep(0)
+        assert not closing.done()
+        model.gate.set()
+        await closing
+        assert [(await task).prediction for task in (first, second)] == [b"first!", b"second!"]
+
+
+async def test_a_lost_device_is_reported_and_its_error_reaches_whoever_asked() -> None:
+    model, reports = Model(), []
+    async with serving(model, lost=lambda: reports.append(1)) as batcher:
+        with pytest.raises(DeviceLost):
+            await ask(batcher, b"lost")
+        assert reports == [1]
+        await ask(batcher, b"a")
+        assert reports == [1]

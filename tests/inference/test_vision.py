@@ -25,7 +25,7 @@ from service.inference.fused import FusedResNet, can_fuse
 from service.inference.image_input import MAX_IMAGE_BYTES, MAX_MAGNITUDE
 from service.inference.images import read
 from service.inference.manifest import Image, Manifest
-from service.inference.network import bucket, build
+from service.inference.network import build
 from service.inference.predictor import Options, Predictor, Question, unpack
 from service.inference.vision import load
 from tests.inference.pictures import encode, jpeg_of_size, picture, webp_of_size
@@ -353,7 +353,3 @@ def test_a_gpu_that_is_asked_for_and_missing_stops_the_start_and_auto_takes_the_
     with pytest.raises(ConfigurationError, match="PREDICT_DEVICE=cuda, but torch finds no CUDA device"):
         load(artifact(), Options(device="cuda"))
     assert load(artifact(), Options(device="auto")).fingerprint == load(artifact(), Options(device="cpu")).fingerprint
-
-
-def test_batches_on_a_gpu_are_padded_to_powers_of_two_up_to_the_largest() -> None:
-    assert [bucket(count, 48) for count in (1, 2, 3, 5, 8, 9, 33, 48)] == [1, 2, 4, 8, 8, 16, 48, 48]

@@ -19,12 +19,15 @@ from typing import Any
 import joblib
 import numpy as np
 
+from service.errors import DeviceLost
+
 ROOT = Path(__file__).parents[2]
 FEATURES = "x,act,seconds"
 CLASSES = ("low", "middle", "high")
 
-PLAIN, SLEEP, WAIT, RAISE, NAN, EXIT, SPIN = range(7)
-"""What a row makes the model do. WAIT: until the gate of its ``x`` opens. SPIN: keep the CPU busy for its seconds."""
+PLAIN, SLEEP, WAIT, RAISE, NAN, EXIT, SPIN, LOSE = range(8)
+"""What a row makes the model do. WAIT: until the gate of its ``x`` opens. SPIN: keep the CPU busy for its seconds.
+LOSE: say that the device is lost."""
 SLEEPING = (SLEEP, RAISE, NAN, EXIT)
 TOLD_TO_RAISE = "the probe was told to raise"
 
@@ -62,6 +65,8 @@ class Probe:
     def _act(self, row: Any) -> None:
         if row[1] == RAISE:
             raise RuntimeError(TOLD_TO_RAISE)
+        if row[1] == LOSE:
+            raise DeviceLost
         if row[1] == EXIT:
             os._exit(70)
         if row[1] == SPIN:
@@ -150,4 +155,5 @@ def environment(settings: Mapping[str, object] | None = None) -> dict[str, str]:
     foreign = ("PREDICT_", "PYTHONDONTWRITEBYTECODE")  # the latter would have every start compile all libraries anew
     outside = {name: value for name, value in os.environ.items() if not name.upper().startswith(foreign)}
     own = {f"PREDICT_{name.upper()}": str(value) for name, value in (settings or {}).items()}
-    return outside | own | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return outside | own | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}

@@ -1,0 +1,44 @@
+"""What runs a network: one interface for CPU and GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import InvalidInput, ServiceError
+
+Vector: TypeAlias = NDArray[np.float32]
+"""The probabilities of one image."""
+
+
+class Batch(Protocol):
+    """Payloads on their way through the network."""
+
+    def load(self, row: int, payload: bytes) -> InvalidInput | None:
+        """Decode a payload into its row, or say what is wrong with it. Any thread may, each row once."""
+
+    def compute(self, rows: Sequence[int]) -> Sequence[Vector | ServiceError]:
+        """What the network says to these rows, ascending and all loaded, or in a row's place why it says nothing.
+
+        Raises DeviceLost when it never will again.
+        """
+
+
+class Runner(Protocol):
+    """A network on a device. An answer does not depend on what it is batched with."""
+
+    device: str
+    """"cpu" or "cuda"."""
+    kernels: str
+    """Which way the network is computed: it moves last bits."""
+    slots: int
+    """Most batches that may be open at once."""
+    chunk: int
+    """Most rows that are worth computing at once."""
+
+    def open(self) -> AbstractContextManager[Batch]:
+        """A batch of at most ``max_batch_size`` rows. Every load has ended before it is closed."""

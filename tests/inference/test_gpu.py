@@ -1,0 +1,417 @@
+"""The GPU's promises, kept by its own code on a CPU (tests/support/twin.py). What needs a card stands in tests/gpu."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from PIL import ExifTags
+
+from service.errors import ConfigurationError, DeviceLost, InvalidInput, Overloaded
+from service.inference.batcher import Batcher
+from service.inference.cuda import compute_exactly
+from service.inference.gpu import GpuBatch, GpuRunner
+from service.inference.images import normalise, read_pixels
+from service.inference.jpeg import JpegDecoder, suits
+from service.inference.limit import RECOVERY_SECONDS, buckets
+from service.inference.network import restore
+from service.inference.predictor import Options, Predictor, unpack
+from service.inference.vision import TOLERANCES, VisionPredictor, load
+from tests.inference.pictures import encode, jpeg_of_scans, picture
+from tests.inference.test_vision import JPEG, PNG, SPEC, artifact, many
+from tests.support.twin import Memory, Twin
+
+OPTIONS = Options(max_batch_size=8)
+ILLEGAL_ACCESS = RuntimeError("CUDA error: an illegal memory access was encountered")
+RESIZED = SPEC.model_copy(update={"resize": 40})
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class House:
+    """A predictor on a twin of a GPU, with ``memory`` for so many images at once."""
+
+    def __init__(self, options: Options = OPTIONS, memory: int = 1000) -> None:
+        made = artifact()
+        network = restore(SPEC, len(made.manifest.classes), made.weights, made.manifest.weights.file)
+        self.twin, self.clock = Twin(), Clock()
+        self.memory = Memory(network, memory)
+        self.runner = GpuRunner(network, SPEC, self.twin, options, self.clock)
+        self.predictor = VisionPredictor(made, SPEC, self.runner, options)
+        self.memory.tried.clear()
+
+
+@pytest.fixture(scope="module")
+def house() -> House:
+    return House()
+
+
+@pytest.fixture(scope="module")
+def cpu() -> Predictor:
+    return load(artifact(), Options(device="cpu"))
+
+
+def vectors(predictor: Predictor, payloads: list[bytes]) -> np.ndarray:
+    answers = predictor.predict(payloads)
+    assert all(isinstance(answer, bytes) for answer in answers), answers
+    return np.stack([unpack(answer) for answer in answers if isinstance(answer, bytes)])
+
+
+def array_payload(predictor: Predictor, file: bytes) -> bytes:
+    pixels = normalise(read_pixels(file, SPEC), SPEC).transpose(2, 0, 1)
+    return predictor.parse({"input": pixels}, b"", "application/json").payload or b""
+
+
+def test_batches_are_padded_to_powers_of_two_and_the_largest() -> None:
+    assert [buckets(largest) for largest in (1, 2, 48, 64)] == [
+        [1],
+        [1, 2],
+        [1, 2, 4, 8, 16, 32, 48],
+        [1, 2, 4, 8, 16, 32, 64],
+    ]
+    limit = House(Options(max_batch_size=6)).runner.limit
+    assert [limit.bucket(count) for count in (1, 2, 3, 4, 5, 6)] == [1, 2, 4, 4, 6, 6]
+
+
+def test_the_device_normalises_every_value_as_the_cpu_does_to_the_last_bit() -> None:
+    spec = SPEC.model_copy(update={"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "size": (16, 16)})
+    made = artifact(spec)
+    runner = GpuRunner(restore(spec, 10, made.weights, "x.pt"), spec, Twin(), OPTIONS)
+    ramp = PIL.Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB")
+    with runner.open() as batch:
+        assert batch.load(0, encode(ramp)) is None
+        batch.compute([0])
+    assert runner._images[0].numpy().tobytes() == normalise(np.asarray(ramp), spec).tobytes()
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_files_and_arrays_are_answered_as_on_the_cpu(threads: int, cpu: Predictor) -> None:
+    house = House(replace(OPTIONS, threads=threads))
+    payloads = many(20)
+    payloads[3] = array_payload(cpu, payloads[4])
+    answers = vectors(house.predictor, payloads)
+    assert np.abs(answers - vectors(cpu, payloads)).max() <= 1e-5
+    assert answers[3].tobytes() == answers[4].tobytes()
+    assert house.memory.tried == [8, 8, 4]
+
+
+def test_an_answer_depends_on_the_padded_size_and_not_on_place_or_neighbours(house: House) -> None:
+    payloads = many(8)
+    together = house.predictor.predict(payloads)
+    assert list(house.predictor.predict(payloads[::-1])) == list(together)[::-1]
+    assert list(house.predictor.predict(payloads[2:7])) == list(together)[2:7]
+    alone = np.concatenate([vectors(house.predictor, [payload]) for payload in payloads])
+    assert np.abs(alone - vectors(house.predictor, payloads)).max() <= TOLERANCES["float32"]
+
+
+def test_a_bad_image_fails_in_its_own_place_and_nothing_is_left_of_earlier_batches(house: House) -> None:
+    payloads = many(8)
+    right = list(house.predictor.predict(payloads))
+    house.predictor.predict(many(16)[8:])
+    damaged = [payloads[0], PNG[:-20], *payloads[2:4], JPEG[:-20], *payloads[5:]]
+    found = list(house.predictor.predict(damaged))
+    assert [index for index, answer in enumerate(found) if isinstance(answer, InvalidInput)] == [1, 4]
+    assert [found[i] for i in (0, 2, 3, 5, 6, 7)] == [right[i] for i in (0, 2, 3, 5, 6, 7)]
+    house.memory.tried.clear()
+    assert [type(answer) for answer in house.predictor.predict([PNG[:-20]] * 3)] == [InvalidInput] * 3
+    assert house.memory.tried == []
+
+
+def test_batches_in_both_slots_at_once_do_not_mix() -> None:
+    house = House(replace(OPTIONS, threads=2))
+    assert house.predictor.slots == 2
+    sets = [many(24)[start : start + 8] for start in (0, 8, 16)]
+    right = [list(house.predictor.predict(payloads)) for payloads in sets]
+    with ThreadPoolExecutor(3) as pool:  # one more than there are slots
+        found = list(pool.map(house.predictor.predict, sets * 6))
+    assert [list(answers) for answers in found] == right * 6
+
+
+@pytest.mark.anyio
+async def test_under_load_by_the_batcher_everybody_gets_their_own_answer(cpu: Predictor) -> None:
+    house, payloads = House(replace(OPTIONS, threads=2)), many(24)
+    right = vectors(cpu, payloads)
+    batcher = Batcher(house.predictor.predict, max_batch_size=8, max_queue_size=100, slots=2, name="test")
+
+    async def client(first: int) -> None:
+        for index in [*range(first, 24), *range(first)]:
+            answer = await batcher.submit(payloads[index], wanted=lambda: True, deadline=float("inf"))
+            assert np.abs(unpack(answer.prediction) - right[index]).max() <= TOLERANCES["float32"]
+
+    await asyncio.gather(*(client(first) for first in range(12)))
+    await batcher.close()
+    assert len(set(house.memory.tried)) > 1
+
+
+def test_a_slot_is_not_given_away_while_somebody_still_loads_into_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    house, gate, inside = House(replace(OPTIONS, threads=2)), threading.Event(), threading.Event()
+
+    def load(self: GpuBatch, row: int, payload: bytes) -> None:
+        if row == 0:
+            raise MemoryError
+        inside.set()
+        assert gate.wait(30)
+
+    monkeypatch.setattr(GpuBatch, "load", load)
+    with ThreadPoolExecutor(1) as pool:
+        failing = pool.submit(house.predictor.predict, [PNG, PNG])
+        assert inside.wait(30)
+        wait([failing], timeout=0.2)
+        assert house.runner._free.qsize() == 1
+        gate.set()
+        with pytest.raises(MemoryError):
+            failing.result()
+    assert house.runner._free.qsize() == 2
+
+
+def test_a_batch_that_cannot_be_captured_is_computed_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    house = House(memory=4)
+    assert "Batches of 8 are computed without a CUDA graph: CUDA out of memory" in caplog.text
+    house.memory.images = 8
+    payloads = many(8)
+    assert list(house.predictor.predict(payloads)) == list(House().predictor.predict(payloads))
+
+
+def test_float32_is_never_rounded_to_tf32_and_kernels_are_not_chosen_by_the_clock() -> None:
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.benchmark = True
+    compute_exactly()
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.deterministic
+
+
+# Memory
+
+
+def test_without_memory_batches_are_halved_and_everybody_is_answered(cpu: Predictor) -> None:
+    house = House()
+    house.memory.images = 2
+    payloads = many(8)
+    answers = vectors(house.predictor, payloads)
+    assert house.memory.tried == [8, 4, 2, 2, 2, 2]
+    assert house.twin.released == 2
+    assert np.abs(answers - vectors(cpu, payloads)).max() <= 1e-5
+    house.predictor.predict(payloads[:3])
+    assert house.memory.tried[6:] == [2, 1], "what was learnt is remembered"
+
+
+def test_with_memory_again_batches_grow_back_step_by_step() -> None:
+    house = House()
+    house.memory.images = 2
+    house.predictor.predict(many(8))
+    house.memory.images = 8
+    sizes = []
+    for _ in range(4):
+        house.clock.now += RECOVERY_SECONDS
+        house.memory.tried.clear()
+        house.predictor.predict(many(8))
+        sizes.append(house.memory.tried[:])
+    assert sizes == [[4, 4], [8], [8], [8]]
+
+
+def test_without_memory_for_one_image_what_is_left_is_refused_until_later() -> None:
+    house = House()
+    house.memory.images = 0
+    answers = house.predictor.predict(many(4))
+    assert [type(answer) for answer in answers] == [Overloaded] * 4
+    assert house.memory.tried == [4, 2, 1]
+    house.memory.images = 8
+    assert [type(answer) for answer in house.predictor.predict(many(4))] == [bytes] * 4
+
+
+# Death
+
+
+def test_an_error_that_sticks_is_told_at_once_from_then_on(caplog: pytest.LogCaptureFixture) -> None:
+    house = House()
+    house.twin.error, house.twin.lost = ILLEGAL_ACCESS, True
+    for _ in range(3):
+        with pytest.raises(DeviceLost):
+            house.predictor.predict(many(2))
+    assert caplog.text.count("computes nothing more") == 1
+    assert "illegal memory access" in caplog.text
+
+
+def test_an_error_that_does_not_stick_is_that_batchs_own() -> None:
+    house = House()
+    house.twin.error = RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED")
+    with pytest.raises(RuntimeError, match="NOT_SUPPORTED"):
+        house.predictor.predict(many(2))
+    house.twin.error = None
+    assert [type(answer) for answer in house.predictor.predict(many(2))] == [bytes] * 2
+
+
+@pytest.mark.anyio
+async def test_all_who_wait_for_a_lost_device_are_refused_and_it_is_reported() -> None:
+    house, reported = House(), threading.Event()
+    batcher = Batcher(
+        house.predictor.predict, max_batch_size=8, max_queue_size=100, slots=2, lost=reported.set, name="test"
+    )
+    house.twin.error, house.twin.lost = ILLEGAL_ACCESS, True
+    asked = [batcher.submit(payload, wanted=lambda: True, deadline=float("inf")) for payload in many(6)]
+    outcomes = await asyncio.gather(*asked, return_exceptions=True)
+    await batcher.close()
+    assert [type(outcome) for outcome in outcomes] == [DeviceLost] * 6
+    assert reported.is_set()
+
+
+# Precision and fingerprints
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_lower_precision_is_near_and_in_the_fingerprint(precision: str, house: House, cpu: Predictor) -> None:
+    lower = House(replace(OPTIONS, precision=precision))  # type: ignore[arg-type]
+    payloads = many(8)
+    near, exact = vectors(lower.predictor, payloads), vectors(cpu, payloads)
+    assert 1e-6 < np.abs(near - exact).max() <= TOLERANCES[precision]
+    assert lower.predictor.fingerprint != house.predictor.fingerprint
+    assert lower.predictor.tolerance == TOLERANCES[precision] > house.predictor.tolerance
+
+
+def test_who_decodes_is_in_the_fingerprint(house: House) -> None:
+    assert House(replace(OPTIONS, decode="gpu")).predictor.fingerprint != house.predictor.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (Options(device="cpu", precision="bfloat16"), "PREDICT_PRECISION=bfloat16 needs a GPU"),
+        (Options(device="cpu", decode="gpu"), "PREDICT_DECODE=gpu needs a GPU"),
+    ],
+)
+def test_what_only_a_gpu_can_do_stops_the_start_on_a_cpu(options: Options, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        load(artifact(), options)
+
+
+def test_one_process_owns_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ConfigurationError, match=r"PREDICT_WORKERS=1, or PREDICT_DEVICE=cpu, or PREDICT_SHARE_DEVICE"):
+        load(artifact(), Options(device="auto", owns_device=False))
+    load(artifact(), Options(device="cpu", owns_device=False))
+
+
+# The GPU's own decoder
+
+
+def photograph(size: tuple[int, int] = (96, 64), **how: object) -> bytes:
+    return encode(picture(size), "JPEG", **{"quality": 95, **how})
+
+
+def turned(orientation: int) -> bytes:
+    exif = PIL.Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    return photograph(exif=exif)
+
+
+def xmp() -> bytes:
+    data = b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta tiff:Orientation="6"/>'
+    file = photograph()
+    return file[:2] + b"\xff\xe1" + (len(data) + 2).to_bytes(2, "big") + data + file[2:]
+
+
+SUITED = {
+    "plain": photograph(),
+    "of another subsampling": photograph(subsampling=0),
+    "upright by its EXIF data": turned(1),
+    "with zeros at its end": photograph() + bytes(9),
+}
+UNSUITED = {
+    "PNG": PNG,
+    "turned": turned(6),
+    "turned by XMP": xmp(),
+    "progressive": photograph(progressive=True),
+    "of many scans": jpeg_of_scans(3),
+    "CMYK": encode(picture().convert("CMYK"), "JPEG"),
+    "grey": encode(picture().convert("L"), "JPEG"),
+    "RGB": encode(picture(), "JPEG", keep_rgb=True),
+    "truncated": photograph()[:-200],
+    "no more than its beginning": photograph()[:4],
+    "its beginning and an end": photograph()[:20] + b"\xff\xd9",
+    "nothing behind its signature": b"\xff\xd8\xff" + bytes(100) + b"\xff\xd9",
+}
+
+
+@pytest.mark.parametrize("name", SUITED)
+def test_plain_jpegs_are_decoded_and_resized_by_the_device_much_as_by_pillow(name: str) -> None:
+    file = SUITED[name]
+    assert suits(file, RESIZED)
+    (found,) = JpegDecoder(RESIZED, Twin())([file])
+    assert found is not None
+    assert np.abs(found.numpy().astype(int) - read_pixels(file, RESIZED)).max() <= 2
+
+
+@pytest.mark.parametrize("name", UNSUITED)
+def test_what_the_device_may_decode_otherwise_is_left_to_pillow(name: str) -> None:
+    assert not suits(UNSUITED[name], SPEC)
+
+
+def test_networks_that_want_grey_leave_everything_to_pillow() -> None:
+    assert not suits(photograph(), SPEC.model_copy(update={"mode": "L", "mean": (0.5,), "std": (0.5,)}))
+
+
+def test_a_jpeg_that_is_too_long_is_refused_before_it_is_decoded() -> None:
+    with pytest.raises(InvalidInput, match="too long and narrow"):
+        suits(photograph((4000, 1)), RESIZED.model_copy(update={"resize": 200}))
+
+
+def test_pictures_of_many_sizes_are_resized_in_their_own_places() -> None:
+    files = [photograph(size) for size in ((96, 64), (50, 80), (96, 64), (40, 40), (96, 64))]
+    decoder = JpegDecoder(RESIZED, Twin())
+    for found, file in zip(decoder(files), files, strict=True):
+        (alone,) = decoder([file])
+        assert found is not None and alone is not None
+        assert torch.equal(found, alone)
+
+
+def test_a_batch_of_files_for_the_device_for_pillow_and_arrays_is_answered_in_order(cpu: Predictor) -> None:
+    house = House(replace(OPTIONS, decode="gpu", threads=2))
+    broken = bytearray(photograph())  # with a header and an end, and nothing to decode between them
+    broken[broken.index(b"\xff\xc4") + 4 :] = b"\0" * 20 + b"\xff\xd9"
+    payloads = [photograph(), PNG, bytes(broken), turned(6), array_payload(cpu, PNG), photograph((50, 80)), PNG[:-20]]
+    found, right = house.predictor.predict(payloads), cpu.predict(payloads)
+    for mine, other in zip(found, right, strict=True):
+        if isinstance(other, bytes) and isinstance(mine, bytes):
+            assert np.abs(unpack(mine) - unpack(other)).max() <= 0.02
+        else:
+            assert type(mine) is type(other) is InvalidInput
+
+
+def test_a_file_that_only_pillow_can_decode_changes_nothing_for_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(replace(OPTIONS, decode="gpu"))
+    odd = photograph((50, 80))
+    together = JpegDecoder._decode_together
+
+    def fussy(self: JpegDecoder, files: list[bytes]) -> list[torch.Tensor]:
+        if odd in files:
+            raise RuntimeError("nvjpegDecodeBatched failed: 6")
+        return together(self, files)
+
+    right = list(house.predictor.predict([photograph(), photograph((40, 40))]))
+    monkeypatch.setattr(JpegDecoder, "_decode_together", fussy)
+    found = list(house.predictor.predict([photograph(), odd, photograph((40, 40))]))
+    plain = House().predictor
+    assert np.abs(unpack(found[0]) - unpack(right[0])).max() <= TOLERANCES["float32"]  # type: ignore[arg-type]
+    assert np.abs(unpack(found[1]) - vectors(plain, [odd])[0]).max() <= TOLERANCES["float32"]  # type: ignore[arg-type]
+    assert np.abs(unpack(found[2]) - unpack(right[1])).max() <= TOLERANCES["float32"]  # type: ignore[arg-type]
+
+
+def test_a_torchvision_without_a_decoder_on_the_device_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(self: JpegDecoder, files: list[bytes]) -> list[torch.Tensor]:
+        raise RuntimeError("decode_jpegs_cuda: torchvision not compiled with nvJPEG support")
+
+    monkeypatch.setattr(JpegDecoder, "_decode_together", missing)
+    with pytest.raises(ConfigurationError, match="not compiled with nvJPEG support"):
+        JpegDecoder(SPEC, Twin())
