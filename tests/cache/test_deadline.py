@@ -39,11 +39,11 @@ async def test_after_a_pause_what_still_does_not_arrive_is_ended() -> None:
 
 
 async def test_a_pause_of_the_loop_counts_as_one_step() -> None:
-    async with deadline(0.05) as spent:
+    async with deadline(0.2) as spent:
         for _ in range(3):
             asyncio.get_running_loop().call_soon(time.sleep, 0.1)
             await asyncio.sleep(0)
-        assert 0.01 <= spent() <= 0.05
+        assert 0.01 <= spent() <= 0.1
 
 
 async def test_a_loop_that_turns_counts_every_millisecond() -> None:

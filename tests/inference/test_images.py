@@ -215,7 +215,7 @@ def test_a_grey_model_gets_one_channel() -> None:
     assert read(encode(PIL.Image.new("RGB", (8, 8), "white")), spec).tolist() == [[[2.0]] * 4] * 8
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     kind=st.sampled_from(sorted(FILES)),
     cut=st.integers(0, 200),
