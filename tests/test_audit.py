@@ -33,8 +33,8 @@ from service.inference.predictor import Prediction, Question, pack, unpack
 from service.metrics import Metrics
 from service.runtime import Runtime, open_runtime
 from tests.support.client import Connection
-from tests.support.probe import register
 from tests.support.patience import give_redis_time
+from tests.support.probe import register
 from tests.support.process import becomes
 from tests.support.redis_server import RedisServer, running_redis
 from tests.support.server import running_server
@@ -58,7 +58,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``forest``, whose keys are cells, and ``linear``, whose last bits would depend on the batch."""
     root = tmp_path_factory.mktemp("audited") / "models"
     x, y = load_iris(return_X_y=True)
-    for name, model in (("forest", RandomForestClassifier(10, random_state=0)), ("linear", LogisticRegression(max_iter=1000))):
+    for name, model in (
+        ("forest", RandomForestClassifier(10, random_state=0)),
+        ("linear", LogisticRegression(max_iter=1000)),
+    ):
         register(model.fit(x, y), root, name, features=",".join(NAMES), classes="setosa,versicolor,virginica")
     return root
 

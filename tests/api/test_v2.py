@@ -324,7 +324,7 @@ def test_statistics_tell_hits_from_misses_and_count_failures(client: httpx.Clien
 
 def test_a_draining_server_is_alive_but_not_ready(tmp_path: Path, iris_models: Path) -> None:
     with (
-        running_server(tmp_path, models_dir=iris_models, drain_seconds=1) as server,
+        running_server(tmp_path, models_dir=iris_models, drain_seconds=3) as server,
         httpx.Client(base_url=server.url, timeout=30) as client,
     ):
         assert client.get("/v2/health/ready").status_code == 200
@@ -334,4 +334,4 @@ def test_a_draining_server_is_alive_but_not_ready(tmp_path: Path, iris_models: P
         is_error(response, 503)
         is_error(client.get("/v2/models/iris/ready"), 503)
         assert client.get("/v2/health/live").status_code == 200
-        assert server.process.wait(30) == 0
+        assert server.process.wait(60) == 0

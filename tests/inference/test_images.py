@@ -75,10 +75,10 @@ def transparency(colour: bytes) -> tuple[bytes, bytes]:
     ],
 )
 def test_a_file_that_is_no_single_image_of_bearable_size_is_refused_at_once(file: bytes, status: int) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(InvalidInput) as refused:
         decode(file)
-    assert time.perf_counter() - started < SEVERAL_TIMES_A_TENTH
+    assert time.process_time() - started < SEVERAL_TIMES_A_TENTH
     assert refused.value.status == status
     assert isinstance(refused.value, UnsupportedContent) == (status == 415)
     assert refused.value.parameter == "image"

@@ -115,7 +115,7 @@ async def test_the_end_of_the_scratch_directory_is_the_end_of_its_redis() -> Non
     await redis.start()
     assert is_running(pids[0])
     scratch.close()  # As the end of every process that holds the pipe.
-    eventually(lambda: not is_running(pids[0]), within=10)
+    eventually(lambda: not is_running(pids[0]))
     assert not scratch.path.exists()
     await redis.stop()
 

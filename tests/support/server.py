@@ -148,7 +148,7 @@ def close_all(connections: Iterable[Connection]) -> None:
 
 @contextmanager
 def running_server(directory: Path, *, patient: bool = True, **settings: object) -> Iterator[Server]:
-    """A ready service, patient with Redis; afterwards stopped by SIGTERM, which must end it with 0, and gone in any case."""
+    """A ready service; afterwards stopped by SIGTERM, which must end it with 0, and gone in any case."""
     directory.mkdir(parents=True, exist_ok=True)
     server = Server(directory, patient=patient, **settings)
     try:
