@@ -80,8 +80,9 @@ async def test_age_never_exceeds_max_age_on_any_worker(
     assert 3 <= book.count(x) <= lifetimes * 2, "it did end, and was computed again"
 
 
+@pytest.mark.parametrize("within", [UNHEARD / 2, pytest.param(1.0, marks=pytest.mark.faults)])
 async def test_a_purge_reaches_every_worker_within_a_second(
-    cluster: Server, connections: list[Connection], book: Book, fresh: Fresh
+    cluster: Server, connections: list[Connection], book: Book, fresh: Fresh, within: float
 ) -> None:
     """B2"""
     x, kept = fresh(), fresh()
@@ -90,7 +91,7 @@ async def test_a_purge_reaches_every_worker_within_a_second(
     purged = time.monotonic()
     await purge(cluster)
     while any(born_before(answer, purged) for answer in await ask_each(connections, target(x))):
-        assert time.monotonic() - purged < UNHEARD / 2, "they were told"
+        assert time.monotonic() - purged < within, "they were told"
         await asyncio.sleep(0.01)
     assert book.count(x) == 2
     assert all(answer.hit for answer in await ask_each(connections, target(kept, model="other")))

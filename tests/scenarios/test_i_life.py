@@ -144,7 +144,8 @@ async def test_a_killed_worker_is_back_within_five_seconds(server: Server) -> No
     assert before[0] not in connections
 
 
-async def test_livez_answers_at_once_while_a_model_computes(server: Server, book: Book, fresh: Fresh) -> None:
+@pytest.mark.parametrize("share", [0.5, pytest.param(0.99, marks=pytest.mark.faults)])
+async def test_livez_answers_at_once_while_a_model_computes(server: Server, fresh: Fresh, share: float) -> None:
     """I3"""
     connections = await server.connect_to_each()
     (connection,) = next(iter(connections.values()))
@@ -158,5 +159,5 @@ async def test_livez_answers_at_once_while_a_model_computes(server: Server, book
         await asyncio.sleep(0.005)
     close_all(c for owned in connections.values() for c in owned)
     assert len(times) > 10
-    assert sorted(times)[len(times) // 2] < 0.05 * SLACK, "it does not wait for the two seconds of the model"
+    assert sorted(times)[int(len(times) * share)] < 0.05 * SLACK, "it does not wait for the two seconds of the model"
     assert [(await task).status for task in busy] == [200] * len(busy)
