@@ -25,7 +25,7 @@ from tests.support.server import Server
 pytestmark = pytest.mark.anyio
 
 PER_SECOND = 50
-STALL = 1.0
+STALL = 2.0
 HOT = 10
 POOL = 16
 

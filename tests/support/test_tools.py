@@ -12,10 +12,12 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tests.support.client import fetch
 from tests.support.probe import NAN, PLAIN, RAISE, SLEEP, Book, Probe, expected
 from tests.support.process import PATIENCE
 from tests.support.proxy import FaultProxy, fault_proxy
 from tests.support.redis_server import RedisServer, load_slowly, running_redis
+from tests.support.server import running_server
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,20 @@ def test_a_delay_counts_once_in_each_direction(proxy: FaultProxy, client: redis.
     start = time.monotonic()
     client.get("k")
     assert 2.0 <= time.monotonic() - start < 4.0
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("patient", [True, False])
+async def test_a_patient_service_waits_for_a_redis_that_is_slow(
+    proxy: FaultProxy, iris_models: Path, tmp_path: Path, patient: bool
+) -> None:
+    question = "/predict?sepal_length=5.1&sepal_width=3.5&petal_length=1.4&petal_width=0.2"
+    with running_server(
+        tmp_path, patient=patient, models_dir=iris_models, redis_url=proxy.url, l1_max_bytes=0
+    ) as service:
+        proxy.set(delay=0.1)
+        await fetch(service.address, question)
+        assert (await fetch(service.address, question)).hit is patient
 
 
 def test_a_slow_start_answers_loading(tmp_path: Path) -> None:
