@@ -39,7 +39,7 @@ async def test_200_simultaneous_requests_over_4_workers_cost_one_computation(
     assert book.count(x) == 1
     assert len({answer.body for answer in answers}) == 1
     assert answers[0].json()["probabilities"] == expected(x)
-    assert max(answer.seconds for answer in answers) < 0.75 * SLACK
+    assert max(answer.seconds for answer in answers) < 0.75 * SLACK + 1
 
 
 async def test_two_replicas_share_one_computation(
