@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import logging
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,6 +112,7 @@ class EmbeddedRedis:
         if self._process is None:
             return
         if self._process.returncode is None:
-            self._process.kill()
+            with contextlib.suppress(ProcessLookupError):  # as supervisor.send does
+                os.kill(self._process.pid, signal.SIGKILL)
             await self._process.wait()
         self._report(None)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import signal
 import socket
 import sys
@@ -97,14 +98,14 @@ class Supervisor:
         # The workers drain their own copies of the socket; the last one to close it makes clients see a refusal.
         self._listener.close()
         for process in self._processes:
-            _send(process, signal.SIGTERM)
+            send(process, signal.SIGTERM)
         budget = self._settings.drain_seconds + math.ceil(self._settings.grace_seconds) + KILL_SLACK_SECONDS
         asyncio.get_running_loop().call_later(budget, self._kill)
 
     def _kill(self) -> None:
         for process in self._processes:
             logger.error("A worker did not stop in time and is killed.", extra={"worker": process.pid})
-            _send(process, signal.SIGKILL)
+            send(process, signal.SIGKILL)
 
     async def _keep_worker(self) -> None:
         """Run one worker after the other: at once when one dies, ever later when they die young."""
@@ -127,7 +128,7 @@ class Supervisor:
         reader, writer = await asyncio.open_connection(sock=channel)
         self._processes.add(process)
         if self._stopping.is_set():  # While it was being started.
-            _send(process, signal.SIGTERM)
+            send(process, signal.SIGTERM)
         try:
             report = await reader.readline()
             began = time.monotonic()
@@ -184,6 +185,9 @@ def forget_metrics(directory: Path, pid: int, *, ever_served: bool) -> None:
         path.unlink(missing_ok=True)
 
 
-def _send(process: asyncio.subprocess.Process, signum: signal.Signals) -> None:
+def send(process: asyncio.subprocess.Process, signum: signal.Signals) -> None:
+    """Not by asyncio's own way, which looks first whether it has ended: its exit code would then be lost to its waiter,
+    who would be told 255."""
     with contextlib.suppress(ProcessLookupError):
-        process.send_signal(signum)
+        if process.returncode is None:
+            os.kill(process.pid, signum)

@@ -6,8 +6,15 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import service.inference  # noqa: F401  before a test imports torch: how OpenMP waits is decided then
+
+# The same examples in every run, and none refused for its time: a busy machine is no defect.
+# `--hypothesis-profile=search` looks for new ones.
+settings.register_profile("search", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("suite", settings.get_profile("search"), derandomize=True, database=None)
+settings.load_profile("suite")
 
 
 def pytest_configure() -> None:

@@ -21,7 +21,6 @@ from sklearn.linear_model import LogisticRegression
 from service.api.hits import HitTable
 from service.asking import Answer, Ask, Model
 from service.audit import MAX_WAITING, Auditor, Countdown
-from service.cache import joined
 from service.cache.entry import Entry, seal
 from service.cache.joined import Allowance
 from service.cache.keys import entry_key
@@ -34,8 +33,9 @@ from service.inference.predictor import Prediction, Question, pack, unpack
 from service.metrics import Metrics
 from service.runtime import Runtime, open_runtime
 from tests.support.client import Connection
+from tests.support.patience import give_redis_time
 from tests.support.probe import register
-from tests.support.process import SLACK, becomes
+from tests.support.process import becomes
 from tests.support.redis_server import RedisServer, running_redis
 from tests.support.server import running_server
 from tests.support.untrained import write_untrained
@@ -58,7 +58,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``forest``, whose keys are cells, and ``linear``, whose last bits would depend on the batch."""
     root = tmp_path_factory.mktemp("audited") / "models"
     x, y = load_iris(return_X_y=True)
-    for name, model in (("forest", RandomForestClassifier(10)), ("linear", LogisticRegression(max_iter=1000))):
+    for name, model in (
+        ("forest", RandomForestClassifier(10, random_state=0)),
+        ("linear", LogisticRegression(max_iter=1000)),
+    ):
         register(model.fit(x, y), root, name, features=",".join(NAMES), classes="setosa,versicolor,virginica")
     return root
 
@@ -72,8 +75,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 @pytest.fixture
 def open_service(models: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Open:
     """A runtime with real models and an empty Redis that has time on a busy machine."""
-    for name in ("ROUND_TRIP_SECONDS", "LONGEST_SECONDS", "ALLOWANCE_SECONDS"):
-        monkeypatch.setattr(joined, name, SLACK * getattr(joined, name))
+    give_redis_time(monkeypatch.setattr)
     redis_server.client.flushall()
 
     @asynccontextmanager
@@ -105,7 +107,7 @@ async def ask(runtime: Runtime, model: str, row: Sequence[float]) -> Answer:
 
 
 async def audited(runtime: Runtime, model: str, count: int) -> None:
-    await becomes(lambda: counted(runtime, model)[0] >= count, within=60)
+    await becomes(lambda: counted(runtime, model)[0] >= count)
 
 
 @pytest.mark.parametrize("model", ["forest", "linear"])

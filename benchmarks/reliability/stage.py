@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.support.probe import Book, Probe, register
 from tests.support.redis_server import RedisServer, running_redis
@@ -40,8 +41,8 @@ class Stage:
     @contextmanager
     def service(self, redis_url: str, **settings: object) -> Iterator[Server]:
         """A ready service with default settings but for those given, told to stop afterwards and gone in any case."""
-        given = {"models_dir": self.models, "redis_url": redis_url, "default_model": "probe", **settings}
-        server = Server(self._place("service"), **given)
+        given: dict[str, Any] = {"models_dir": self.models, "default_model": "probe", **settings}
+        server = Server(self._place("service"), redis_url=redis_url, **given)
         try:
             server.wait_until_ready()
             yield server

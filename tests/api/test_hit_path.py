@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import re
 import time
@@ -12,8 +11,8 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.support.client import Connection, fetch
-from tests.support.process import resident_bytes
+from tests.support.client import Connection, caught_up, fetch
+from tests.support.process import PATIENCE, SLACK, resident_bytes
 from tests.support.server import Server, running_server
 
 pytestmark = pytest.mark.anyio
@@ -66,7 +65,7 @@ async def test_a_plain_hit_is_answered_below_and_counted_exactly(server: Server)
         for _ in range(100):
             assert (await connection.get(target())).cache == {
                 "hit": True,
-                "ttl": pytest.approx(285, abs=15),
+                "ttl": pytest.approx(210, abs=90),
                 "detail": "L1",
             }
     assert answered_below(server) - before == 100
@@ -135,7 +134,7 @@ async def test_a_connection_is_closed_where_the_client_wants_it(server: Server) 
         await heat(connection, target())
         connection.send("GET", target(), {"Connection": "close"})
         assert (await connection.read()).headers["connection"] == "close"
-        assert await connection.is_closed(within=5)
+        assert await connection.is_closed(within=PATIENCE)
 
 
 async def test_http_1_0_is_answered_and_closed(server: Server) -> None:
@@ -143,7 +142,7 @@ async def test_http_1_0_is_answered_and_closed(server: Server) -> None:
         await heat(connection, target())
         connection.writer.write(f"GET {target()} HTTP/1.0\r\n\r\n".encode())
         assert (await connection.read()).status == 200
-        assert await connection.is_closed(within=5)
+        assert await connection.is_closed(within=PATIENCE)
 
 
 async def test_pipelined_requests_hot_and_cold_are_answered_in_order(server: Server) -> None:
@@ -199,7 +198,7 @@ async def test_what_only_looks_like_a_head_is_never_taken_for_one(server: Server
             await connection.get(question, ORDINARY)
         for piece in pieces:
             connection.writer.write(piece)
-            await asyncio.sleep(0.1)
+            await caught_up(server.address)
         if behind == "a body":
             assert (await connection.read()).status == 400
         assert (await connection.read()).status == 200
@@ -218,8 +217,8 @@ async def test_age_rises_with_the_seconds_and_what_expired_is_computed_anew(iris
                 assert int(now - born_by) - 1 <= answer.age <= int(now - born)
                 assert answer.age <= answer.max_age == computed.max_age
                 assert answer.cache["ttl"] + answer.age in (answer.max_age, answer.max_age - 1, answer.max_age + 1)
-            assert 3.5 <= time.monotonic() - born <= 6
-            assert answered_below(server) > 100
+            assert 3.5 <= time.monotonic() - born <= 4 * SLACK
+            assert answered_below(server) > 20
 
 
 async def test_a_client_that_does_not_read_is_not_written_to_without_end(server: Server) -> None:
@@ -249,14 +248,14 @@ async def test_the_hit_path_can_be_switched_off(iris_models: Path, tmp_path: Pat
 
 
 async def test_while_draining_a_hit_says_close_too(iris_models: Path, tmp_path: Path) -> None:
-    with running_server(tmp_path, models_dir=iris_models, drain_seconds=1) as server:
+    with running_server(tmp_path, models_dir=iris_models, drain_seconds=3) as server:
         async with await Connection.open(server.address) as connection:
             await heat(connection, target())
             server.process.terminate()
             while (await fetch(server.address, "/readyz")).status == 200:
                 pass
             assert (await connection.get(target())).headers["connection"] == "close"
-            assert await connection.is_closed(within=2)
+            assert await connection.is_closed(within=PATIENCE)
 
 
 async def test_a_flood_of_spellings_does_not_grow_the_table(server: Server) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.api.coding import CODINGS, decode, encode, negotiate
@@ -223,7 +223,6 @@ _inputs = st.fixed_dictionaries(
 _documents = st.fixed_dictionaries({"inputs": st.lists(_inputs, max_size=3)}, optional={"outputs": _json, "id": _json})
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # a busy machine is no defect
 @given(document=_documents, tail=st.binary(max_size=24), shift=st.integers(-3, 3))
 def test_any_request_is_read_or_refused(document: Any, tail: bytes, shift: int) -> None:
     head = json.dumps(document).encode()

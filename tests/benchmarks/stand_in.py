@@ -18,6 +18,7 @@ def answering(answer: Callable[[str, bytes], Answer]) -> Iterator[Address]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = -1  # An answer is one packet: a body behind its head would wait for the client's delayed ACK.
 
         def do_GET(self) -> None:
             status, headers, body = answer(self.path, self.rfile.read(int(self.headers.get("Content-Length", 0))))

@@ -53,13 +53,13 @@ def test_a_server_that_never_answers_is_reported() -> None:
     _fails([sys.executable, "-c", "import time; time.sleep(60)"], "did not answer within", timeout=0.2)
 
 
-def _fails(command: list[str], reason: str, *, env: dict[str, str] | None = None, timeout: float = 30) -> None:
+def _fails(command: list[str], reason: str, *, env: dict[str, str] | None = None, timeout: float = 60) -> None:
     address = ("127.0.0.1", free_port())
     with pytest.raises(StartFailed, match=reason), running(command, address=address, env=env, timeout=timeout):
         pass
 
 
-def _gone(pid: int, within: float = 5) -> bool:
+def _gone(pid: int, within: float = 60) -> bool:
     """Whether it no longer runs; one that waits to be reaped by its new parent counts as gone."""
     deadline = time.monotonic() + within
     while time.monotonic() < deadline:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from service.cache import joined, node
 from service.cache.redis import RedisCache
 from tests.cache.stand_ins import Clock, Witness, Workers
-from tests.support.process import SLACK, free_port
+from tests.support.patience import give_redis_time
+from tests.support.process import free_port
 from tests.support.redis_server import RedisServer, running_redis
 
 
@@ -24,11 +24,9 @@ def promised_times() -> None:
 
 @pytest.fixture(autouse=True)
 def patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five times the time for Redis in all other tests: on a busy machine it may not get a CPU for so long."""
+    """More time for Redis in all other tests: on a busy machine it may not get a CPU for so long."""
     if "promised_times" not in request.fixturenames:
-        for name in ("ROUND_TRIP_SECONDS", "LONGEST_SECONDS", "ALLOWANCE_SECONDS"):
-            monkeypatch.setattr(joined, name, SLACK * getattr(joined, name))
-        monkeypatch.setattr(node, "PING_SECONDS", SLACK * node.PING_SECONDS)
+        give_redis_time(monkeypatch.setattr)
 
 
 @pytest.fixture

@@ -2,21 +2,21 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 
 import pytest
 
 from service.cache.keys import lease_keys
-from service.cache.lease import HINTS, LEASE_MS, MAX_CLAIMS, POLL_SECONDS, TooManyClaims
+from service.cache.lease import HINTS, LEASE_MS, MAX_CLAIMS, TooManyClaims
 from service.cache.redis import RedisCache, open_redis
 from service.cache.scripts import CLAIM
 from tests.cache.stand_ins import SECRET, Witness, Workers, entry, subscribed
-from tests.support.process import SLACK, becomes
+from tests.support.process import becomes
 from tests.support.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
 
 VALUE, LEASE, WAITS, CLAIMS = lease_keys("K")
+LONG_BEFORE_60_SECONDS = 20
 
 
 class Work:
@@ -107,13 +107,11 @@ async def test_a_follower_hears_the_hint_long_before_it_would_look_again(
     following = await follower(server, two, work)
     work.gate.set()
     await leading
-    started = time.monotonic()
-    await following
-    assert time.monotonic() - started < SLACK * POLL_SECONDS
+    await asyncio.wait_for(following, LONG_BEFORE_60_SECONDS)
 
 
 async def test_a_follower_that_misses_the_hint_looks_for_itself(workers: Workers, server: RedisServer) -> None:
-    one, two = await workers.start(), await workers.start()
+    one, two = await workers.start(), await workers.start(follow_seconds=60)
     work = Work()
     leading = asyncio.create_task(one.once("K", work))
     await work.started.wait()
@@ -121,7 +119,7 @@ async def test_a_follower_that_misses_the_hint_looks_for_itself(workers: Workers
     server.client.client_kill_filter(_type="pubsub")
     work.gate.set()
     await leading
-    await asyncio.wait_for(following, SLACK * POLL_SECONDS)
+    await asyncio.wait_for(following, LONG_BEFORE_60_SECONDS)
     assert work.runs == 1
 
 
@@ -168,8 +166,8 @@ async def test_the_lease_of_a_slow_leader_is_renewed(l2: RedisCache, server: Red
     work = Work()
     leading = asyncio.create_task(l2.once("K", work))
     await work.started.wait()
-    server.client.pexpire(LEASE, 1500)
-    await becomes(lambda: int(server.client.pttl(LEASE)) > 1500, within=1.5)
+    server.client.pexpire(LEASE, 60_000)
+    await becomes(lambda: 0 < int(server.client.pttl(LEASE)) <= LEASE_MS, within=30)
     work.gate.set()
     assert (await leading).source == "computed"
 
@@ -231,15 +229,17 @@ async def test_a_leader_that_stalled_does_not_end_the_lease_of_its_successor(
 
 
 async def test_a_failure_is_not_stored_and_a_follower_tries_at_once(workers: Workers, server: RedisServer) -> None:
-    one, two = await workers.start(), await workers.start()
+    one, two = await workers.start(), await workers.start(follow_seconds=60)
     failing = Work(RuntimeError("no"))
     leading = asyncio.create_task(one.once("K", failing))
     await failing.started.wait()
     following = await follower(server, two, done())
+    server.client.pexpire(LEASE, 60_000)
     failing.gate.set()
     with pytest.raises(RuntimeError, match="no"):
         await leading
-    assert (await asyncio.wait_for(following, SLACK * POLL_SECONDS)).source == "computed"  # type: ignore[attr-defined]
+    resolved = await asyncio.wait_for(following, LONG_BEFORE_60_SECONDS)
+    assert resolved.source == "computed"  # type: ignore[attr-defined]
 
 
 async def test_a_computation_that_is_cancelled_gives_its_lease_up(l2: RedisCache, server: RedisServer) -> None:
@@ -247,7 +247,7 @@ async def test_a_computation_that_is_cancelled_gives_its_lease_up(l2: RedisCache
     leading = asyncio.create_task(l2.once("K", work))
     await work.started.wait()
     leading.cancel()
-    await becomes(lambda: not server.client.exists(LEASE, CLAIMS), within=1)
+    await becomes(lambda: not server.client.exists(LEASE, CLAIMS), within=30)
 
 
 async def test_closing_gives_up_the_leases_still_held(server: RedisServer) -> None:
@@ -312,9 +312,7 @@ async def test_past_its_patience_a_follower_computes_and_does_not_store(workers:
 @pytest.mark.usefixtures("promised_times")
 async def test_without_Redis_everybody_computes_and_answers(l2: RedisCache, server: RedisServer) -> None:
     server.freeze()
-    started = time.monotonic()
-    resolved = await l2.once("K", done())
-    assert time.monotonic() - started < SLACK * 0.15
+    resolved = await asyncio.wait_for(l2.once("K", done()), 5)
     assert (resolved.entry.value, resolved.source, resolved.stored, resolved.down) == (
         b"answer",
         "computed",
@@ -338,7 +336,7 @@ async def test_a_follower_whose_Redis_freezes_computes_for_itself(l2: RedisCache
     claim_and_die(server)
     following = await follower(server, l2, done())
     server.freeze()
-    resolved = await asyncio.wait_for(following, SLACK * (POLL_SECONDS + 0.15))
+    resolved = await asyncio.wait_for(following, 10)  # seconds, of the 20 that it may follow
     assert (resolved.source, resolved.down) == ("computed", True)  # type: ignore[attr-defined]
 
 
@@ -356,7 +354,7 @@ async def test_under_OOM_everybody_computes_and_what_is_stored_is_still_found(
 async def test_too_large_an_answer_is_given_and_not_stored(l2: RedisCache, server: RedisServer) -> None:
     resolved = await l2.once("K", done(bytes(100_000)))
     assert (len(resolved.entry.value), resolved.stored, resolved.down) == (100_000, False, False)
-    await becomes(lambda: not server.client.exists(LEASE, CLAIMS), within=1)
+    await becomes(lambda: not server.client.exists(LEASE, CLAIMS), within=30)
 
 
 # Values that no worker wrote

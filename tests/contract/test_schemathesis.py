@@ -14,7 +14,7 @@ from tests.support.server import Server
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 OPEN_INFERENCE = ROOT.parent / "shared" / "data" / "open_inference_rest.yaml"
-SHORT = ["--phases", "examples,coverage"]
+SHORT = ["--phases", "examples,coverage", "--generation-deterministic", "--suppress-health-check", "all"]
 LONG = ["--max-examples", "100"]
 
 

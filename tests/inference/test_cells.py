@@ -103,7 +103,7 @@ def learn(tree: str, scaler: str, seed: int, spread: float, offset: float) -> tu
 
 @pytest.mark.parametrize("scaler", SCALERS)
 @pytest.mark.parametrize("tree", TREES)
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(
     seed=st.integers(0, 10_000),
     spread=st.sampled_from([1e-6, 0.3, 1.0, 1e4]),
@@ -124,7 +124,7 @@ def test_inputs_and_their_representatives_are_answered_bit_equal(
     assert representatives(cells, names).tobytes() == names.tobytes(), "a representative represents itself"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.floats(-1e30, 1e30, width=64), min_size=3, max_size=3), st.integers(0, 50))
 def test_any_float_whatsoever_is_answered_like_its_representative(row: list[float], seed: int) -> None:
     model, _ = learn("forest", "plain", seed, 1.0, 0.0)

@@ -75,10 +75,10 @@ def transparency(colour: bytes) -> tuple[bytes, bytes]:
     ],
 )
 def test_a_file_that_is_no_single_image_of_bearable_size_is_refused_at_once(file: bytes, status: int) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(InvalidInput) as refused:
         decode(file)
-    assert time.perf_counter() - started < SEVERAL_TIMES_A_TENTH
+    assert time.process_time() - started < SEVERAL_TIMES_A_TENTH
     assert refused.value.status == status
     assert isinstance(refused.value, UnsupportedContent) == (status == 415)
     assert refused.value.parameter == "image"
@@ -215,7 +215,7 @@ def test_a_grey_model_gets_one_channel() -> None:
     assert read(encode(PIL.Image.new("RGB", (8, 8), "white")), spec).tolist() == [[[2.0]] * 4] * 8
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     kind=st.sampled_from(sorted(FILES)),
     cut=st.integers(0, 200),

@@ -88,5 +88,5 @@ async def open_site(**settings: Any) -> AsyncIterator[Site]:
     finally:
         site.gate.set()
         site.server.should_exit = True
-        await asyncio.wait_for(serving, 10)
+        await asyncio.wait_for(serving, 60)
     assert not site.state.tasks

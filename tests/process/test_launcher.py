@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
+import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from service.errors import ConfigurationError
 from service.launcher import describe_redis, listen, start_redis, url
 from service.logs import JsonFormatter
 from service.scratch import Scratch
-from service.supervisor import forget_metrics, restart_delay
+from service.supervisor import forget_metrics, restart_delay, send
 from tests.support.process import eventually, is_running
 
 HEAVY = ("fastapi", "sklearn", "redis", "torch", "numpy", "uvicorn", "prometheus_client")
@@ -58,6 +60,16 @@ def test_port_0_takes_a_free_port_of_either_family_and_says_which(host: str, sho
 def test_the_redis_that_is_announced_has_no_password() -> None:
     described = describe_redis(Settings(redis_url="redis://me:secret@cache.example:6379/0"), None)
     assert described == "cache.example"
+
+
+@pytest.mark.anyio
+async def test_a_signal_to_a_process_that_is_ending_leaves_its_exit_code_to_who_waits_for_it() -> None:
+    for _ in range(20):
+        process = await asyncio.create_subprocess_exec("/bin/sh", "-c", "exit 7")
+        while process.returncode is None:
+            send(process, signal.SIGCONT)
+            await asyncio.sleep(0)
+        assert process.returncode == 7
 
 
 # Embedded Redis
@@ -115,7 +127,7 @@ async def test_the_end_of_the_scratch_directory_is_the_end_of_its_redis() -> Non
     await redis.start()
     assert is_running(pids[0])
     scratch.close()  # As the end of every process that holds the pipe.
-    eventually(lambda: not is_running(pids[0]), within=10)
+    eventually(lambda: not is_running(pids[0]))
     assert not scratch.path.exists()
     await redis.stop()
 

@@ -14,7 +14,7 @@ from tests.support.process import becomes
 pytestmark = pytest.mark.anyio
 
 SHORT = {"header_timeout_seconds": 0.3, "body_timeout_seconds": 0.3}
-PLENTY = 5.0
+PLENTY = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ async def test_a_request_whose_head_does_not_arrive_in_time_is_408() -> None:
     async with open_site(**SHORT) as site, await site.connect() as connection:
         start = time.monotonic()
         assert_problem(await exchange(connection, b"GET / HTTP/1.1\r\nHost: a\r\n"), 408, "request-timeout")
-        assert 0.25 < time.monotonic() - start < 0.3 * 5
+        assert 0.25 < time.monotonic() - start < 5.0, "not after the 65 s of an idle connection"
         assert await connection.is_closed(PLENTY)
 
 
@@ -154,13 +154,13 @@ async def test_a_connection_that_says_nothing_is_closed_in_silence() -> None:
 
 async def test_a_second_request_has_the_whole_time_for_its_head() -> None:
     async with (
-        open_site(header_timeout_seconds=0.4, keep_alive_seconds=0.5) as site,
+        open_site(header_timeout_seconds=2.2, keep_alive_seconds=30) as site,
         await site.connect() as connection,
     ):
         await exchange(connection, b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\n")
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(1.4)
         connection.writer.write(b"GET /2 HTTP/1.1\r\n")
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(1.0)
         assert (await exchange(connection, b"Host: a\r\n\r\n")).body == b"/2"
 
 
@@ -188,14 +188,14 @@ async def test_a_request_that_takes_long_to_answer_outlives_every_deadline() -> 
 
 
 async def test_a_pause_in_a_body_is_408_and_cancels_the_request() -> None:
-    async with open_site(**SHORT) as site, await site.connect() as connection:
+    async with open_site(body_timeout_seconds=0.3) as site, await site.connect() as connection:
         response = await exchange(connection, b"POST /count HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc")
         assert_problem(response, 408, "request-timeout")
         assert site.cancelled == ["/count"]
 
 
 async def test_a_body_that_dribbles_is_408_though_it_never_pauses() -> None:
-    async with open_site(**SHORT) as site, await site.connect() as connection:
+    async with open_site(body_timeout_seconds=0.3) as site, await site.connect() as connection:
         connection.writer.write(b"POST /count HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n")
         reading = asyncio.create_task(connection.read())
         while not reading.done():
@@ -205,18 +205,18 @@ async def test_a_body_that_dribbles_is_408_though_it_never_pauses() -> None:
 
 
 async def test_a_body_that_keeps_the_pace_may_take_longer_than_the_timeout() -> None:
-    async with open_site(**SHORT) as site, await site.connect() as connection:
-        connection.writer.write(b"POST /count HTTP/1.1\r\nHost: a\r\nContent-Length: 131072\r\n\r\n")
-        for _ in range(16):  # 8 KiB each 0.05 s are 160 KiB/s
-            connection.writer.write(b"x" * 8192)
-            await asyncio.sleep(0.05)
-        assert (await connection.read()).body == b"131072"
+    async with open_site(body_timeout_seconds=1.5) as site, await site.connect() as connection:
+        connection.writer.write(b"POST /count HTTP/1.1\r\nHost: a\r\nContent-Length: 262144\r\n\r\n")
+        for _ in range(16):  # 16 KiB each 0.12 s are 133 KiB/s
+            connection.writer.write(b"x" * 16384)
+            await asyncio.sleep(0.12)
+        assert (await connection.read()).body == b"262144"
 
 
 async def test_200_dribbling_connections_are_closed_in_time_and_harm_nobody() -> None:
     async with open_site(header_timeout_seconds=1) as site:
         dribblers = await asyncio.gather(*(site.connect() for _ in range(200)))
-        closed = [asyncio.create_task(dribbler.is_closed(10)) for dribbler in dribblers]
+        closed = [asyncio.create_task(dribbler.is_closed(PLENTY)) for dribbler in dribblers]
         async with await site.connect() as connection:
             start = time.monotonic()
             while not all(task.done() for task in closed):
@@ -225,7 +225,7 @@ async def test_200_dribbling_connections_are_closed_in_time_and_harm_nobody() ->
                 assert (await exchange(connection, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")).status == 200
                 await asyncio.sleep(0.05)
         assert all(task.result() for task in closed)
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 30, "not after the 65 s of an idle connection"
         for dribbler in dribblers:
             dribbler.close()
 
@@ -261,7 +261,7 @@ async def test_a_refused_client_that_never_stops_sending_is_cut_off() -> None:
                 connection.writer.write(b"1000\r\n" + b"x" * 4096 + b"\r\n")
                 await connection.writer.drain()
                 await asyncio.sleep(0.01)
-        assert time.monotonic() - start < 2 * 5
+        assert time.monotonic() - start < PLENTY
 
 
 async def test_the_application_gets_a_body_in_parts_of_64_kib_at_most() -> None:

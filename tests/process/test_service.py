@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.client import fetch
-from tests.support.process import SLACK, command_line, descendants, eventually, is_running
+from tests.support.process import PATIENCE, command_line, descendants, eventually, is_running
 from tests.support.server import Server, close_all, running_server
 
 QUESTION = "/predict?sepal_length=5.1&sepal_width=3.5&petal_length=1.4&petal_width=0.2"
@@ -65,13 +65,13 @@ def redis_pid(server: Server) -> int | None:
 
 def assert_gone(family: list[int], scratch: Path) -> None:
     """No process is left, nor a temporary directory, within a moment."""
-    eventually(lambda: not any(is_running(pid) for pid in family), within=10 * SLACK)
-    eventually(lambda: not any(scratch.iterdir()), within=10)
+    eventually(lambda: not any(is_running(pid) for pid in family))
+    eventually(lambda: not any(scratch.iterdir()))
 
 
 def cache_state(server: Server) -> object:
     """What /readyz says of the cache, as one of the workers sees it."""
-    with urllib.request.urlopen(server.url + "/readyz", timeout=5) as response:
+    with urllib.request.urlopen(server.url + "/readyz", timeout=30) as response:
         return json.load(response)["cache"]
 
 
@@ -82,7 +82,7 @@ def whole_again(server: Server, killed: int) -> None:
         workers = set(server.workers()) - {killed}
         return len(workers) == server.workers_wanted and workers <= serving(server)
 
-    eventually(is_whole, within=60)
+    eventually(is_whole, within=2 * PATIENCE)
 
 
 def printed(server: Server) -> str:
@@ -102,7 +102,7 @@ def serving(server: Server) -> set[int]:
 @pytest.mark.anyio
 async def test_it_says_where_it_serves_and_every_worker_answers_from_one_redis(shared: Server) -> None:
     announced = f"Serving on {shared.url} (2 workers, Redis: embedded)\n"
-    eventually(lambda: printed(shared) == announced, within=60)
+    eventually(lambda: printed(shared) == announced)
     await fetch(shared.address, QUESTION)
     for connections in (await shared.connect_to_each()).values():
         async with connections[0] as connection:
@@ -117,7 +117,7 @@ def test_a_model_that_cannot_be_loaded_stops_the_start_with_one_sentence(
     manifest = broken / "iris" / "manifest.json"
     manifest.write_text(manifest.read_text()[:50])
     server = launch(models_dir=broken, workers=2)
-    assert server.process.wait(60) == 2
+    assert server.process.wait(PATIENCE) == 2
     assert str(manifest) in server.process.errors()
     assert len(server.process.errors().splitlines()) == 1
     assert_gone([], scratch)
@@ -126,14 +126,14 @@ def test_a_model_that_cannot_be_loaded_stops_the_start_with_one_sentence(
 def test_a_port_that_is_taken_stops_the_start_with_one_sentence(launch: Launch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         server = launch(port=other.getsockname()[1])
-        assert server.process.wait(60) == 2
+        assert server.process.wait(PATIENCE) == 2
     assert "PREDICT_PORT" in server.process.errors()
     assert len(server.process.errors().splitlines()) == 1
 
 
 def test_an_unknown_setting_stops_the_start_with_one_sentence(launch: Launch) -> None:
     server = launch(prot=80)
-    assert server.process.wait(60) == 2
+    assert server.process.wait(PATIENCE) == 2
     assert "PREDICT_PORT" in server.process.errors()
     assert len(server.process.errors().splitlines()) == 1
 
@@ -160,7 +160,7 @@ async def test_a_worker_that_cannot_start_again_stops_nobody_and_is_tried_for_ev
     victim = shared.workers()[0]
     os.kill(victim, signal.SIGKILL)
     try:
-        eventually(lambda: shared.process.errors()[seen:].count("is replaced") >= 3, within=90)
+        eventually(lambda: shared.process.errors()[seen:].count("is replaced") >= 3, within=2 * PATIENCE)
         assert (await fetch(shared.address, QUESTION)).status == 200
     finally:
         os.rename(away, models)
@@ -174,8 +174,8 @@ async def test_a_redis_that_is_killed_is_started_again_at_the_same_address(share
     assert killed is not None
     os.kill(killed, signal.SIGKILL)
     assert (await fetch(shared.address, QUESTION)).status == 200
-    eventually(lambda: redis_pid(shared) not in (None, killed), within=10)
-    eventually(lambda: cache_state(shared) == "up", within=10 * SLACK)
+    eventually(lambda: redis_pid(shared) not in (None, killed))
+    eventually(lambda: cache_state(shared) == "up")
 
 
 def test_a_launcher_that_is_killed_leaves_nothing_behind(launch: Launch, scratch: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_launcher_that_is_killed_leaves_nothing_behind(launch: Launch, scratch
 
 def test_a_launcher_that_is_killed_while_it_starts_leaves_nothing_behind(launch: Launch, scratch: Path) -> None:
     server = launch(workers=1)
-    eventually(lambda: redis_pid(server) and len(server.family()) == 4, within=60)
+    eventually(lambda: redis_pid(server) and len(server.family()) == 4)
     family = server.family()
     server.process.kill()
     assert_gone(family, scratch)
@@ -200,31 +200,32 @@ def test_a_launcher_that_is_killed_while_it_starts_leaves_nothing_behind(launch:
 
 @pytest.mark.anyio
 async def test_told_to_stop_it_is_unready_at_once_serves_on_and_ends_with_0(launch: Launch, scratch: Path) -> None:
-    server = launch(workers=2, drain_seconds=2)
+    drain = 4
+    server = launch(workers=2, drain_seconds=drain)
     server.wait_until_ready()
     family = server.family()
     pairs = list((await server.connect_to_each(count=2)).values())
     for connection in (connection for pair in pairs for connection in pair):
         assert "connection" not in (await connection.get(QUESTION)).headers
     server.process.terminate()
-    eventually(lambda: server.status("/readyz") == 503, within=1)
+    eventually(lambda: server.status("/readyz") == 503, within=drain / 2)
     for asking, idle in pairs:
         answer = await asking.get(QUESTION)
         assert (answer.status, answer.headers["connection"]) == (200, "close")
         assert not idle.reader.at_eof()
-    assert server.process.wait(2 + 10) == 0
+    assert server.process.wait(PATIENCE) == 0
     for _, idle in pairs:
-        assert await idle.is_closed(5)
+        assert await idle.is_closed(PATIENCE)
     assert_gone(family, scratch)
     assert all("level" in json.loads(line) for line in server.process.errors().splitlines())
 
 
 def test_told_to_stop_while_it_starts_it_ends_with_0(launch: Launch, scratch: Path) -> None:
     server = launch(workers=2)
-    eventually(lambda: redis_pid(server) and len(server.family()) == 5, within=60)
+    eventually(lambda: redis_pid(server) and len(server.family()) == 5)
     family = server.family()
     server.process.terminate()
-    assert server.process.wait(20) == 0
+    assert server.process.wait(PATIENCE) == 0
     assert_gone(family, scratch)
 
 
@@ -233,12 +234,12 @@ def test_told_a_second_time_it_stops_without_waiting(launch: Launch, scratch: Pa
     server.wait_until_ready()
     family = server.family()
     server.process.terminate()
-    eventually(lambda: server.status("/readyz") == 503, within=5)
+    eventually(lambda: server.status("/readyz") == 503, within=30)
 
     def ended_by_another() -> bool:
         os.kill(server.process.pid, signal.SIGINT)
         return server.process.exit_code is not None
 
-    eventually(ended_by_another, within=10)
+    eventually(ended_by_another, within=30)
     assert server.process.exit_code == 1
     assert_gone(family, scratch)

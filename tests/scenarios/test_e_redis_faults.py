@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import redis
 from tests.scenarios.conftest import Fresh, Start
 from tests.support.client import Connection, Response, fetch
 from tests.support.probe import expected, target
-from tests.support.process import SLACK, descriptors, eventually
+from tests.support.process import PATIENCE, SLACK, descriptors, eventually
 from tests.support.proxy import FaultProxy, fault_proxy
 from tests.support.redis_server import RedisServer, load_slowly, running_redis
 from tests.support.server import Server
@@ -24,6 +25,7 @@ from tests.support.server import Server
 pytestmark = pytest.mark.anyio
 
 PER_SECOND = 50
+STALL = 2.0
 HOT = 10
 POOL = 16
 
@@ -44,7 +46,10 @@ class Rig:
 
 @pytest.fixture(scope="module")
 def rig(start: Start, redis_server: RedisServer) -> Iterator[Rig]:
-    with fault_proxy(redis_server.port) as proxy, start(redis_url=proxy.url, workers=2, lease="always") as server:
+    with (
+        fault_proxy(redis_server.port) as proxy,
+        start(redis_url=proxy.url, workers=2, lease="always", patient=False) as server,
+    ):
         yield Rig(server, redis_server, proxy, {pid: descriptors(pid) for pid in server.workers()})
 
 
@@ -205,7 +210,7 @@ async def hits_from_redis(server: Server, fresh: Fresh) -> bool:
     return (await fetch(server.address, target(x))).cache.get("detail") == "L2"
 
 
-async def until_hits_are_back(server: Server, fresh: Fresh, within: float) -> float:
+async def until_hits_are_back(server: Server, fresh: Fresh, within: float = PATIENCE) -> float:
     start = time.monotonic()
     while not await hits_from_redis(server, fresh):
         assert time.monotonic() - start < within
@@ -213,33 +218,37 @@ async def until_hits_are_back(server: Server, fresh: Fresh, within: float) -> fl
     return time.monotonic() - start
 
 
-async def endure(rig: Rig, fresh: Fresh, fault: Fault, seconds: float) -> None:
+async def endure(rig: Rig, fresh: Fresh, fault: Fault, seconds: float, stall: float) -> None:
+    """``stall``: what the machine itself may add to the slowest."""
     hot = [fresh() for _ in range(HOT)]
-    await until_hits_are_back(rig.server, fresh, within=15)
+    await until_hits_are_back(rig.server, fresh)
     healthy = await traffic(rig.server, hot, fresh, 1)
     miss = statistics.median(answer.seconds for answer in healthy if not answer.hit)
     with fault(rig):
         answers = await traffic(rig.server, hot, fresh, seconds)
     assert len(answers) == int(seconds * PER_SECOND)
+    misses = sorted(answer.seconds for answer in answers if not answer.hit)
     worst = max(answer.seconds for answer in answers)
     print(f"worst {worst * 1000:.0f} ms, healthy miss {miss * 1000:.1f} ms")
-    assert worst <= (miss + 0.3) * SLACK
-    back = await until_hits_are_back(rig.server, fresh, within=3 * SLACK)
+    # A machine that stalls delays a few. Who waited for Redis would, on average, for half of the fault.
+    assert statistics.median(misses) <= miss * SLACK + 0.3
+    assert worst <= (miss + 0.3) * SLACK + stall
+    back = await until_hits_are_back(rig.server, fresh, within=3 * SLACK + stall)
     print(f"hits back after {back:.2f} s")
-    eventually(lambda: not rig.has_grown(), within=2)
+    eventually(lambda: not rig.has_grown())
 
 
 @pytest.mark.parametrize("fault", SHORT)
 async def test_two_seconds_of_a_redis_fault_cost_no_answer(rig: Rig, fresh: Fresh, fault: str) -> None:
     """E"""
-    await endure(rig, fresh, FAULTS[fault], seconds=2)
+    await endure(rig, fresh, FAULTS[fault], seconds=2, stall=STALL)
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_ten_seconds_of_a_redis_fault_cost_no_answer(rig: Rig, fresh: Fresh, fault: str) -> None:
     """E"""
-    await endure(rig, fresh, FAULTS[fault], seconds=10)
+    await endure(rig, fresh, FAULTS[fault], seconds=10, stall=0)
 
 
 async def test_a_service_started_without_redis_is_ready_and_finds_it_later(
@@ -251,39 +260,54 @@ async def test_a_service_started_without_redis_is_ready_and_finds_it_later(
             usual = server.started_after
         late.kill()
         with start(redis_url=late.url) as server:
-            assert server.started_after < usual * SLACK
+            assert server.started_after < usual * SLACK + STALL
             x = fresh()
             assert (await fetch(server.address, target(x))).status == 200
             assert (await fetch(server.address, "/readyz")).json()["cache"] == "down"
             late.start()
-            await until_hits_are_back(server, fresh, within=12)
+            await until_hits_are_back(server, fresh, within=12 * SLACK)
             assert (await fetch(server.address, "/readyz")).json()["cache"] == "up"
+
+
+LEAVING = 1_000
+ROUND_TRIP = 0.05
 
 
 async def test_clients_that_leave_never_make_another_read_their_answer(
     start: Start, redis_server: RedisServer, fresh: Fresh
 ) -> None:
-    """E6: a cancelled Redis command must not leave its reply to the next one."""
-    with fault_proxy(redis_server.port) as proxy, start(redis_url=proxy.url) as server:
-        proxy.set(delay=0.025)
-        patience = [None if number % 2 else 0.005 * (number * 7919 % 30) for number in range(2_000)]
+    """E6: a cancelled Redis command must not leave its reply to the next one.
 
-        async def client(timeouts: list[float | None]) -> int:
-            gone = 0
+    Half the clients leave, while their question is on its way to Redis and back, until enough have left. What others
+    read differs from question to question, for there is no other cache. A reply to somebody else's would be refused as
+    no value of theirs, and counted.
+    """
+    known = [fresh() for _ in range(50)]
+    with fault_proxy(redis_server.port) as proxy, start(redis_url=proxy.url, l1_max_bytes=0) as server:
+        for x in known:
+            await fetch(server.address, target(x))
+        proxy.set(delay=ROUND_TRIP / 2)
+        left = hits = 0
+
+        async def client(number: int) -> None:
+            nonlocal left, hits
+            chance = random.Random(number)
             connection = await Connection.open(server.address)
-            for timeout in timeouts:
-                x = fresh()
+            while left < LEAVING:
+                x = chance.choice(known) if chance.random() < 0.8 else fresh()
                 try:
-                    async with asyncio.timeout(timeout):
+                    async with asyncio.timeout(chance.uniform(0, ROUND_TRIP) if chance.random() < 0.5 else None):
                         answer = await connection.get(target(x))
                     assert (answer.status, answer.json()["probabilities"]) == (200, expected(x))
+                    hits += answer.hit
                 except TimeoutError:
-                    gone += 1
+                    left += 1
                     connection.abort()
                     connection = await Connection.open(server.address)
             connection.close()
-            return gone
 
-        left = sum(await asyncio.gather(*(client(patience[i::40]) for i in range(40))))
-        eventually(lambda: server.status("/livez") == 200, within=5)
-    assert left > 200
+        await asyncio.gather(*(client(number) for number in range(40)))
+        assert server.metric("predict_l2_corrupt_total") == 0
+        assert hits > 0, "what was read is what was tested"
+        proxy.set()
+        assert all([(await fetch(server.address, target(x))).hit for x in known])

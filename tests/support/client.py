@@ -167,6 +167,15 @@ async def fetch_json(address: Address, target: str, value: Any, headers: Mapping
     return await fetch(address, target, "POST", content, json.dumps(value).encode())
 
 
+async def caught_up(address: Address) -> None:
+    """Return when a service of one worker has seen all that was sent, and who has left, before this call.
+
+    It has once it answers somebody who came after; twice, so that what it saw has had its turns of the loop.
+    """
+    for _ in range(2):
+        await fetch(address, "/livez")
+
+
 async def burst(address: Address, targets: list[str]) -> list[Response]:
     """All of them at once, each on a connection that was opened before the first is sent."""
     connections = await asyncio.gather(*(Connection.open(address) for _ in targets))

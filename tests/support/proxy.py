@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Literal
 
-from tests.support.process import free_port
+from tests.support.process import PATIENCE, free_port
 
 Fault = Literal["none", "refuse", "reset", "cut", "cut mid-reply", "black hole", "slices"]
 Queue = asyncio.Queue[tuple[float, bytes]]
@@ -47,16 +47,16 @@ class FaultProxy:
 
     def set(self, fault: Fault = "none", delay: float = 0.0) -> None:
         """Misbehave like this from now on; returns once it holds."""
-        asyncio.run_coroutine_threadsafe(self._set(fault, delay), self._loop).result(5)
+        asyncio.run_coroutine_threadsafe(self._set(fault, delay), self._loop).result(PATIENCE)
 
     def start(self) -> None:
         self._thread.start()
         self.set("none")
 
     def stop(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(5)
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(PATIENCE)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
+        self._thread.join(PATIENCE)
         self._loop.close()
 
     async def _set(self, fault: Fault, delay: float) -> None:

@@ -21,7 +21,7 @@ class RedisServer:
     def __init__(self, directory: Path):
         self.directory, self.port = directory, free_port()
         self._process: Process | None = None
-        self.client = redis.Redis(port=self.port, protocol=2, socket_timeout=5, retry=Retry(NoBackoff(), 0))
+        self.client = redis.Redis(port=self.port, protocol=2, socket_timeout=30, retry=Retry(NoBackoff(), 0))
 
     @property
     def url(self) -> str:
@@ -40,7 +40,7 @@ class RedisServer:
         assert program is not None, "the tests need a redis-server, of the system or from the dev extra"
         self._process = Process([program, *fixed, *policy, *options], self.directory / "redis.log")
         if wait:
-            eventually(self.answers, within=10)
+            eventually(self.answers)
 
     def answers(self) -> bool:
         try:

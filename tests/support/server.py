@@ -15,16 +15,20 @@ from pathlib import Path
 
 from tests.support.client import Address, Connection
 from tests.support.probe import TOLD_TO_RAISE, environment
-from tests.support.process import Process, command_line, descendants, eventually, free_port, is_running
+from tests.support.process import PATIENCE, Process, command_line, descendants, eventually, free_port, is_running
 
 ADMIN_TOKEN = "a-token-for-tests"
-START_SECONDS = 60
+SITE = Path(__file__).parent / "site"
+START_SECONDS = 120
 
 
 class Server:
-    """A running service. ``settings`` are PREDICT_* names in lower case without the prefix."""
+    """A running service. ``settings`` are PREDICT_* names in lower case without the prefix.
 
-    def __init__(self, directory: Path, **settings: object):
+    ``patient``: give Redis more time than in production, as tests/support/patience.py says why.
+    """
+
+    def __init__(self, directory: Path, *, patient: bool = False, **settings: object):
         self.port = free_port()
         self.address: Address = ("127.0.0.1", self.port)
         self.started_after = 0.0
@@ -34,7 +38,10 @@ class Server:
         fixed = {"port": self.port, "admin_token": ADMIN_TOKEN, "redis_url": "", "drain_seconds": 0, "audit_share": 0}
         given = fixed | settings
         log = directory / f"service-{self.port}.log"
-        self.process = Process([sys.executable, "-m", "service"], log, env=environment(given), cwd=directory)
+        env = environment(given)
+        if patient:
+            env["PYTHONPATH"] = f"{SITE}:{env['PYTHONPATH']}"
+        self.process = Process([sys.executable, "-m", "service"], log, env=env, cwd=directory)
 
     @property
     def url(self) -> str:
@@ -54,7 +61,7 @@ class Server:
     def status(self, path: str) -> int | None:
         """The status of a plain GET on a fresh connection, or None when there is no answer."""
         try:
-            with urllib.request.urlopen(self.url + path, timeout=5) as response:
+            with urllib.request.urlopen(self.url + path, timeout=30) as response:
                 return int(response.status)
         except urllib.error.HTTPError as error:
             return error.code
@@ -72,7 +79,7 @@ class Server:
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum over all series of that name that carry the labels; 0 when there are none."""
-        with urllib.request.urlopen(self.url + "/metrics", timeout=10) as response:
+        with urllib.request.urlopen(self.url + "/metrics", timeout=30) as response:
             text = response.read().decode()
         total = 0.0
         for series, value in re.findall(rf"^{re.escape(name)}(\{{[^}}]*\}})? (\S+)$", text, re.M):
@@ -80,7 +87,7 @@ class Server:
                 total += float(value)
         return total
 
-    def stop(self, within: float = 30) -> int:
+    def stop(self, within: float = PATIENCE) -> int:
         """SIGTERM; the exit code. Fails when it takes longer or when a traceback of the service's own was logged."""
         self.process.terminate()
         code = self.process.wait(within)
@@ -114,7 +121,7 @@ class Server:
             while True:
                 with frozen(other for other in workers if other != pid), suppress(TimeoutError):
                     connection = await Connection.open(self.address)
-                    async with asyncio.timeout(1):  # It may be starting still.
+                    async with asyncio.timeout(3):  # It may be starting still.
                         await connection.get("/livez")
                         return connection
                 connection.close()
@@ -140,10 +147,10 @@ def close_all(connections: Iterable[Connection]) -> None:
 
 
 @contextmanager
-def running_server(directory: Path, **settings: object) -> Iterator[Server]:
+def running_server(directory: Path, *, patient: bool = True, **settings: object) -> Iterator[Server]:
     """A ready service; afterwards stopped by SIGTERM, which must end it with 0, and gone in any case."""
     directory.mkdir(parents=True, exist_ok=True)
-    server = Server(directory, **settings)
+    server = Server(directory, patient=patient, **settings)
     try:
         server.started_after = server.wait_until_ready()
         yield server

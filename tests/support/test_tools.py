@@ -12,9 +12,12 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tests.support.client import fetch
 from tests.support.probe import NAN, PLAIN, RAISE, SLEEP, Book, Probe, expected
+from tests.support.process import PATIENCE
 from tests.support.proxy import FaultProxy, fault_proxy
 from tests.support.redis_server import RedisServer, load_slowly, running_redis
+from tests.support.server import running_server
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ def proxy(server: RedisServer) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def client(proxy: FaultProxy) -> Iterator[redis.Redis]:
-    with redis.Redis(port=proxy.port, protocol=2, socket_timeout=0.3, retry=Retry(NoBackoff(), 0)) as client:
+    with redis.Redis(port=proxy.port, protocol=2, socket_timeout=30, retry=Retry(NoBackoff(), 0)) as client:
         client.set("k", b"0123456789" * 10)
         yield client
 
@@ -45,18 +48,18 @@ def test_a_broken_connection_is_an_error_at_once_and_the_proxy_recovers(
     proxy: FaultProxy, client: redis.Redis, fault: str
 ) -> None:
     proxy.set(fault)  # type: ignore[arg-type]
-    start = time.monotonic()
-    with pytest.raises(redis.ConnectionError):
+    with pytest.raises(redis.ConnectionError):  # and no TimeoutError
         client.get("k")
-    assert time.monotonic() - start < 0.25
     proxy.set("none")
     assert client.get("k") == b"0123456789" * 10
 
 
-def test_a_black_hole_takes_everything_and_answers_nothing(proxy: FaultProxy, client: redis.Redis) -> None:
-    proxy.set("black hole")
-    with pytest.raises(redis.TimeoutError):
-        client.get("k")
+def test_a_black_hole_takes_everything_and_answers_nothing(proxy: FaultProxy) -> None:
+    with redis.Redis(port=proxy.port, protocol=2, socket_timeout=1, retry=Retry(NoBackoff(), 0)) as client:
+        client.ping()
+        proxy.set("black hole")
+        with pytest.raises(redis.TimeoutError):
+            client.get("k")
 
 
 def test_slices_arrive_whole(proxy: FaultProxy, client: redis.Redis) -> None:
@@ -65,17 +68,31 @@ def test_slices_arrive_whole(proxy: FaultProxy, client: redis.Redis) -> None:
 
 
 def test_a_delay_counts_once_in_each_direction(proxy: FaultProxy, client: redis.Redis) -> None:
-    proxy.set(delay=0.05)
+    proxy.set(delay=1.0)
     start = time.monotonic()
     client.get("k")
-    assert 0.1 <= time.monotonic() - start < 0.3
+    assert 2.0 <= time.monotonic() - start < 4.0
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("patient", [True, False])
+async def test_a_patient_service_waits_for_a_redis_that_is_slow(
+    proxy: FaultProxy, iris_models: Path, tmp_path: Path, patient: bool
+) -> None:
+    question = "/predict?sepal_length=5.1&sepal_width=3.5&petal_length=1.4&petal_width=0.2"
+    with running_server(
+        tmp_path, patient=patient, models_dir=iris_models, redis_url=proxy.url, l1_max_bytes=0
+    ) as service:
+        proxy.set(delay=0.1)
+        await fetch(service.address, question)
+        assert (await fetch(service.address, question)).hit is patient
 
 
 def test_a_slow_start_answers_loading(tmp_path: Path) -> None:
     with running_redis(tmp_path) as slow:
-        load_slowly(slow, seconds=1.0)
+        load_slowly(slow, seconds=2.0)
         seen: set[object] = set()
-        end = time.monotonic() + 5
+        end = time.monotonic() + PATIENCE
         while time.monotonic() < end and True not in seen:
             try:
                 seen.add(slow.client.ping())
