@@ -50,22 +50,17 @@ class Countdown:
     def __init__(self, share: float, random: Callable[[], float] = random.random) -> None:
         self.share = share
         self._mean = 1 / share if share else math.inf
-        self._left = self._mean
+        self.left = self._mean
+        """The next hit is one to pick when this is 1 or less; any other that goes past takes 1 off."""
         self._random = random
-
-    def skips(self) -> bool:
-        """Whether the next hit is none to pick; it then counts as past. Otherwise it is still the next one."""
-        if self._left <= 1:
-            return False
-        self._left -= 1
-        return True
 
     def picks(self) -> bool:
         """Whether the next hit, which then counts as past, is one to pick."""
-        if self.skips():
+        if self.left > 1:
+            self.left -= 1
             return False
         # A gap of 1 to 2 * mean - 1, by chance: no pattern in the traffic can keep in step with it.
-        self._left += 2 * (self._mean - 1) * self._random()
+        self.left += 2 * (self._mean - 1) * self._random()
         return True
 
 

@@ -4,9 +4,9 @@ The ordinary path enters a hit once it has vetted it: a GET whose answer depends
 then finds it by the whole request head as it was received, one look-up before any parsing, or, where some header
 differs in every request, by the parsed target. Anything else takes the ordinary path, unharmed.
 
-L1 stays the authority: every hit asks it for the entry, which touches its LRU order, and the table forgets whatever was
-evicted, has expired, was purged or replaced. The bytes are made by the functions of the ordinary path, and anew as
-soon as they would differ: when Age, the time left or the date has moved on by a second.
+L1 stays the authority: a hit holds its entry's place there, and the table forgets whatever was evicted, has expired,
+was purged or replaced. The bytes are made by the functions of the ordinary path, and anew as soon as they would
+differ: when Age, the time left or the date has moved on by a second. L1 is then asked, which touches its LRU order.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from service.api.caching import response_headers
 from service.api.endpoint import REQUEST_ID, Headers, Reply
 from service.asking import Answer
-from service.cache.entry import Entry
+from service.cache.memory import Kept
 from service.runtime import Runtime
 
 SPECIAL = frozenset(
@@ -46,7 +46,7 @@ class Hit:
 
     target: bytes
     key: str
-    entry: Entry
+    kept: Kept
     fixed: Headers
     body: bytes
     tally: list[int]
@@ -78,7 +78,8 @@ class HitTable:
     """One worker's hits, bounded in bytes. What was entered first goes first, and comes back if it is still hot."""
 
     def __init__(self, runtime: Runtime) -> None:
-        self._settings, self._metrics, self._clock = runtime.settings, runtime.metrics, runtime.clock
+        self._runtime, self._settings, self._metrics = runtime, runtime.settings, runtime.metrics
+        self._clock = runtime.clock
         self._l1, self._countdown, self._economics = runtime.pipeline.l1, runtime.auditor.countdown, runtime.economics
         self._max_bytes = runtime.settings.hit_path_bytes
         self.by_head: dict[bytes, Hit] = {}
@@ -92,13 +93,13 @@ class HitTable:
         if reply.hot is None or not is_plain(headers):
             return
         model, answer = reply.hot
-        hit = self.by_target.get(target)
-        if hit is None and self._is_new(target):
+        hit, kept = self.by_target.get(target), self._l1.find(answer.key)
+        if kept is None or kept.entry is not answer.entry or (hit is None and self._is_new(target)):
             return
-        if hit is None or hit.entry is not answer.entry:
+        if hit is None or hit.kept is not kept:
             fixed = [header for header in reply.headers if header[0] not in VARYING and header[0] != b"x-request-id"]
             tally = self._tallies.setdefault((route, model.name), [0])
-            hit = Hit(target, answer.key, answer.entry, fixed, reply.body, tally)
+            hit = Hit(target, answer.key, kept, fixed, reply.body, tally)
         self._forget(target)
         if self._is_head(received, target) and received not in hit.heads and not echoed_request_id(headers):
             hit.heads = [*hit.heads, received][-MAX_HEADS:]
@@ -106,14 +107,16 @@ class HitTable:
 
     def current(self, hit: Hit, server_headers: Headers) -> bool:
         """Whether it is to be given: its bytes are then up to date, and it is counted."""
-        if self._l1.get(hit.key) is not hit.entry:
-            self._forget(hit.target)
-            return False
-        if not self._countdown.skips():  # the ordinary path gives this one, and has it audited
-            return False
         now = self._clock()
-        if now >= hit.until or hit.server_headers is not server_headers:
+        if now >= hit.until or hit.kept.gone or hit.server_headers is not server_headers:
+            if self._l1.find(hit.key) is not hit.kept:
+                self._forget(hit.target)
+                return False
             self._render(hit, now, server_headers)
+        countdown = self._countdown
+        if countdown.left <= 1 or self._runtime.draining:  # the ordinary path has it audited, or closes the connection
+            return False
+        countdown.left -= 1
         hit.tally[0] += 1
         return True
 
@@ -160,9 +163,10 @@ class HitTable:
                 del self.by_head[head]
 
     def _render(self, hit: Hit, now: float, server_headers: Headers) -> None:
-        answer = Answer(hit.key, hit.entry, "l1")
+        entry = hit.kept.entry
+        answer = Answer(hit.key, entry, "l1")
         headers = [*server_headers, *response_headers(answer, self._settings, now), *hit.fixed]
         hit.status_and_headers = b"HTTP/1.1 200 OK\r\n" + b"".join(b"%b: %b\r\n" % header for header in headers)
         hit.whole = hit.status_and_headers + b"\r\n" + hit.body
         hit.server_headers = server_headers
-        hit.until = now + min(1 - hit.entry.age(now) % 1, hit.entry.left(now) % 1)
+        hit.until = min(hit.kept.until, now + min(1 - entry.age(now) % 1, entry.left(now) % 1))

@@ -16,13 +16,17 @@ RENDERING_OVERHEAD = 130
 MAX_ASKED = 1000
 
 
-class _Kept:
-    """An entry in its place. ``until``: the clock's reading when it must go. ``cost``: bytes, renderings included."""
+class Kept:
+    """An entry in its place. ``until``: the clock's reading when it must go. ``cost``: bytes, renderings included.
 
-    __slots__ = ("cost", "entry", "until")
+    ``gone``: it has been taken out. Whoever holds this need not look it up again to know.
+    """
+
+    __slots__ = ("cost", "entry", "gone", "until")
 
     def __init__(self, entry: Entry, until: float, cost: int) -> None:
         self.entry, self.until, self.cost = entry, until, cost
+        self.gone = False
 
 
 class MemoryCache:
@@ -32,7 +36,7 @@ class MemoryCache:
         self._max_bytes = max_bytes
         self._max_entries = max_entries
         self._clock = clock
-        self._entries: OrderedDict[str, _Kept] = OrderedDict()
+        self._entries: OrderedDict[str, Kept] = OrderedDict()
         self._asked: set[str] = set()
         self.bytes_used = 0
 
@@ -41,6 +45,11 @@ class MemoryCache:
 
     def get(self, key: str) -> Entry | None:
         """The entry, now the most recently used; None when there is none or it has expired."""
+        kept = self.find(key)
+        return None if kept is None else kept.entry
+
+    def find(self, key: str) -> Kept | None:
+        """As ``get``, with its place."""
         kept = self._entries.get(key)
         if kept is None:
             return None
@@ -50,7 +59,7 @@ class MemoryCache:
         self._entries.move_to_end(key)
         if len(self._asked) < MAX_ASKED:
             self._asked.add(key)
-        return kept.entry
+        return kept
 
     def take_asked(self) -> set[str]:
         """The keys, or some of very many, that have been hits since this was last called."""
@@ -63,7 +72,7 @@ class MemoryCache:
         cost, now = _cost(key, entry), self._clock()
         if cost > self._max_bytes or entry.expires <= now:
             return
-        self._entries[key] = _Kept(entry, min(entry.expires, now + seconds), cost)
+        self._entries[key] = Kept(entry, min(entry.expires, now + seconds), cost)
         self.bytes_used += cost
         self._evict()
 
@@ -85,9 +94,12 @@ class MemoryCache:
     def delete(self, key: str) -> None:
         kept = self._entries.pop(key, None)
         if kept is not None:
+            kept.gone = True
             self.bytes_used -= kept.cost
 
     def clear(self) -> None:
+        for kept in self._entries.values():
+            kept.gone = True
         self._entries.clear()
         self.bytes_used = 0
 
