@@ -24,7 +24,10 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class TalliedCounter(Counter):
-    """Counts in a plain number until it is flushed: the library's own way locks, and writes to a file, each time."""
+    """For what is counted with every request: a plain number until it is flushed, twice a second.
+
+    The library's own way locks, asks for the process id and writes to a file, each time.
+    """
 
     _tally: float
 
@@ -65,7 +68,7 @@ class TalliedHistogram(Histogram):
             self._sum.inc(total)
 
 
-Family = TypeVar("Family", TalliedCounter, TalliedHistogram)
+Family = TypeVar("Family", Counter, Histogram, TalliedCounter, TalliedHistogram)
 
 
 @lru_cache(maxsize=4096)
@@ -77,25 +80,25 @@ def child(family: Family, *labels: object) -> Family:
 class Metrics:
     """The families of one process. Labels have few values: model names, never anything that a client sends.
 
-    Counted on the event loop, and shown once they have been flushed.
+    Counted on the event loop. The tallied ones are shown once they have been flushed.
     """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._tallied: list[Any] = []
         # Requests.
-        self.requests = self._counter("predict_requests", "Answers by route and status.", "route", "status")
-        self.latency = self._histogram(
+        self.requests = self._tallied_counter("predict_requests", "Answers by route and status.", "route", "status")
+        self.latency = self._tallied_histogram(
             "predict_request_seconds", "Time from the parsed request to the answer, by route.", "route"
         )
-        self.body_bytes = self._counter("predict_request_body_bytes", "Bytes of request bodies read.")
+        self.body_bytes = self._tallied_counter("predict_request_body_bytes", "Bytes of request bodies read.")
         # Questions, and what the cache is worth.
-        self.cache_results = self._counter(
+        self.cache_results = self._tallied_counter(
             "predict_cache_results",
             "Questions by how they were answered: l1, l2, collapsed, computed, not_cached, failed.",
             *("model", "result"),
         )
-        self.cache_result_seconds = self._counter(
+        self.cache_result_seconds = self._tallied_counter(
             "predict_cache_result_seconds",
             "Time from questions to their answers, by how they were answered.",
             *("model", "result"),
@@ -127,7 +130,9 @@ class Metrics:
         )
         # The models and their queues.
         self.queue_size = self._gauge("predict_queue_size", "Inputs waiting for a model.", "model")
-        self.queue_seconds = self._histogram("predict_queue_seconds", "Time inputs waited for a model.", "model")
+        self.queue_seconds = self._tallied_histogram(
+            "predict_queue_seconds", "Time inputs waited for a model.", "model"
+        )
         self.computations = self._counter("predict_computations", "Inputs that a model computed.", "model")
         self.batch_size = self._histogram(
             "predict_batch_size", "Inputs in one call of a model.", "model", buckets=SIZES
@@ -191,7 +196,7 @@ class Metrics:
         self.l2_up.set(up)
 
     def flush(self) -> None:
-        """Show what has been counted. On the event loop, like the counting."""
+        """Show what has been tallied. On the event loop, like the counting."""
         for family in self._tallied:
             for member in family._metrics.values() if family._labelnames else (family,):
                 member.flush()
@@ -216,13 +221,19 @@ class Metrics:
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return registry
 
-    def _counter(self, name: str, text: str, *labels: str) -> TalliedCounter:
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, *labels: str, buckets: Sequence[float] = SECONDS) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+
+    def _tallied_counter(self, name: str, text: str, *labels: str) -> TalliedCounter:
         counter = TalliedCounter(name, text, labels, registry=self.registry)
         self._tallied.append(counter)
         return counter
 
-    def _histogram(self, name: str, text: str, *labels: str, buckets: Sequence[float] = SECONDS) -> TalliedHistogram:
-        histogram = TalliedHistogram(name, text, labels, buckets=buckets, registry=self.registry)
+    def _tallied_histogram(self, name: str, text: str, *labels: str) -> TalliedHistogram:
+        histogram = TalliedHistogram(name, text, labels, buckets=SECONDS, registry=self.registry)
         self._tallied.append(histogram)
         return histogram
 

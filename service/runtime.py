@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
+from typing import Any
 
 from service.asking import Answer, Ask, Model
 from service.audit import Auditor, Countdown
@@ -31,6 +32,7 @@ class Runtime:
     """What a request can reach.
 
     ``draining``: told to stop, still answering. ``tallies``: called to add to the metrics what was counted beside them.
+    ``parsed``: what the API has parsed, for targets that come again; it holds models of this runtime.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Runtime:
         self.draining = False
         self.clock = time.monotonic
         self.tallies: list[Callable[[], None]] = []
+        self.parsed: dict[tuple[str | None, bytes], Any] = {}
         preferred = settings.default_image_model
         self._default_image_model = preferred or ("imagenet" if "imagenet" in models else "digits")
 

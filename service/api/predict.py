@@ -16,11 +16,19 @@ from service.api.render import default_top_k, render, take_top_k
 from service.asking import Answer, Model, Wants
 from service.errors import InvalidInput, NotCached, ServiceError, UnsupportedContent
 from service.inference.predictor import Question
+from service.runtime import Runtime
+
+Parsed = tuple[Model, Question, int]
+"""Model, question and top_k."""
 
 JSON = "application/json"
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")
 MEDIA_TYPES = (JSON, *IMAGE_TYPES)
 IMAGE_PARAMETERS = frozenset({"image", "input", "sha256"})
+MAX_PARSED = 1024
+MAX_PARSED_BYTES = 512
+"""How many queries are remembered with what they ask, and the longest."""
+
 MAX_BATCH_ROWS = 256
 MAX_BATCH_BYTES = 32 * 2**20
 
@@ -68,15 +76,27 @@ async def batch(request: Request) -> Reply:
     return Reply(b'{"results":[%s]}' % b",".join(bodies), headers=[(b"cache-status", batch_status(answers))])
 
 
-def parse_get(request: Request) -> tuple[Model, Question, int]:
-    """Model, question and top_k of a request that has its input in the query string."""
-    params: dict[str, Any] = dict(parse_query(request.query))
-    model, top_k = _address(request, params)
+def parse_get(request: Request) -> Parsed:
+    """What a request asks that has its input in the query string; raises ServiceError."""
+    runtime, name, query = request.runtime, request.path_parameter("name"), request.query
+    parsed: Parsed | None = runtime.parsed.get((name, query))
+    if parsed is None:
+        parsed = _parse(runtime, name, query)
+        if len(query) <= MAX_PARSED_BYTES:
+            if len(runtime.parsed) == MAX_PARSED:
+                runtime.parsed.clear()
+            runtime.parsed[name, query] = parsed
+    return parsed
+
+
+def _parse(runtime: Runtime, name: str | None, query: bytes) -> Parsed:
+    params: dict[str, Any] = dict(parse_query(query))
+    model, top_k = _address(runtime, name, params)
     return model, model.predictor.parse(params, b"", None), top_k
 
 
-async def _read(request: Request) -> tuple[Model, Question, int]:
-    """Model, question and top_k of a request that has its input in the body."""
+async def _read(request: Request) -> Parsed:
+    """What a request asks that has its input in the body."""
     content_type = request.content_type
     if content_type not in MEDIA_TYPES:
         raise UnsupportedContent(f"A body must be one of {', '.join(MEDIA_TYPES)}.")
@@ -91,16 +111,15 @@ async def _read(request: Request) -> tuple[Model, Question, int]:
         if foreign := params.keys() - {"model", "top_k"}:
             raise InvalidInput(f"Parameter {min(foreign)!r:.80} belongs into the body.", parameter=min(foreign))
         params, body = params | members, b""
-    model, top_k = _address(request, params, image=content_type != JSON)
+    name = request.path_parameter("name")
+    model, top_k = _address(request.runtime, name, params, image=content_type != JSON)
     return model, model.predictor.parse(params, body, content_type), top_k
 
 
-def _address(request: Request, params: dict[str, Any], image: bool = False) -> tuple[Model, int]:
+def _address(runtime: Runtime, path_name: str | None, params: dict[str, Any], image: bool = False) -> tuple[Model, int]:
     """Take model and top_k, which belong to no predictor, out of the parameters."""
-    name: object = request.path_parameter("name")
-    if name is None:
-        name = _take_model(params)
-    model = request.runtime.model(name, image=image or not IMAGE_PARAMETERS.isdisjoint(params))
+    name = _take_model(params) if path_name is None else path_name
+    model = runtime.model(name, image=image or not IMAGE_PARAMETERS.isdisjoint(params))
     return model, take_top_k(params, model)
 
 

@@ -85,20 +85,24 @@ def test_a_counter_that_never_counts_proves_nothing(model: Model) -> None:
 @pytest.mark.skipif(not wrk.installed(), reason="wrk is not installed")
 @pytest.mark.parametrize("shape", [QUERY, wrk.Shape("/predict", '{"features": [$1, $2, $3, $4]}')])
 def test_wrk_draws_new_features_for_every_request(shape: wrk.Shape) -> None:
-    seen: list[tuple[str, bytes]] = []
+    varied, same = list[tuple[str, bytes]](), list[tuple[str, bytes]]()
+    with answering(_noting(varied)) as address:
+        run = wrk.run(address, shape, "features", 4, 1)
+        assert run.failures == 0 and 0 < run.answers <= len(varied)
+        assert len(set(varied)) == len(varied)
+        assert "$" not in repr(varied[0])
+    # Another server: what wrk left behind may still arrive at the first one.
+    with answering(_noting(same)) as address:
+        wrk.run(address, shape, "nothing", 4, 1)
+        assert len(set(same)) == 1
 
+
+def _noting(seen: list[tuple[str, bytes]]) -> Callable[[str, bytes], Answer]:
     def answer(target: str, body: bytes) -> Answer:
         seen.append((target, body))
         return 200, {}, b"{}"
 
-    with answering(answer) as address:
-        run = wrk.run(address, shape, "features", 4, 1)
-        assert run.failures == 0 and 0 < run.answers <= len(seen)
-        assert len(set(seen)) == len(seen)
-        assert "$" not in repr(seen[0])
-        seen.clear()
-        wrk.run(address, shape, "nothing", 4, 1)
-        assert len(set(seen)) == 1
+    return answer
 
 
 @pytest.mark.skipif(not wrk.installed(), reason="wrk is not installed")
