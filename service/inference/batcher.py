@@ -65,8 +65,9 @@ class Reservation:
 class Batcher:
     """Owns a thread for each slot, and only they call ``predict``. Create, use and close it on one event loop.
 
-    ``slots``: most batches under way at once. ``max_queue_size``: most items that wait while a batch is computed.
-    ``clock``: in seconds; deadlines are readings of it. ``observe``: is told the size and the seconds of each batch.
+    ``slots``: most batches under way at once; with 0 the event loop calls ``predict``. ``max_queue_size``: most items
+    that wait while a batch is computed. ``clock``: in seconds; deadlines are readings of it. ``observe``: is told the
+    size and the seconds of each batch.
     ``lost``: is called when the predictor's device is.
     """
 
@@ -99,7 +100,7 @@ class Batcher:
         self._arrived = asyncio.Event()
         self._batch_seconds = 0.0
         self._closing = False
-        for slot in range(slots):
+        for slot in range(slots or 1):
             self._start(slot)
 
     @property

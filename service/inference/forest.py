@@ -73,6 +73,8 @@ class LeafTable:
             last.append(high)
         self._values = np.concatenate(values)
         lows, highs = np.concatenate(first), np.concatenate(last)
+        self.row_bytes = lows.size
+        """What is read of the table for one row."""
         self._allowed = []
         for f, cuts in enumerate(thresholds):
             interval = np.arange(len(cuts) + 1)[:, None]

@@ -87,7 +87,8 @@ class Predictor(Protocol):
     def predict(self, batch: Sequence[bytes]) -> Sequence[Prediction | Exception]:
         """One prediction per payload, in order, or InvalidInput in the place of a payload that is at fault.
 
-        Called in a thread, never on the event loop, and by one at a time, or by as many as an attribute ``slots`` says.
+        Called in a thread and by one at a time, or by as many as an attribute ``slots`` says. With 0 the event loop
+        calls it: for what takes well under a millisecond for a full batch, whatever the input.
         Raises DeviceLost when nothing can be computed any more until the process is replaced.
         """
 

@@ -15,7 +15,7 @@ from service.errors import InvalidInput, PredictionFailed, UnsupportedContent
 from service.inference.artifact import Artifact, fingerprint, library_versions
 from service.inference.cells import Cells, find_cells
 from service.inference.estimator import Proba, check_model, own_proba, run_single_threaded, unpickle
-from service.inference.forest import fast_forest
+from service.inference.forest import LeafTable, fast_forest
 from service.inference.manifest import Feature
 from service.inference.predictor import Options, Prediction, Question, pack
 
@@ -24,6 +24,10 @@ VERSION = "1"
 
 MAX_DIGITS = 64
 
+MAX_BYTES_ON_LOOP = 2 * 2**20
+"""A leaf table that reads no more than this for a full batch is done in well under a millisecond. Threads would take
+longer to hand the batch to each other, and fight for the interpreter while they do."""
+
 
 def load(artifact: Artifact, options: Options) -> TabularPredictor:
     """Unpickle the weights, whose digest is already checked; raises ConfigurationError."""
@@ -31,16 +35,17 @@ def load(artifact: Artifact, options: Options) -> TabularPredictor:
     where = f"The model {manifest.name} ({manifest.weights.file})"
     model = unpickle(artifact.weights, where)
     check_model(model, len(manifest.features), [c.value for c in manifest.classes], where)
-    return TabularPredictor(model, artifact)
+    return TabularPredictor(model, artifact, options.max_batch_size)
 
 
 class TabularPredictor:
     """Rows of finite float64s in, float64 probability vectors out.
 
     ``cells``: how many different questions there are (cells.py), or None for a model whose inputs are matched exactly.
+    ``slots``: 0 when the event loop may call ``predict``.
     """
 
-    def __init__(self, model: Any, artifact: Artifact) -> None:
+    def __init__(self, model: Any, artifact: Artifact, max_batch_size: int = 64) -> None:
         manifest = artifact.manifest
         run_single_threaded(model)
         # Raised for models fitted on data frames; the order of the features is the manifest's.
@@ -49,6 +54,7 @@ class TabularPredictor:
         self._classes = len(manifest.classes)
         self._own_proba = own_proba(model)
         self._proba = fast_forest(model) or self._own_proba
+        self.slots = int(not _is_quick(self._proba, max_batch_size))
         self._cells = find_cells(model)
         self._columns = _columns(manifest.features, self._cells)
         self._names = frozenset(f.name for f in manifest.features)
@@ -159,6 +165,10 @@ class TabularPredictor:
             schema["maximum"] = feature.maximum
         row = self._example.get("input")
         return schema | {"example": row[index] if row else self._example[feature.name]}
+
+
+def _is_quick(proba: Proba, max_batch_size: int) -> bool:
+    return isinstance(proba, LeafTable) and max_batch_size * proba.row_bytes <= MAX_BYTES_ON_LOOP
 
 
 def _refuse(name: str, what: str) -> NoReturn:

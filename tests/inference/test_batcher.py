@@ -432,6 +432,33 @@ async def test_a_full_batch_never_waits_for_a_free_slot() -> None:
     assert [len(batch) for batch in model.batches] == [3, 3, 1]
 
 
+async def test_without_a_slot_the_event_loop_computes_what_one_turn_has_brought() -> None:
+    model = Model()
+    async with serving(model, slots=0, size=3) as batcher:
+        answers = await asyncio.gather(*(ask(batcher, b"%d" % n) for n in range(5)))
+        assert [answer.prediction for answer in answers] == [b"%d!" % n for n in range(5)]
+        assert model.batches == [[b"0", b"1", b"2"], [b"3", b"4"]]
+        asked = [ask(batcher, payload) for payload in (b"poison", b"exit", b"a")]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(outcome) for outcome in found] == [PredictionFailed, PredictionFailed, Computed]
+        assert model.threads == {threading.get_ident()}
+        assert batcher.idle
+
+
+async def test_without_a_slot_others_have_their_turn_between_the_batches() -> None:
+    model, turns = Model(), list[int]()
+
+    def turn() -> None:
+        turns.append(len(model.batches))
+        if len(model.batches) < 4:
+            asyncio.get_running_loop().call_soon(turn)
+
+    async with serving(model, slots=0, size=1) as batcher:
+        turn()
+        await asyncio.gather(*(ask(batcher, b"%d" % n) for n in range(4)))
+    assert {1, 2, 3} <= set(turns)
+
+
 @pytest.mark.parametrize("slots", [1, 2, 3])
 async def test_under_any_load_every_item_of_every_slot_gets_its_own_answer(slots: int) -> None:
     model = Model()

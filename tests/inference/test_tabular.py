@@ -327,3 +327,12 @@ def test_loading_a_model_with_other_classes_or_features_than_its_manifest_fails(
 def test_forests_serve_on_one_thread_whatever_they_were_trained_with() -> None:
     predictor = predictor_of(FOREST)
     assert predictor._own_proba.__self__.n_jobs == 1  # type: ignore[attr-defined]
+
+
+def test_only_a_forest_whose_full_batch_reads_little_is_computed_on_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert predictor_of(FOREST).slots == 0
+    assert predictor_of(LINEAR).slots == 1
+    monkeypatch.setattr("service.inference.tabular.MAX_BYTES_ON_LOOP", 1000)
+    assert predictor_of(FOREST).slots == 1
