@@ -58,7 +58,7 @@ class Hit:
 
     @property
     def cost(self) -> int:
-        return OVERHEAD + len(self.target) + 2 * len(self.body) + sum(map(len, self.heads))
+        return OVERHEAD + len(self.kept.entry.value) + len(self.target) + 2 * len(self.body) + sum(map(len, self.heads))
 
 
 def is_plain(headers: Headers) -> bool:

@@ -62,6 +62,7 @@ class Connection(HttpToolsProtocol):
         self._hits: HitTable | None = self.app_state.get("hits")
         self._received = b""
         self._socket_fd = -1
+        self._answered = False
         self.url = b""
         self.running: Cycle | None = None
         self._arriving = NOTHING
@@ -250,6 +251,7 @@ class Connection(HttpToolsProtocol):
             self.transport.write(data[sent:])
 
     def _has_answered(self) -> None:
+        self._answered = True
         self.server_state.total_requests += 1
         self._deadline = self.loop.time() + self.idle_seconds
         if self._timer is None:
@@ -288,7 +290,7 @@ class Connection(HttpToolsProtocol):
             self._unread_head += size
             if self._unread_head > self.max_target_bytes + self.max_header_bytes:
                 self._refuse(HeadersTooLarge(f"The header section exceeds {self.max_header_bytes} bytes."))
-        elif self.cycle is not None:  # A first request's time runs since connecting.
+        elif self.cycle is not None or self._answered:  # A first request's time runs since connecting.
             self._set_deadline(self.loop.time() + self.head_seconds)
         self._reads += 1
 

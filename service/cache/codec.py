@@ -30,6 +30,8 @@ class Codec:
         the entry may seem older than Redis has it, never younger.
         """
         try:
+            if not (isinstance(blob, bytes) and isinstance(left_ms, int)):
+                raise ValueError("not a reply about an entry")
             value, ttl_ms = unseal(key, blob, self._secret)
             if left_ms == -1:
                 raise ValueError("without a TTL")

@@ -56,8 +56,6 @@ class Allowance:
         """
         started = reply.clock.now()
         try:
-            if self.left >= LONGEST_SECONDS:  # its round trip ends before
-                return await reply
             return await reply.clock.wait(reply, started + self.left)
         except TimeoutError:
             raise StoreUnavailable("Redis has used up the time it may cost a request") from None
@@ -130,6 +128,8 @@ class Joined(Generic[Item, Reply]):
         seconds = min(ROUND_TRIP_SECONDS, max(SHORTEST_SECONDS, LONGEST_SECONDS - (started - batch[0][1])))
         try:
             replies = await self._travel([item for item, _ in wanted], seconds)
+            if len(replies) != len(wanted):
+                raise StoreUnavailable(f"{len(replies)} replies to {len(wanted)} questions")
         except Exception as error:
             for _, future in wanted:  # in any case: nobody may be left waiting
                 _fail(future, StoreUnavailable(str(error)))

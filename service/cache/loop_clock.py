@@ -32,6 +32,7 @@ class LoopClock:
         self._counted = self._since = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._idle = 0
+        self._paused = False
         self._due: dict[asyncio.Future[Any], float] = {}
         self._expired: set[asyncio.Future[Any]] = set()
 
@@ -83,8 +84,11 @@ class LoopClock:
         now = time.monotonic()
         took, self._since = now - self._since, now
         self._counted += min(MOST_SECONDS, took)
-        if took > PAUSE_SECONDS:
-            return  # asyncio runs its timers before it reads what has arrived meanwhile: look at the next step
+        spared, self._paused = self._paused, took > PAUSE_SECONDS
+        if self._paused and not spared:
+            # asyncio runs its timers before it reads what has arrived meanwhile: look at the next step. Once: a loop
+            # whose every turn is a pause must not wait for ever.
+            return
         for future in [future for future, until in self._due.items() if until <= self._counted]:
             del self._due[future]
             self._expire(future)

@@ -95,11 +95,13 @@ class MemoryCache:
         kept = self._entries.pop(key, None)
         if kept is not None:
             kept.gone = True
+            kept.entry.renderings.clear()  # whoever still holds it must not hold more than was counted
             self.bytes_used -= kept.cost
 
     def clear(self) -> None:
         for kept in self._entries.values():
             kept.gone = True
+            kept.entry.renderings.clear()
         self._entries.clear()
         self.bytes_used = 0
 

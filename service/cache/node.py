@@ -68,9 +68,7 @@ class Node:
 
     async def close(self) -> None:
         self._closed = True
-        for wire in self._idle:
-            wire.close()
-        self._idle.clear()
+        self._close_idle()
 
     async def _ping(self) -> None:
         [reply] = await self._round_trip("ping", [("PING",)], 0, PING_SECONDS)
@@ -98,12 +96,19 @@ class Node:
                 again = await self._clock.wait(wire.send([_packed(commands[i], whole=True) for i in unknown]), until)
                 for i, reply in zip(unknown, again, strict=True):
                     replies[i] = reply
-        except BaseException:
+        except BaseException as error:
             # Also when cancelled: replies to this round trip may still come, and must never meet the next one.
             wire.close()
+            if isinstance(error, TimeoutError):  # then the others may be as silent, and each would cost a deadline
+                self._close_idle()
             raise
         self._idle.append(wire)
         return replies
+
+    def _close_idle(self) -> None:
+        for wire in self._idle:
+            wire.close()
+        self._idle.clear()
 
     async def _wire(self, until: float) -> Wire:
         while self._idle:

@@ -74,6 +74,7 @@ class GpuRunner:
 
     @contextmanager
     def open(self) -> Iterator[GpuBatch]:
+        self.check()
         slot = self._free.get()
         try:
             yield GpuBatch(self, slot, self._spec, self._device, self._decoder)

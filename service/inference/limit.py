@@ -22,7 +22,7 @@ class Limit:
 
     def now(self) -> int:
         if self._index < len(self.sizes) - 1 and self._clock() - self._changed >= RECOVERY_SECONDS:
-            self._index += 1
+            self._index = min(self._index + 1, len(self.sizes) - 1)  # another thread may have raised it meanwhile
             self._changed = self._clock()
         return self.sizes[self._index]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TypeAlias
 
-from service.errors import PredictionFailed, ServiceError
+from service.errors import DeviceLost, PredictionFailed, ServiceError
 from service.inference.predictor import Prediction
 
 Outcome: TypeAlias = "Prediction | Exception"
@@ -61,8 +61,8 @@ class ModelThreads:
         try:
             outcomes = self._predict(payloads)
         except BaseException as error:  # also SystemExit: a model must not end its thread
-            if len(payloads) == 1:
-                return [self._failed(error)]
+            if len(payloads) == 1 or isinstance(error, DeviceLost):
+                return [self._failed(error)] * len(payloads)
             # Alone, only the row at fault fails.
             return [self._compute([payload])[0] for payload in payloads]
         if len(outcomes) != len(payloads):

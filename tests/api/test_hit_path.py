@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import re
 import time
@@ -263,3 +264,20 @@ async def test_a_flood_of_spellings_does_not_grow_the_table(server: Server) -> N
         await heat(connection, target())
         for i in range(300):
             assert (await connection.get(target(), {"User-Agent": f"spelling-{i}"})).hit
+
+
+async def test_a_head_after_hits_has_its_own_time(iris_models: Path, tmp_path: Path) -> None:
+    """Not the rest of the idle connection's."""
+    with running_server(tmp_path, models_dir=iris_models, keep_alive_seconds=6, header_timeout_seconds=4) as server:
+        async with await Connection.open(server.address) as connection:
+            await heat(connection, target())
+        async with await Connection.open(server.address) as connection:
+            below = answered_below(server)
+            await connection.get(target())
+            assert answered_below(server) == below + 1
+            await asyncio.sleep(4)
+            head = f"GET {target()} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+            connection.writer.write(head[:30])
+            await asyncio.sleep(2.5)
+            connection.writer.write(head[30:])
+            assert (await connection.reader.readline()) == b"HTTP/1.1 200 OK\r\n"

@@ -103,6 +103,16 @@ async def test_a_failed_trip_fails_all_its_items() -> None:
     assert [type(outcome) for outcome in outcomes] == [StoreUnavailable] * 3
 
 
+async def test_replies_that_are_too_few_or_too_many_are_nobodys() -> None:
+    for replies in ([10], [10, 20, 30]):
+
+        async def travel(items: list[int], seconds: float, replies: list[int] = replies) -> list[int]:
+            return replies
+
+        outcomes = await asyncio.gather(*map(Joined(travel, 1, 10, LoopClock()).ask, range(2)), return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [StoreUnavailable] * 2
+
+
 async def test_a_defect_leaves_nobody_waiting_and_is_reported() -> None:
     complaints = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["exception"]))

@@ -72,6 +72,19 @@ async def test_after_a_pause_what_still_does_not_arrive_is_ended(clock: LoopCloc
         await clock.wait(future(), clock.now() + 0.01)
 
 
+async def test_a_loop_whose_every_turn_is_a_pause_ends_what_takes_too_long_all_the_same(clock: LoopClock) -> None:
+    loop, waiting = asyncio.get_running_loop(), future()
+
+    def pause() -> None:
+        time.sleep(0.05)
+        if not waiting.done():
+            loop.call_soon(pause)
+
+    loop.call_soon(pause)
+    with pytest.raises(TimeoutError):
+        await clock.wait(waiting, clock.now() + 0.05)
+
+
 async def test_pauses_of_the_loop_count_as_a_step_each(clock: LoopClock) -> None:
     started = clock.now()
     for _ in range(3):

@@ -57,6 +57,22 @@ def test_a_rendering_of_an_entry_that_has_left_meanwhile_goes_nowhere(clock: Clo
     assert (len(cache), cache.bytes_used) == (0, 0)
 
 
+def test_who_holds_the_place_of_an_entry_that_was_taken_out_sees_that_and_holds_no_renderings(clock: Clock) -> None:
+    for take_out in (
+        lambda cache: cache.delete("a"),
+        lambda cache: cache.clear(),
+        lambda cache: cache.put("a", entry()),
+    ):
+        cache = MemoryCache(10_000, 100, clock)
+        cache.put("a", entry(bytes(10), clock=clock))
+        cache.add_rendering("a", "view", b"body")
+        kept = cache.find("a")
+        assert kept is not None and not kept.gone
+        take_out(cache)
+        assert kept.gone
+        assert not kept.entry.renderings
+
+
 def test_an_entry_stays_no_longer_than_it_was_allowed_to(clock: Clock) -> None:
     cache = MemoryCache(1000, 100, clock)
     cache.put("a", entry(ttl=300, clock=clock), 30)

@@ -432,6 +432,15 @@ async def test_a_full_batch_never_waits_for_a_free_slot() -> None:
     assert [len(batch) for batch in model.batches] == [3, 3, 1]
 
 
+async def test_a_lost_device_is_told_to_all_of_a_batch_at_once_and_not_tried_again_row_by_row() -> None:
+    model = Model()
+    async with serving(model, slots=0) as batcher:
+        asked = [ask(batcher, payload) for payload in (b"a", b"lost", b"b")]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(outcome) for outcome in found] == [DeviceLost] * 3
+    assert len(model.batches) == 1
+
+
 async def test_without_a_slot_the_event_loop_computes_what_one_turn_has_brought() -> None:
     model = Model()
     async with serving(model, slots=0, size=3) as batcher:
