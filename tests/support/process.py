@@ -105,8 +105,10 @@ class Process:
 def children(pid: int) -> list[int]:
     """The pids of the direct children, over all threads."""
     found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        found += [int(child) for child in task.read_text().split()]
+    with suppress(OSError):  # the process has ended meanwhile
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with suppress(OSError):  # or only the thread
+                found += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
     return found
 
 

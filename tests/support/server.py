@@ -105,7 +105,8 @@ class Server:
         self.process.kill()
         for pid in family[1:]:
             if is_running(pid):
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it has ended by itself meanwhile
+                    os.kill(pid, signal.SIGKILL)
 
     async def connect_to_each(self, count: int = 1) -> dict[int, list[Connection]]:
         """``count`` keep-alive connections to every worker, by pid, each used once, so that it may idle for long.
