@@ -309,7 +309,6 @@ async def test_past_its_patience_a_follower_computes_and_does_not_store(workers:
     assert not server.client.exists(VALUE)
 
 
-@pytest.mark.usefixtures("promised_times")
 async def test_without_Redis_everybody_computes_and_answers(l2: RedisCache, server: RedisServer) -> None:
     server.freeze()
     resolved = await asyncio.wait_for(l2.once("K", done()), 5)
@@ -331,7 +330,6 @@ async def test_a_leader_whose_commit_fails_answers_all_the_same(l2: RedisCache, 
     assert (resolved.entry.value, resolved.stored, resolved.down) == (b"answer", False, True)
 
 
-@pytest.mark.usefixtures("promised_times")
 async def test_a_follower_whose_Redis_freezes_computes_for_itself(l2: RedisCache, server: RedisServer) -> None:
     claim_and_die(server)
     following = await follower(server, l2, done())

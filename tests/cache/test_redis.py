@@ -53,10 +53,13 @@ async def test_a_fresh_answer_overwrites(l2: RedisCache) -> None:
 
 async def test_age_is_the_lifetime_less_what_Redis_says_is_left(l2: RedisCache, server: RedisServer) -> None:
     await l2.put("K", entry(ttl=300))
+    started = time.monotonic()
     server.client.pexpire(entry_key("K"), 200_000)
     got = await l2.get("K")
+    now = time.monotonic()
     assert got is not None
-    assert got.age(time.monotonic()) == pytest.approx(100, abs=0.5)
+    # Twice: by Redis's clock what it took to ask, and by ours what it took to be told.
+    assert 100 - 0.01 <= got.age(now) <= 100 + 2 * (now - started) + 0.01
 
 
 async def test_an_expiry_that_somebody_has_put_off_is_not_believed(l2: RedisCache, server: RedisServer) -> None:
@@ -196,7 +199,6 @@ async def test_removing_a_corrupt_value_spares_the_good_one_that_came_meanwhile(
 # Redis misbehaves
 
 
-@pytest.mark.usefixtures("promised_times")
 async def test_a_frozen_Redis_costs_no_more_than_a_deadline_and_is_found_again(
     l2: RedisCache, server: RedisServer, witness: Witness
 ) -> None:
@@ -223,9 +225,11 @@ async def test_a_frozen_Redis_costs_no_more_than_a_deadline_and_is_found_again(
     assert witness.states == [True, False, True]
 
 
-@pytest.mark.usefixtures("promised_times")
-async def test_a_pause_of_the_worker_itself_is_not_blamed_on_Redis(l2: RedisCache, witness: Witness) -> None:
+async def test_a_pause_of_the_worker_itself_is_not_blamed_on_Redis(
+    l2: RedisCache, witness: Witness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await l2.put("K", entry())
+    monkeypatch.undo()  # from here on Redis has no more time than in production
     for _ in range(4):
         reading = asyncio.create_task(value_of(l2, "K"))
         for _ in range(4):  # until the command has been sent
@@ -235,7 +239,6 @@ async def test_a_pause_of_the_worker_itself_is_not_blamed_on_Redis(l2: RedisCach
     assert witness.states == [True]
 
 
-@pytest.mark.usefixtures("promised_times")
 async def test_all_round_trips_of_a_request_together_cost_no_more_than_its_allowance(
     l2: RedisCache, server: RedisServer
 ) -> None:
