@@ -19,7 +19,8 @@ def test_the_percentiles_of_one_value_are_that_value() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(12.3e-6, "12.3 µs"), (0.00123, "1.23 ms"), (0.0999, "99.9 ms"), (1.5, "1,500 ms")]
+    ("seconds", "text"),
+    [(12.3e-6, "12.3 µs"), (0.00123, "1.23 ms"), (0.0999, "99.9 ms"), (0.99951, "1,000 ms"), (1.5, "1,500 ms")],
 )
 def test_times_carry_three_digits_and_their_unit(seconds: float, text: str) -> None:
     assert milliseconds(seconds) == text
