@@ -18,7 +18,11 @@ import sys
 from http.server import SimpleHTTPRequestHandler, test
 test(SimpleHTTPRequestHandler, port=int(sys.argv[1]), bind="127.0.0.1")
 """
-WITH_CHILD = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'input()'], stdin=-1)\n{SERVE}"
+WITH_CHILD = f"""
+import subprocess, sys
+child = subprocess.Popen([sys.executable, '-c', 'print(flush=True); input()'], stdin=-1, stdout=-1)
+child.stdout.readline()  # it runs, and has taken its memory
+{SERVE}"""
 
 
 def test_a_server_answers_inside_the_block_and_is_gone_after_it_with_its_children() -> None:
