@@ -140,11 +140,12 @@ async def test_an_application_that_raises_is_a_500_problem() -> None:
 
 
 async def test_a_request_whose_head_does_not_arrive_in_time_is_408() -> None:
-    async with open_site(**SHORT) as site, await site.connect() as connection:
+    async with open_site(**SHORT) as site:
         start = time.monotonic()
-        assert_problem(await exchange(connection, b"GET / HTTP/1.1\r\nHost: a\r\n"), 408, "request-timeout")
-        assert 0.25 < time.monotonic() - start < 5.0, "not after the 65 s of an idle connection"
-        assert await connection.is_closed(PLENTY)
+        async with await site.connect() as connection:
+            assert_problem(await exchange(connection, b"GET / HTTP/1.1\r\nHost: a\r\n"), 408, "request-timeout")
+            assert 0.25 < time.monotonic() - start < 5.0, "not after the 65 s of an idle connection"
+            assert await connection.is_closed(PLENTY)
 
 
 async def test_a_connection_that_says_nothing_is_closed_in_silence() -> None:
@@ -180,9 +181,11 @@ async def test_blank_lines_do_not_keep_a_connection_alive() -> None:
 
 
 async def test_a_request_that_takes_long_to_answer_outlives_every_deadline() -> None:
-    async with open_site(**SHORT, keep_alive_seconds=0.1) as site, await site.connect() as connection:
+    deadlines = dict.fromkeys(("header_timeout_seconds", "body_timeout_seconds", "keep_alive_seconds"), 1)
+    async with open_site(**deadlines) as site, await site.connect() as connection:
         connection.writer.write(b"GET /gate HTTP/1.1\r\nHost: a\r\n\r\n")
-        await asyncio.sleep(0.7)
+        await becomes(lambda: site.paths == ["/gate"])
+        await asyncio.sleep(1.2)
         site.gate.set()
         assert (await connection.read()).status == 200
 
