@@ -310,10 +310,11 @@ class Beside:
 
     def audit(self, payload: bytes) -> Any:
         self.gate.wait(10)
+        outcome = self.outcome  # before it counts: the test then sets another
         self.audits += 1
-        if isinstance(self.outcome, BaseException):
-            raise self.outcome
-        return self.outcome
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
 
 
 class House:

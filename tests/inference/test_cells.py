@@ -165,7 +165,7 @@ def test_the_two_zeros_and_inputs_within_a_cell_have_one_name() -> None:
 
 def test_a_float32_model_ends_where_float32_ends_and_a_float64_model_where_float64_does() -> None:
     forest = find_cells(RandomForestClassifier(5, random_state=0).fit(IRIS_X, IRIS_Y))
-    scaled = find_cells(make_pipeline(MinMaxScaler(), RandomForestClassifier(5)).fit(IRIS_X, IRIS_Y))
+    scaled = find_cells(make_pipeline(MinMaxScaler(), RandomForestClassifier(5, random_state=0)).fit(IRIS_X, IRIS_Y))
     boosted = find_cells(HistGradientBoostingClassifier(max_iter=2).fit(IRIS_X, IRIS_Y))
     assert forest is not None
     assert scaled is not None
