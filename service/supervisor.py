@@ -82,6 +82,8 @@ class Supervisor:
 
     def ignore_signals(self) -> None:
         """For the last moments, when nothing is left to stop: by default another signal would spoil the exit code."""
+        # Held back meanwhile: asyncio puts the defaults in the place of its own handlers.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         for signum in STOP_SIGNALS:
             asyncio.get_running_loop().remove_signal_handler(signum)
             signal.signal(signum, signal.SIG_IGN)

@@ -72,6 +72,33 @@ async def test_a_signal_to_a_process_that_is_ending_leaves_its_exit_code_to_who_
         assert process.returncode == 7
 
 
+LAST_MOMENTS = """
+import asyncio, os, signal
+from service.supervisor import STOP_SIGNALS, Supervisor
+
+async def end():
+    loop = asyncio.get_running_loop()
+    for signum in STOP_SIGNALS:
+        loop.add_signal_handler(signum, print, "heard")
+    remove = loop.remove_signal_handler
+
+    def removed(signum):
+        remove(signum)
+        os.kill(os.getpid(), signum)
+
+    loop.remove_signal_handler = removed
+    Supervisor.ignore_signals(None)
+
+asyncio.run(end())
+print("ended")
+"""
+
+
+def test_a_signal_in_the_last_moments_does_not_spoil_the_exit_code() -> None:
+    done = subprocess.run([sys.executable, "-c", LAST_MOMENTS], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "ended\n"), done.stderr
+
+
 # Embedded Redis
 
 
