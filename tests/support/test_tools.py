@@ -83,7 +83,7 @@ async def test_a_patient_service_waits_for_a_redis_that_is_slow(
     with running_server(
         tmp_path, patient=patient, models_dir=iris_models, redis_url=proxy.url, l1_max_bytes=0
     ) as service:
-        proxy.set(delay=0.1)
+        proxy.set(delay=0.2)  # a pause of the impatient one would have to be as long for a reply to be there in time
         await fetch(service.address, question)
         assert (await fetch(service.address, question)).hit is patient
 
