@@ -23,13 +23,14 @@ _ports: set[int] = set()
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on; each is given to one caller.
+    """A TCP port that nobody listens on; each is given to one caller, whichever of pytest-xdist's processes asks.
 
     Not one of those that the kernel gives to connections: between two servers at the same port one might take it.
     """
-    lowest, highest = 10_000, _first_given_by_the_kernel()
+    own, processes = os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:], os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
+    lowest, highest = 10_000 + int(own), _first_given_by_the_kernel()
     for _ in range(1000):
-        port = random.SystemRandom().randrange(lowest, highest)
+        port = random.SystemRandom().randrange(lowest, highest, int(processes))
         with socket.socket() as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
