@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.scenarios.conftest import Fresh, Start
+from tests.scenarios.conftest import CLUSTER_WORKERS, Fresh, Start
 from tests.support.client import Connection, Response, fetch
 from tests.support.probe import Book, target
-from tests.support.process import PATIENCE, resident_bytes
+from tests.support.process import PATIENCE, becomes, resident_bytes
 from tests.support.redis_server import RedisServer
 from tests.support.server import ADMIN_TOKEN, Server, close_all
 
@@ -178,6 +178,8 @@ async def test_hot_keys_answer_at_once_while_redis_is_frozen(
 ) -> None:
     """B4"""
     x = fresh()
+    # Redis may have been restarted: a worker that subscribes again drops what it has.
+    await becomes(lambda: cluster_redis.client.pubsub_numsub("p1:purges")[0][1] == CLUSTER_WORKERS)
     await warm(connections, target(x))
     cluster_redis.freeze()
     try:
