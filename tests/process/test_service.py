@@ -93,7 +93,8 @@ def printed(server: Server) -> str:
 
 def serving(server: Server) -> set[int]:
     """The workers that have told that they serve; a process that runs may still be starting."""
-    lines = [json.loads(line) for line in server.process.errors().splitlines()]
+    whole = server.process.errors().rpartition("\n")[0]  # without a line that is being written
+    lines = [json.loads(line) for line in whole.splitlines()]
     return {line["worker"] for line in lines if line["message"] == "A worker serves."}
 
 

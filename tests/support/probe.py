@@ -114,7 +114,8 @@ class Book:
     def lines(self, *xs: float) -> list[Line]:
         """All rows computed so far, in order; only those of the given questions when there are any."""
         log = self.directory / "log"
-        rows = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
+        whole = log.read_text().rpartition("\n")[0] if log.exists() else ""  # without a line that is being written
+        rows = [line.split() for line in whole.splitlines()]
         lines = [Line(float(x), int(act), int(pid), int(call)) for x, act, pid, call in rows]
         return [line for line in lines if line.x in xs] if xs else lines
 
