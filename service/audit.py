@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 class Countdown:
     """Picks a share of the hits. Chance draws each gap, not each hit, and never one before ``1 / share`` hits."""
 
+    __slots__ = ("_mean", "_random", "left", "share")
+
     def __init__(self, share: float, random: Callable[[], float] = random.random) -> None:
         self.share = share
         self._mean = 1 / share if share else math.inf

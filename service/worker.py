@@ -130,6 +130,8 @@ class Worker(uvicorn.Server):
         self._draining = True
         if (runtime := self.lifespan.state.get("runtime")) is not None:
             runtime.draining = True
+        if (hits := self.lifespan.state.get("hits")) is not None:
+            hits.clear()
         asyncio.get_running_loop().call_later(self._settings.drain_seconds, self._stop)
         # The kernel ends a process that hangs in a model's native code, even where no launcher is left to do it.
         longest = self._settings.drain_seconds + math.ceil(self._settings.grace_seconds) + EXIT_SLACK_SECONDS

@@ -2,7 +2,8 @@
 
 The ordinary path enters a hit once it has vetted it: a GET whose answer depends on nothing but its target. The protocol
 then finds it by the whole request head as it was received, one look-up before any parsing, or, where some header
-differs in every request, by the parsed target. Anything else takes the ordinary path, unharmed.
+differs in every request, by the parsed target. Anything else takes the ordinary path, unharmed. While the service
+drains everything does: every answer then says that its connection closes.
 
 L1 stays the authority: a hit holds its entry's place there, and the table forgets whatever was evicted, has expired,
 was purged or replaced. The bytes are made by the functions of the ordinary path, and anew as soon as they would
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from service.api.caching import response_headers
 from service.api.endpoint import REQUEST_ID, Headers, Reply
 from service.asking import Answer
+from service.audit import Countdown
 from service.cache.memory import Kept
 from service.runtime import Runtime
 
@@ -50,6 +52,7 @@ class Hit:
     fixed: Headers
     body: bytes
     tally: list[int]
+    countdown: Countdown
     heads: list[bytes] = field(default_factory=list)
     until: float = 0.0
     server_headers: Headers | None = None
@@ -90,7 +93,7 @@ class HitTable:
 
     def enter(self, route: str, target: bytes, received: bytes, headers: Headers, reply: Reply) -> None:
         """Remember an answer from L1. ``received``: what was read from the socket in one piece when it was asked."""
-        if reply.hot is None or not is_plain(headers):
+        if reply.hot is None or self._runtime.draining or not is_plain(headers):
             return
         model, answer = reply.hot
         hit, kept = self.by_target.get(target), self._l1.find(answer.key)
@@ -99,7 +102,7 @@ class HitTable:
         if hit is None or hit.kept is not kept:
             fixed = [header for header in reply.headers if header[0] not in VARYING and header[0] != b"x-request-id"]
             tally = self._tallies.setdefault((route, model.name), [0])
-            hit = Hit(target, answer.key, kept, fixed, reply.body, tally)
+            hit = Hit(target, answer.key, kept, fixed, reply.body, tally, self._countdown)
         self._forget(target)
         if self._is_head(received, target) and received not in hit.heads and not echoed_request_id(headers):
             hit.heads = [*hit.heads, received][-MAX_HEADS:]
@@ -114,11 +117,15 @@ class HitTable:
                 return False
             self._render(hit, now, server_headers)
         countdown = self._countdown
-        if countdown.left <= 1 or self._runtime.draining:  # the ordinary path has it audited, or closes the connection
+        if countdown.left <= 1:  # the ordinary path has it audited
             return False
         countdown.left -= 1
         hit.tally[0] += 1
         return True
+
+    def clear(self) -> None:
+        for target in list(self.by_target):
+            self._forget(target)
 
     def flush(self) -> None:
         """Add what was counted since to the metrics. No latencies: a hit is over before they could be measured."""

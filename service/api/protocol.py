@@ -14,17 +14,19 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import urllib.parse
+from collections.abc import Callable, Mapping
+from time import monotonic
 from typing import Any
 
 import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
 from service.api.closing import Lingering, refusal
 from service.api.cycle import Cycle
-from service.api.hits import HitTable, echoed_request_id, is_plain
+from service.api.hits import Hit, HitTable, echoed_request_id, is_plain
 from service.config import Settings
 from service.errors import HeadersTooLarge, MalformedRequest, RequestTimeout, ServiceError, UriTooLong
 
@@ -49,7 +51,19 @@ def protocol_class(settings: Settings) -> type[Connection]:
 
 class Connection(HttpToolsProtocol):
     """``running`` is the request that is being answered, ``pipeline`` those behind it (newest first), ``cycle`` the
-    newest of all, whose body may still be arriving."""
+    newest of all, whose body may still be arriving.
+
+    ``_is_free``: the last thing that happened was a hit, so nothing runs or arrives, and nobody waits to write.
+    """
+
+    # What a hit reads: from slots, twice as fast as from the dictionary, which has more keys than Python can share.
+    __slots__ = ("_by_head", "_deadline", "_idle_seconds", "_is_free", "_state", "_write")
+    _by_head: Mapping[bytes, Hit]
+    _deadline: float
+    _idle_seconds: float
+    _is_free: bool
+    _state: ServerState
+    _write: Callable[[bytes], None]
 
     head_seconds: float
     body_seconds: float
@@ -60,9 +74,11 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._hits: HitTable | None = self.app_state.get("hits")
+        self._by_head = {} if self._hits is None else self._hits.by_head
+        self._state = self.server_state
+        self._idle_seconds = self.idle_seconds
+        self._is_free = self._answered = False
         self._received = b""
-        self._socket_fd = -1
-        self._answered = False
         self.url = b""
         self.running: Cycle | None = None
         self._arriving = NOTHING
@@ -80,7 +96,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._socket_fd = transport.get_extra_info("socket").fileno()
+        self._write = transport.write
         self._set_deadline(self.loop.time() + self.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -95,12 +111,22 @@ class Connection(HttpToolsProtocol):
             self.running = None
 
     def data_received(self, data: bytes) -> None:
-        hits = self._hits
-        if hits is not None and self.running is None and self._arriving == NOTHING:
-            hit = hits.by_head.get(data)
-            if hit is not None and not self.flow.write_paused and hits.current(hit, self.server_state.default_headers):
-                self._write_now(hit.whole)
-                self._has_answered()
+        hit = self._by_head.get(data)
+        if hit is not None and self._is_free:
+            now = monotonic()
+            countdown, state = hit.countdown, self._state
+            if (
+                now < hit.until
+                and not hit.kept.gone
+                and hit.server_headers is state.default_headers
+                and countdown.left > 1
+            ):
+                # As HitTable.current and _has_answered, in their place: four calls would be a twentieth of a hit.
+                countdown.left -= 1
+                hit.tally[0] += 1
+                state.total_requests += 1
+                self._deadline = now + self._idle_seconds
+                self._write(hit.whole)
                 return
         self._received = data
         rest: bytes | memoryview = data
@@ -126,10 +152,15 @@ class Connection(HttpToolsProtocol):
         self._ignore_upgrade()
         return rest
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._is_free = False
+
     # The parser's callbacks
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._is_free = False
         self._arriving = HEAD
         self._hosts = self._header_bytes = self._reads = self._unread_head = 0
 
@@ -239,19 +270,8 @@ class Connection(HttpToolsProtocol):
         self._has_answered()
         return True
 
-    def _write_now(self, data: bytes) -> None:
-        """Straight into the socket where nothing waits before it: the transport's queue would be a tenth of a hit."""
-        sent = 0
-        if not self.transport.get_write_buffer_size():
-            try:
-                sent = os.write(self._socket_fd, data)
-            except OSError:
-                sent = 0  # a full buffer, or a lost connection: the transport's business
-        if sent < len(data):
-            self.transport.write(data[sent:])
-
     def _has_answered(self) -> None:
-        self._answered = True
+        self._is_free = self._answered = True
         self.server_state.total_requests += 1
         self._deadline = self.loop.time() + self.idle_seconds
         if self._timer is None:
