@@ -23,16 +23,19 @@ from service.inference.manifest import Manifest
 from service.inference.predictor import Options
 from service.metrics import Metrics
 from service.pipeline import LEASE_COST_SECONDS, Pipeline
+from service.remembered import Remembered
 
 METRICS_SECONDS = 0.5
 HOT_SECONDS = 1.0
+MAX_REMEMBERED = 1024
 
 
 class Runtime:
     """What a request can reach.
 
     ``draining``: told to stop, still answering. ``tallies``: called to add to the metrics what was counted beside them.
-    ``parsed``: what the API has parsed, for targets that come again; it holds models of this runtime.
+    ``parsed`` and ``rendered``: what the API has worked out of queries and answers that come again, with the models of
+    this runtime.
     """
 
     def __init__(
@@ -53,7 +56,8 @@ class Runtime:
         self.draining = False
         self.clock = time.monotonic
         self.tallies: list[Callable[[], None]] = []
-        self.parsed: dict[tuple[str | None, bytes], Any] = {}
+        self.parsed: Remembered[tuple[str | None, bytes], Any] = Remembered(MAX_REMEMBERED)
+        self.rendered: Remembered[tuple[str, int, bytes], bytes] = Remembered(MAX_REMEMBERED)
         preferred = settings.default_image_model
         self._default_image_model = preferred or ("imagenet" if "imagenet" in models else "digits")
 

@@ -15,6 +15,7 @@ RANKS = {
     "errors": 0,
     "logs": 0,
     "deadlines": 0,
+    "remembered": 0,
     "config": 1,
     "cache": 2,
     "inference": 2,

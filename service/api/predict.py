@@ -25,9 +25,8 @@ JSON = "application/json"
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")
 MEDIA_TYPES = (JSON, *IMAGE_TYPES)
 IMAGE_PARAMETERS = frozenset({"image", "input", "sha256"})
-MAX_PARSED = 1024
-MAX_PARSED_BYTES = 512
-"""How many queries are remembered with what they ask, and the longest."""
+MAX_REMEMBERED_BYTES = 1024
+"""The longest query that is remembered with what it asks, and the longest answer with its array."""
 
 MAX_BATCH_ROWS = 256
 MAX_BATCH_BYTES = 32 * 2**20
@@ -82,10 +81,8 @@ def parse_get(request: Request) -> Parsed:
     parsed: Parsed | None = runtime.parsed.get((name, query))
     if parsed is None:
         parsed = _parse(runtime, name, query)
-        if len(query) <= MAX_PARSED_BYTES:
-            if len(runtime.parsed) == MAX_PARSED:
-                runtime.parsed.clear()
-            runtime.parsed[name, query] = parsed
+        if len(query) <= MAX_REMEMBERED_BYTES:
+            runtime.parsed.keep((name, query), parsed)
     return parsed
 
 
@@ -164,10 +161,16 @@ def _reply(request: Request, answer: Answer, model: Model, top_k: int) -> Reply:
 
 
 def _rendering(request: Request, answer: Answer, model: Model, top_k: int) -> bytes:
-    view = ("predict", model.name, top_k)
+    """The body kept with the entry in L1, or made of the same array before (forests give few different ones), or new."""
+    value, view = answer.entry.value, (model.name, top_k)
     body = answer.entry.renderings.get(view)
     if body is None:
-        body = render(answer.entry.value, model, top_k)
+        rendered = request.runtime.rendered
+        body = rendered.get((*view, value))
+        if body is None:
+            body = render(value, model, top_k)
+            if len(value) + len(body) <= MAX_REMEMBERED_BYTES:
+                rendered.keep((*view, value), body)
         request.runtime.pipeline.l1.add_rendering(answer.key, view, body)
     return body
 
