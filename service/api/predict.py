@@ -161,7 +161,7 @@ def _reply(request: Request, answer: Answer, model: Model, top_k: int) -> Reply:
 
 
 def _rendering(request: Request, answer: Answer, model: Model, top_k: int) -> bytes:
-    """The body kept with the entry in L1, or made of the same array before (forests give few different ones), or new."""
+    """The body kept with the entry in L1, or made of the same array before (a forest has few), or new."""
     value, view = answer.entry.value, (model.name, top_k)
     body = answer.entry.renderings.get(view)
     if body is None:
