@@ -47,23 +47,34 @@ logger = logging.getLogger(__name__)
 class Countdown:
     """Picks a share of the hits. Chance draws each gap, not each hit, and never one before ``1 / share`` hits."""
 
-    __slots__ = ("_mean", "_random", "left", "share")
-
     def __init__(self, share: float, random: Callable[[], float] = random.random) -> None:
         self.share = share
         self._mean = 1 / share if share else math.inf
         self.left = self._mean
         """The next hit is one to pick when this is 1 or less; any other that goes past takes 1 off."""
         self._random = random
+        self._owed = 0
 
     def picks(self) -> bool:
         """Whether the next hit, which then counts as past, is one to pick."""
+        if self._owed:
+            self._owed -= 1
+            return True
         if self.left > 1:
             self.left -= 1
             return False
+        self.skip()
+        return True
+
+    def owe(self) -> None:
+        """As if a hit had been picked, which ``picks`` is yet to be asked for: the next one that it is asked for is."""
+        self.skip()
+        self._owed += 1
+
+    def skip(self) -> None:
+        """As if a hit had been picked."""
         # A gap of 1 to 2 * mean - 1, by chance: no pattern in the traffic can keep in step with it.
         self.left += 2 * (self._mean - 1) * self._random()
-        return True
 
 
 class Sample(NamedTuple):
@@ -95,6 +106,11 @@ class Auditor:
         self._waiting_bytes = 0
         self._arrived = asyncio.Event()
 
+    @property
+    def has_room(self) -> bool:
+        """Whether a sample would wait for its audit; beyond the backlog they are dropped."""
+        return len(self._waiting) < MAX_WAITING
+
     def observe(self, ask: Ask, answer: Answer) -> None:
         """The pipeline's observer. A question without a payload cannot be audited: there is nothing to compute from."""
         if answer.hit and self.countdown.picks() and ask.question.payload is not None:
@@ -118,7 +134,7 @@ class Auditor:
             await self._sleep(self._rest * (self._clock() - began))
 
     def _offer(self, sample: Sample) -> None:
-        if len(self._waiting) < MAX_WAITING and self._waiting_bytes + len(sample.payload) <= MAX_WAITING_BYTES:
+        if self.has_room and self._waiting_bytes + len(sample.payload) <= MAX_WAITING_BYTES:
             self._waiting.append(sample)
             self._waiting_bytes += len(sample.payload)
             self._arrived.set()

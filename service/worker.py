@@ -21,6 +21,7 @@ from typing import Any
 import uvicorn
 from uvicorn.config import Config
 
+from service.api.hits import HitTable
 from service.api.protocol import protocol_class
 from service.app import create_app
 from service.config import Settings, load_settings
@@ -116,6 +117,19 @@ class Worker(uvicorn.Server):
         await self.main_loop()
         await self.shutdown(sockets)
 
+    @property
+    def _hits(self) -> HitTable | None:
+        hits: HitTable | None = self.lifespan.state.get("hits")
+        return hits
+
+    async def on_tick(self, counter: int) -> bool:
+        """As uvicorn's, which sets the date anew."""
+        before = self.server_state.default_headers
+        should_exit = await super().on_tick(counter)
+        if self._hits is not None and self.server_state.default_headers is not before:
+            self._hits.turn()
+        return should_exit
+
     def lose_device(self) -> None:
         """Nothing but hits can be answered here any more: drain, and let the launcher start another worker."""
         if not self.failed:
@@ -130,7 +144,7 @@ class Worker(uvicorn.Server):
         self._draining = True
         if (runtime := self.lifespan.state.get("runtime")) is not None:
             runtime.draining = True
-        if (hits := self.lifespan.state.get("hits")) is not None:
+        if (hits := self._hits) is not None:
             hits.clear()
         asyncio.get_running_loop().call_later(self._settings.drain_seconds, self._stop)
         # The kernel ends a process that hangs in a model's native code, even where no launcher is left to do it.

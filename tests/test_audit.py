@@ -17,6 +17,7 @@ import pytest
 from sklearn.datasets import load_iris
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
+from uvicorn.server import ServerState
 
 from service.api.hits import HitTable
 from service.asking import Answer, Ask, Model
@@ -235,54 +236,49 @@ def test_the_share_is_exact_in_the_long_run_whatever_chance_does(share: float) -
     assert share < 1 or picked == 100_000
 
 
-def skips(countdown: Countdown) -> bool:
-    """As the hit path does."""
-    if countdown.left <= 1:
-        return False
-    countdown.left -= 1
-    return True
-
-
 def test_a_share_of_none_picks_none() -> None:
     countdown = Countdown(0)
-    assert all(skips(countdown) for _ in range(10_000))
-    assert not countdown.picks()
+    assert not any(countdown.picks() for _ in range(10_000))
 
 
-def test_a_hit_that_is_due_stays_due_until_it_is_picked() -> None:
+def test_a_hit_that_is_owed_stays_so_until_it_is_picked_and_counts_once() -> None:
     countdown = Countdown(1 / 3, lambda: 0.5)
-    assert [skips(countdown) for _ in range(4)] == [True, True, False, False]
-    assert countdown.picks()
-    assert [skips(countdown) for _ in range(3)] == [True, True, False]
+    assert [countdown.picks() for _ in range(6)] == [False, False, True, False, False, True]
+    countdown.left -= 2  # given elsewhere, and the third sent here
+    countdown.owe()
+    assert [countdown.picks() for _ in range(4)] == [True, False, False, True]
 
 
-async def test_a_hit_that_is_due_leaves_the_hit_path_and_stays_in_its_table() -> None:
+async def test_a_hit_that_is_due_leaves_the_hit_path_alone_and_stays_in_its_table() -> None:
     from service.api.endpoint import Reply
 
     l1, counts = MemoryCache(10**6, 100, lambda: 1000.0), []
     countdown = Countdown(1 / 3, lambda: 0.5)
+    auditor = SimpleNamespace(countdown=countdown, has_room=True)
     runtime: Any = SimpleNamespace(
         settings=load_settings({}),
         metrics=Metrics(),
         clock=lambda: 1000.0,
         draining=False,
         pipeline=SimpleNamespace(l1=l1),
-        auditor=SimpleNamespace(countdown=countdown),
+        auditor=auditor,
         economics=SimpleNamespace(add_hits=lambda model, count: counts.append((model, count))),
     )
     hits = HitTable(runtime)
+    hits.server_state = ServerState()
     entry = Entry(pack(np.array([1.0])), 60, 1060)
     l1.put("key", entry)
     model = Model("echo", MANIFEST, Beside(), None, leased=False)  # type: ignore[arg-type]
     for _ in range(2):
         hits.enter("/predict", b"/predict?x=1", b"", [], Reply(b"{}", hot=(model, Answer("key", entry, "l1"))))
     hit = hits.by_target[b"/predict?x=1"]
-    assert [hits.current(hit, []) for _ in range(4)] == [True, True, False, False]
+    assert [hits.current(hit) for _ in range(4)] == [True, True, False, True]
     assert hits.by_target[b"/predict?x=1"] is hit
     assert countdown.picks()
-    assert hits.current(hit, [])
+    auditor.has_room = False
+    assert all(hits.current(hit) for _ in range(10))
     hits.flush()
-    assert counts == [("echo", 3)]
+    assert (counts, hits.server_state.total_requests) == ([("echo", 13)], 13)
 
 
 # In the background

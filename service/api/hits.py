@@ -13,6 +13,7 @@ differ: when Age, the time left or the date has moved on by a second. L1 is then
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from service.api.caching import response_headers
 from service.api.endpoint import REQUEST_ID, Headers, Reply
@@ -20,6 +21,9 @@ from service.asking import Answer
 from service.audit import Countdown
 from service.cache.memory import Kept
 from service.runtime import Runtime
+
+if TYPE_CHECKING:
+    from uvicorn.server import ServerState
 
 SPECIAL = frozenset(
     (
@@ -41,6 +45,36 @@ OVERHEAD = 1000
 
 VARYING = frozenset((b"cache-status", b"cache-control", b"age"))
 
+MOST_AT_ONCE = 2**20
+
+
+@dataclass(slots=True, eq=False)
+class Tally:
+    """The hits of one route and model: one subtraction counts them for the metrics and down to the next audit.
+
+    ``left``: how many may be given before the countdown, from which they are taken in advance, is asked again.
+    """
+
+    left: int = 0
+    _told: int = 0
+
+    def refill(self, countdown: Countdown) -> bool:
+        """Whether more may be given before a hit is to be picked."""
+        taken = int(min(countdown.left - 1, MOST_AT_ONCE))
+        if taken > 0:
+            countdown.left -= taken
+            self.grant(taken)
+        return taken > 0
+
+    def grant(self, count: int) -> None:
+        self.left += count
+        self._told += count
+
+    def count(self) -> int:
+        """How many have been given since this was last called."""
+        given, self._told = self._told - self.left, self.left
+        return given
+
 
 @dataclass(slots=True, eq=False)
 class Hit:
@@ -51,8 +85,7 @@ class Hit:
     kept: Kept
     fixed: Headers
     body: bytes
-    tally: list[int]
-    countdown: Countdown
+    tally: Tally
     heads: list[bytes] = field(default_factory=list)
     until: float = 0.0
     server_headers: Headers | None = None
@@ -78,18 +111,23 @@ def echoed_request_id(headers: Headers) -> bytes:
 
 
 class HitTable:
-    """One worker's hits, bounded in bytes. What was entered first goes first, and comes back if it is still hot."""
+    """One worker's hits, bounded in bytes. What was entered first goes first, and comes back if it is still hot.
+
+    ``by_head``: the hits whose bytes are ready. ``server_state``: uvicorn's, which has the Date header.
+    """
+
+    server_state: ServerState
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime, self._settings, self._metrics = runtime, runtime.settings, runtime.metrics
         self._clock = runtime.clock
-        self._l1, self._countdown, self._economics = runtime.pipeline.l1, runtime.auditor.countdown, runtime.economics
+        self._l1, self._auditor, self._economics = runtime.pipeline.l1, runtime.auditor, runtime.economics
         self._max_bytes = runtime.settings.hit_path_bytes
         self.by_head: dict[bytes, Hit] = {}
         self.by_target: dict[bytes, Hit] = {}
         self.bytes_used = 0
         self._newcomers: set[bytes] = set()
-        self._tallies: dict[tuple[str, str], list[int]] = {}
+        self._tallies: dict[tuple[str, str], Tally] = {}
 
     def enter(self, route: str, target: bytes, received: bytes, headers: Headers, reply: Reply) -> None:
         """Remember an answer from L1. ``received``: what was read from the socket in one piece when it was asked."""
@@ -99,29 +137,42 @@ class HitTable:
         hit, kept = self.by_target.get(target), self._l1.find(answer.key)
         if kept is None or kept.entry is not answer.entry or (hit is None and self._is_new(target)):
             return
+        is_head = self._is_head(received, target) and not echoed_request_id(headers)
+        if hit is not None and hit.kept is kept and (not is_head or received in hit.heads):
+            return
         if hit is None or hit.kept is not kept:
             fixed = [header for header in reply.headers if header[0] not in VARYING and header[0] != b"x-request-id"]
-            tally = self._tallies.setdefault((route, model.name), [0])
-            hit = Hit(target, answer.key, kept, fixed, reply.body, tally, self._countdown)
+            tally = self._tallies.setdefault((route, model.name), Tally())
+            hit = Hit(target, answer.key, kept, fixed, reply.body, tally)
         self._forget(target)
-        if self._is_head(received, target) and received not in hit.heads and not echoed_request_id(headers):
+        if is_head:
             hit.heads = [*hit.heads, received][-MAX_HEADS:]
         self._remember(hit)
 
-    def current(self, hit: Hit, server_headers: Headers) -> bool:
+    def current(self, hit: Hit) -> bool:
         """Whether it is to be given: its bytes are then up to date, and it is counted."""
         now = self._clock()
+        server_headers = self.server_state.default_headers
         if now >= hit.until or hit.kept.gone or hit.server_headers is not server_headers:
             if self._l1.find(hit.key) is not hit.kept:
                 self._forget(hit.target)
                 return False
             self._render(hit, now, server_headers)
-        countdown = self._countdown
-        if countdown.left <= 1:  # the ordinary path has it audited
-            return False
-        countdown.left -= 1
-        hit.tally[0] += 1
+            self.by_head.update(dict.fromkeys(hit.heads, hit))
+        tally, countdown = hit.tally, self._auditor.countdown
+        if not (tally.left or tally.refill(countdown)):
+            if self._auditor.has_room:
+                # This one alone: it has not reached its audit yet when those behind it come, each worth ten hits.
+                countdown.owe()
+                return False
+            countdown.skip()
+            tally.grant(1)
+        tally.left -= 1
         return True
+
+    def turn(self) -> None:
+        """The server's headers have changed: the bytes of every hit are made anew before it is given again."""
+        self.by_head.clear()
 
     def clear(self) -> None:
         for target in list(self.by_target):
@@ -130,8 +181,8 @@ class HitTable:
     def flush(self) -> None:
         """Add what was counted since to the metrics. No latencies: a hit is over before they could be measured."""
         for (route, model), tally in self._tallies.items():
-            count, tally[0] = tally[0], 0
-            if count:
+            if count := tally.count():
+                self.server_state.total_requests += count
                 self._metrics.requests.labels(route, 200).inc(count)
                 self._metrics.cache_results.labels(model, "l1").inc(count)
                 self._economics.add_hits(model, count)
@@ -157,7 +208,7 @@ class HitTable:
         if hit.cost > self._max_bytes:
             return
         self.by_target[hit.target] = hit
-        self.by_head.update(dict.fromkeys(hit.heads, hit))
+        hit.until = 0.0  # so that its heads are found once its bytes are ready
         self.bytes_used += hit.cost
         while self.bytes_used > self._max_bytes:
             self._forget(next(iter(self.by_target)))
@@ -167,7 +218,7 @@ class HitTable:
         if hit is not None:
             self.bytes_used -= hit.cost
             for head in hit.heads:
-                del self.by_head[head]
+                self.by_head.pop(head, None)
 
     def _render(self, hit: Hit, now: float, server_headers: Headers) -> None:
         entry = hit.kept.entry
