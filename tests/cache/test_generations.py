@@ -38,6 +38,15 @@ async def test_models_have_their_own(l2: RedisCache) -> None:
     assert l2.generation("iris") != l2.generation("digits")
 
 
+async def test_redis_takes_a_generation_for_the_hottest_key_so_that_a_flood_does_not_evict_it(
+    l2: RedisCache, server: RedisServer
+) -> None:
+    server.configure(maxmemory_policy="allkeys-lfu")
+    await l2.register("iris")
+    server.client.set("new", 1)
+    assert server.client.object("freq", NAME) >= server.client.object("freq", "new") + 2
+
+
 @pytest.fixture
 def no_rereading(monkeypatch: pytest.MonkeyPatch) -> None:
     """As good as none: a worker that hears nothing learns nothing."""
