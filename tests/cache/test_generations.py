@@ -42,9 +42,10 @@ async def test_redis_takes_a_generation_for_the_hottest_key_so_that_a_flood_does
     l2: RedisCache, server: RedisServer
 ) -> None:
     server.configure(maxmemory_policy="allkeys-lfu")
-    await l2.register("iris")
+    for _ in range(3):
+        await l2.register("iris")
     server.client.set("new", 1)
-    assert server.client.object("freq", NAME) >= server.client.object("freq", "new") + 2
+    assert server.client.object("freq", NAME) >= server.client.object("freq", "new") + 3
 
 
 @pytest.fixture
