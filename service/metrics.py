@@ -68,7 +68,7 @@ class TalliedHistogram(Histogram):
             self._sum.inc(total)
 
 
-Family = TypeVar("Family", Counter, Histogram, TalliedCounter, TalliedHistogram)
+Family = TypeVar("Family", Counter, Gauge, TalliedCounter, TalliedHistogram)
 
 
 @lru_cache(maxsize=4096)
@@ -133,11 +133,11 @@ class Metrics:
         self.queue_seconds = self._tallied_histogram(
             "predict_queue_seconds", "Time inputs waited for a model.", "model"
         )
-        self.computations = self._counter("predict_computations", "Inputs that a model computed.", "model")
-        self.batch_size = self._histogram(
+        self.computations = self._tallied_counter("predict_computations", "Inputs that a model computed.", "model")
+        self.batch_size = self._tallied_histogram(
             "predict_batch_size", "Inputs in one call of a model.", "model", buckets=SIZES
         )
-        self.model_seconds = self._histogram("predict_model_seconds", "Time one call of a model took.", "model")
+        self.model_seconds = self._tallied_histogram("predict_model_seconds", "Time one call of a model took.", "model")
         self.last_computation = self._gauge(
             "predict_last_computation_timestamp_seconds",
             "When a model was last called, in Unix time.",
@@ -149,7 +149,7 @@ class Metrics:
         self.l1_entries = self._gauge("predict_l1_entries", "Entries held by the workers' own caches.")
         self.l2_up = self._gauge("predict_l2_up", "Workers for which Redis answers.")
         self.l2_bypassed = self._gauge("predict_l2_bypassed", "Workers in which questions pass by Redis.", "model")
-        self.l2_seconds = self._histogram(
+        self.l2_seconds = self._tallied_histogram(
             "predict_l2_round_trip_seconds", "Time of one round trip to Redis, by its kind.", "kind"
         )
         self.l2_failures = self._counter("predict_l2_failures", "Round trips to Redis that failed.", "kind")
@@ -182,7 +182,7 @@ class Metrics:
         child(self.computations, model).inc(size)
         child(self.batch_size, model).observe(size)
         child(self.model_seconds, model).observe(seconds)
-        self.last_computation.labels(model).set_to_current_time()
+        child(self.last_computation, model).set_to_current_time()
 
     def round_trip(self, kind: str, questions: int, seconds: float, ok: bool) -> None:
         child(self.l2_seconds, kind).observe(seconds)
@@ -224,16 +224,15 @@ class Metrics:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
 
-    def _histogram(self, name: str, text: str, *labels: str, buckets: Sequence[float] = SECONDS) -> Histogram:
-        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
-
     def _tallied_counter(self, name: str, text: str, *labels: str) -> TalliedCounter:
         counter = TalliedCounter(name, text, labels, registry=self.registry)
         self._tallied.append(counter)
         return counter
 
-    def _tallied_histogram(self, name: str, text: str, *labels: str) -> TalliedHistogram:
-        histogram = TalliedHistogram(name, text, labels, buckets=SECONDS, registry=self.registry)
+    def _tallied_histogram(
+        self, name: str, text: str, *labels: str, buckets: Sequence[float] = SECONDS
+    ) -> TalliedHistogram:
+        histogram = TalliedHistogram(name, text, labels, buckets=buckets, registry=self.registry)
         self._tallied.append(histogram)
         return histogram
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
-Trip = Literal["read", "write", "command", "ping"]
+Trip = Literal["command", "ping"]
 
 
 class Observer(Protocol):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, suppress
+from itertools import repeat
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from service.cache import census
@@ -21,15 +22,19 @@ from service.cache.loop_clock import LoopClock
 from service.cache.no_redis import NoRedis
 from service.cache.node import Node
 from service.cache.observer import Observer, Silent
-from service.cache.scripts import DISCARD, PUT, READ, Argument, Command
+from service.cache.scripts import DISCARD, PUT, READ, Command
 from service.cache.subscriber import Subscriber
 from service.errors import StoreUnavailable
 
-READ_TRIPS = WRITE_TRIPS = COMMAND_TRIPS = 4  # under way at once: as many connections, one more for PING
-ITEMS_PER_TRIP = 128
+TRIPS = 4  # under way at once: as many connections, one more for PING
+ITEMS_PER_TRIP = 256
 
 Found = tuple[bytes | None, int]
 """What a key holds, and the milliseconds left of it; (None, …) when nothing."""
+
+
+class Read(NamedTuple):
+    key: str
 
 
 class Write(NamedTuple):
@@ -65,10 +70,8 @@ class RedisCache:
         self._on_reconnect = on_reconnect
         waiting = LoopClock()
         self._node = Node(url, waiting, self._on_state, observer)
-        self._reads: Joined[str, Found] = Joined(self._read, READ_TRIPS, ITEMS_PER_TRIP, waiting)
-        self._writes: Joined[Write, Found] = Joined(self._write, WRITE_TRIPS, ITEMS_PER_TRIP, waiting)
-        self._commands: Joined[Command, Any] = Joined(self._run, COMMAND_TRIPS, ITEMS_PER_TRIP, waiting)
-        self._generations = Generations(self._commands.ask, on_generation_change)
+        self._joined: Joined[Read | Write | Command, Any] = Joined(self._travel, TRIPS, ITEMS_PER_TRIP, waiting)
+        self._generations = Generations(self._joined.ask, on_generation_change)
         self._leases = Leases(self._ask_to_write, self._codec, random, compute_seconds, follow_seconds)
         handlers = {PURGES: self._on_purge, HINTS: self._leases.hints.tell}
         self._subscriber = Subscriber(self._node, handlers, self._on_resubscribed)
@@ -87,8 +90,7 @@ class RedisCache:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._leases.close()
-        for joined in (self._reads, self._writes, self._commands):
-            await joined.close()
+        await self._joined.close()
         await self._node.close()
 
     def generation(self, model: str) -> bytes | None:
@@ -108,7 +110,7 @@ class RedisCache:
         self._require(self._node.breaker.closed)
         allowance = allowance or Allowance()
         asked = self._codec.clock()
-        blob, left_ms = await allowance.wait(self._reads.ask(entry_key(key)))
+        blob, left_ms = await allowance.wait(self._joined.ask(Read(entry_key(key))))
         if blob is None:
             return None
         try:
@@ -132,7 +134,7 @@ class RedisCache:
         except ValueError:
             return entry
         write = Write(entry_key(key), blob, left_ms, overwrite)
-        first, first_left_ms = await allowance.wait(self._writes.ask(write))
+        first, first_left_ms = await allowance.wait(self._joined.ask(write))
         if first is None:
             return entry
         try:
@@ -164,23 +166,26 @@ class RedisCache:
         with suppress(StoreUnavailable):
             await allowance.wait(self._ask_to_write(DISCARD([entry_key(key)], [blob])))
 
-    async def _read(self, keys: list[str], seconds: float) -> Sequence[Found]:
-        found = await self._node.one("read", READ(keys), len(keys), seconds)
-        return list(zip(found[::2], found[1::2], strict=True))
-
-    async def _write(self, writes: list[Write], seconds: float) -> Sequence[Found]:
-        arguments: list[Argument] = []
-        for write in writes:
-            arguments += (write.blob, write.ttl_ms, int(write.overwrite))
-        first = await self._node.one("write", PUT([write.key for write in writes], arguments), len(writes), seconds)
-        return list(zip(first[::2], first[1::2], strict=True))
-
     def _ask_to_write(self, command: Command) -> Asked[Any]:
         self._require(self._node.breaker.writable)
-        return self._commands.ask(command)
+        return self._joined.ask(command)
 
-    async def _run(self, commands: list[Command], seconds: float) -> Sequence[Any]:
-        return await self._node.run("command", commands, len(commands), seconds)
+    async def _travel(self, items: list[Read | Write | Command], seconds: float) -> list[Any]:
+        """All reads are one command, and all writes another."""
+        reads = [item for item in items if isinstance(item, Read)]
+        writes = [item for item in items if isinstance(item, Write)]
+        commands: list[Command] = [item for item in items if not isinstance(item, Read | Write)]
+        if writes:
+            arguments = [part for write in writes for part in (write.blob, write.ttl_ms, int(write.overwrite))]
+            commands.insert(0, PUT([write.key for write in writes], arguments))
+        if reads:
+            commands.insert(0, READ([read.key for read in reads]))
+        replies = iter(await self._node.run("command", commands, len(items), seconds))
+        found = _of_each(next(replies) if reads else [], len(reads))
+        stored = _of_each(next(replies) if writes else [], len(writes))
+        return [
+            next(found if isinstance(item, Read) else stored if isinstance(item, Write) else replies) for item in items
+        ]
 
     def _require(self, usable: bool) -> None:
         if not usable:
@@ -199,6 +204,15 @@ class RedisCache:
     def _on_resubscribed(self) -> None:
         self._on_reconnect()
         self._generations.reread()
+
+
+def _of_each(reply: list[Any] | StoreUnavailable, count: int) -> Iterator[Found | StoreUnavailable]:
+    """What was found for each of so many keys; raises StoreUnavailable for a reply about others."""
+    if isinstance(reply, StoreUnavailable):
+        return repeat(reply, count)
+    if len(reply) != 2 * count:
+        raise StoreUnavailable(f"{len(reply)} values to {count} questions")
+    return zip(reply[::2], reply[1::2], strict=True)
 
 
 def _surface(task: asyncio.Task[None]) -> None:

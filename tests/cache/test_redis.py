@@ -89,10 +89,34 @@ async def test_an_answer_can_be_forgotten(l2: RedisCache) -> None:
 
 async def test_the_reads_of_one_turn_share_one_round_trip(l2: RedisCache, witness: Witness) -> None:
     await asyncio.gather(*(l2.put(f"K{i}", entry(b"%d" % i)) for i in range(50)))
-    assert witness.of("write") == [50]
     values = await asyncio.gather(*(value_of(l2, f"K{i}") for i in range(60)))
     assert values == [b"%d" % i for i in range(50)] + [None] * 10
-    assert witness.of("read") == [60]
+    assert witness.of("command") == [50, 60]
+
+
+async def test_reads_writes_and_commands_of_one_turn_share_one_too_and_each_has_its_own_reply(
+    l2: RedisCache, witness: Witness
+) -> None:
+    await l2.put("there", entry(b"first"))
+    found, missing, stored, late, _, counted = await asyncio.gather(
+        value_of(l2, "there"),
+        value_of(l2, "not there"),
+        l2.put("new", entry(b"new")),
+        l2.put("there", entry(b"second")),
+        l2.touch(["there"]),
+        l2.count("iris", ["a", "b"], 3, 1),
+    )
+    assert (found, missing, stored.value, late.value) == (b"first", None, b"new", b"first")
+    assert (counted.asked, counted.hits, counted.distinct) == (3, 1, 2)
+    assert witness.of("command") == [1, 6]
+
+
+async def test_a_write_that_is_refused_spoils_no_read_beside_it(l2: RedisCache, server: RedisServer) -> None:
+    await l2.put("there", entry(b"first"))
+    server.configure(maxmemory_policy="noeviction", maxmemory="1")
+    found, refused = await asyncio.gather(value_of(l2, "there"), l2.put("new", entry(b"new")), return_exceptions=True)
+    assert found == b"first"
+    assert isinstance(refused, StoreUnavailable)
 
 
 async def test_a_server_that_has_lost_its_scripts_is_taught_them_again(l2: RedisCache, server: RedisServer) -> None:
