@@ -50,31 +50,29 @@ class Countdown:
     def __init__(self, share: float, random: Callable[[], float] = random.random) -> None:
         self.share = share
         self._mean = 1 / share if share else math.inf
-        self.left = self._mean
-        """The next hit is one to pick when this is 1 or less; any other that goes past takes 1 off."""
+        self._left = self._mean
         self._random = random
-        self._owed = 0
+        self._owed: set[str] = set()
 
-    def picks(self) -> bool:
-        """Whether the next hit, which then counts as past, is one to pick."""
-        if self._owed:
-            self._owed -= 1
+    def gap(self) -> float:
+        """Hits from one that is picked to the next. By chance: no pattern in the traffic can keep in step with it."""
+        return 1 + 2 * (self._mean - 1) * self._random() if self.share else math.inf
+
+    def owe(self, key: str) -> None:
+        """Pick the next hit of this key: it was counted, and found due, elsewhere."""
+        if len(self._owed) < MAX_WAITING:
+            self._owed.add(key)
+
+    def picks(self, key: str) -> bool:
+        """Whether this hit, which then counts as past, is one to pick."""
+        if key in self._owed:
+            self._owed.discard(key)
             return True
-        if self.left > 1:
-            self.left -= 1
+        self._left -= 1
+        if self._left >= 1:
             return False
-        self.skip()
+        self._left += self.gap()
         return True
-
-    def owe(self) -> None:
-        """As if a hit had been picked, which ``picks`` is yet to be asked for: the next one that it is asked for is."""
-        self.skip()
-        self._owed += 1
-
-    def skip(self) -> None:
-        """As if a hit had been picked."""
-        # A gap of 1 to 2 * mean - 1, by chance: no pattern in the traffic can keep in step with it.
-        self.left += 2 * (self._mean - 1) * self._random()
 
 
 class Sample(NamedTuple):
@@ -109,11 +107,11 @@ class Auditor:
     @property
     def has_room(self) -> bool:
         """Whether a sample would wait for its audit; beyond the backlog they are dropped."""
-        return len(self._waiting) < MAX_WAITING
+        return len(self._waiting) < MAX_WAITING and self._waiting_bytes < MAX_WAITING_BYTES
 
     def observe(self, ask: Ask, answer: Answer) -> None:
         """The pipeline's observer. A question without a payload cannot be audited: there is nothing to compute from."""
-        if answer.hit and self.countdown.picks() and ask.question.payload is not None:
+        if answer.hit and self.countdown.picks(answer.key) and ask.question.payload is not None:
             self._offer(Sample(ask.model, answer.key, ask.question.payload, answer.entry.value))
 
     async def run(self) -> None:

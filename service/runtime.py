@@ -92,6 +92,7 @@ async def open_runtime(settings: Settings, lost: Callable[[], None] = lambda: No
     """
     async with AsyncExitStack() as stack:
         metrics = Metrics()
+        stack.callback(metrics.flush)  # last, with what was counted while all the others closed
         loaded = await _load_models(settings)
         accounts = {model.manifest.name: Account(model.manifest.cost_seconds) for model in loaded}
         models = {

@@ -19,7 +19,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from uvicorn.server import ServerState
 
-from service.api.hits import HitTable
+from service.api.hits import HitTable, Tally
 from service.asking import Answer, Ask, Model
 from service.audit import MAX_WAITING, Auditor, Countdown
 from service.cache.entry import Entry, seal
@@ -231,22 +231,22 @@ async def test_hits_below_asgi_are_audited_too_and_all_are_counted_once(
 def test_the_share_is_exact_in_the_long_run_whatever_chance_does(share: float) -> None:
     chance = np.random.default_rng(1)
     countdown = Countdown(share, chance.random)
-    picked = sum(countdown.picks() for _ in range(100_000))
+    picked = sum(countdown.picks("key") for _ in range(100_000))
     assert picked == pytest.approx(100_000 * share, rel=0.05)
     assert share < 1 or picked == 100_000
 
 
 def test_a_share_of_none_picks_none() -> None:
     countdown = Countdown(0)
-    assert not any(countdown.picks() for _ in range(10_000))
+    assert not any(countdown.picks("key") for _ in range(10_000))
 
 
 def test_a_hit_that_is_owed_stays_so_until_it_is_picked_and_counts_once() -> None:
     countdown = Countdown(1 / 3, lambda: 0.5)
-    assert [countdown.picks() for _ in range(6)] == [False, False, True, False, False, True]
-    countdown.left -= 2  # given elsewhere, and the third sent here
-    countdown.owe()
-    assert [countdown.picks() for _ in range(4)] == [True, False, False, True]
+    assert [countdown.picks("key") for _ in range(6)] == [False, False, True, False, False, True]
+    countdown.owe("owed")
+    picked = [(key, countdown.picks(key)) for key in ("key", "owed", "owed", "key")]
+    assert picked == [("key", False), ("owed", True), ("owed", False), ("key", True)]
 
 
 async def test_a_hit_that_is_due_leaves_the_hit_path_alone_and_stays_in_its_table() -> None:
@@ -274,11 +274,28 @@ async def test_a_hit_that_is_due_leaves_the_hit_path_alone_and_stays_in_its_tabl
     hit = hits.by_target[b"/predict?x=1"]
     assert [hits.current(hit) for _ in range(4)] == [True, True, False, True]
     assert hits.by_target[b"/predict?x=1"] is hit
-    assert countdown.picks()
+    assert [countdown.picks("key") for _ in range(2)] == [True, False]
     auditor.has_room = False
     assert all(hits.current(hit) for _ in range(10))
     hits.flush()
     assert (counts, hits.server_state.total_requests) == ([("echo", 13)], 13)
+
+
+def test_hits_of_both_paths_are_picked_in_proportion() -> None:
+    chance = np.random.default_rng(1)
+    countdown, tally, hot, ordinary = Countdown(0.01, chance.random), Tally(), 0, 0
+    tally.start(countdown.gap())
+    for number in range(110_000):
+        if number % 11 == 0:
+            ordinary += countdown.picks("ordinary")
+        elif tally.left:
+            tally.left -= 1
+        else:
+            tally.start(countdown.gap())
+            hot += 1
+    assert hot == pytest.approx(1000, rel=0.1)
+    assert ordinary == pytest.approx(100, rel=0.2)
+    assert tally.count() == 100_000 - hot
 
 
 # In the background

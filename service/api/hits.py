@@ -1,8 +1,9 @@
 """The hit path: answers from L1 below ASGI, as bytes that are ready.
 
 The ordinary path enters a hit once it has vetted it: a GET whose answer depends on nothing but its target. The protocol
-then finds it by the whole request head as it was received, one look-up before any parsing, or, where some header
-differs in every request, by the parsed target. Anything else takes the ordinary path, unharmed. While the service
+then finds it by the whole request head as it was received, one look-up before any parsing. Where some header differs in
+every request, or the request before was no hit, it is found by the parsed target. Anything else takes the ordinary
+path, unharmed. While the service
 drains everything does: every answer then says that its connection closes.
 
 L1 stays the authority: a hit holds its entry's place there, and the table forgets whatever was evicted, has expired,
@@ -18,7 +19,6 @@ from typing import TYPE_CHECKING
 from service.api.caching import response_headers
 from service.api.endpoint import REQUEST_ID, Headers, Reply
 from service.asking import Answer
-from service.audit import Countdown
 from service.cache.memory import Kept
 from service.runtime import Runtime
 
@@ -45,26 +45,26 @@ OVERHEAD = 1000
 
 VARYING = frozenset((b"cache-status", b"cache-control", b"age"))
 
-MOST_AT_ONCE = 2**20
+NEVER = 2**60
 
 
 @dataclass(slots=True, eq=False)
 class Tally:
     """The hits of one route and model: one subtraction counts them for the metrics and down to the next audit.
 
-    ``left``: how many may be given before the countdown, from which they are taken in advance, is asked again.
+    ``left``: how many are to be given before one is due.
     """
 
     left: int = 0
     _told: int = 0
+    _rest: float = 0.0
 
-    def refill(self, countdown: Countdown) -> bool:
-        """Whether more may be given before a hit is to be picked."""
-        taken = int(min(countdown.left - 1, MOST_AT_ONCE))
-        if taken > 0:
-            countdown.left -= taken
-            self.grant(taken)
-        return taken > 0
+    def start(self, gap: float) -> None:
+        """The next one due is the ``gap``-th from here; what is not whole of it counts with the next gap."""
+        self._rest += min(gap, NEVER)
+        whole = int(self._rest)
+        self._rest -= whole
+        self.grant(whole - 1)
 
     def grant(self, count: int) -> None:
         self.left += count
@@ -135,15 +135,16 @@ class HitTable:
             return
         model, answer = reply.hot
         hit, kept = self.by_target.get(target), self._l1.find(answer.key)
-        if kept is None or kept.entry is not answer.entry or (hit is None and self._is_new(target)):
+        if kept is None or kept.entry is not answer.entry or len(target) > MAX_HEAD_BYTES:
+            return
+        if hit is None and self._is_new(target):
             return
         is_head = self._is_head(received, target) and not echoed_request_id(headers)
         if hit is not None and hit.kept is kept and (not is_head or received in hit.heads):
             return
         if hit is None or hit.kept is not kept:
             fixed = [header for header in reply.headers if header[0] not in VARYING and header[0] != b"x-request-id"]
-            tally = self._tallies.setdefault((route, model.name), Tally())
-            hit = Hit(target, answer.key, kept, fixed, reply.body, tally)
+            hit = Hit(target, answer.key, kept, fixed, reply.body, self._tally(route, model.name))
         self._forget(target)
         if is_head:
             hit.heads = [*hit.heads, received][-MAX_HEADS:]
@@ -159,13 +160,13 @@ class HitTable:
                 return False
             self._render(hit, now, server_headers)
             self.by_head.update(dict.fromkeys(hit.heads, hit))
-        tally, countdown = hit.tally, self._auditor.countdown
-        if not (tally.left or tally.refill(countdown)):
+        tally = hit.tally
+        if not tally.left:
+            tally.start(self._auditor.countdown.gap())
             if self._auditor.has_room:
-                # This one alone: it has not reached its audit yet when those behind it come, each worth ten hits.
-                countdown.owe()
+                # Alone: those behind it come before it is audited, and the ordinary way takes ten times as long.
+                self._auditor.countdown.owe(hit.key)
                 return False
-            countdown.skip()
             tally.grant(1)
         tally.left -= 1
         return True
@@ -186,6 +187,13 @@ class HitTable:
                 self._metrics.requests.labels(route, 200).inc(count)
                 self._metrics.cache_results.labels(model, "l1").inc(count)
                 self._economics.add_hits(model, count)
+
+    def _tally(self, route: str, model: str) -> Tally:
+        tally = self._tallies.get((route, model))
+        if tally is None:
+            tally = self._tallies[route, model] = Tally()
+            tally.start(self._auditor.countdown.gap())
+        return tally
 
     def _is_new(self, target: bytes) -> bool:
         if target in self._newcomers:

@@ -16,6 +16,7 @@ import asyncio
 import math
 import urllib.parse
 from collections.abc import Mapping
+from contextlib import suppress
 from os import write
 from time import monotonic
 from typing import Any
@@ -59,11 +60,11 @@ class Connection(HttpToolsProtocol):
     """
 
     # What a hit reads: from slots, twice as fast as from the dictionary, which has more keys than Python can share.
-    __slots__ = ("_deadline", "_fd", "_hot", "_idle_seconds")
+    __slots__ = ("_deadline", "_fd", "_hot", "_idle_offset")
     _deadline: float
     _fd: int
     _hot: Mapping[bytes, Hit]
-    _idle_seconds: float
+    _idle_offset: float
 
     head_seconds: float
     body_seconds: float
@@ -77,7 +78,8 @@ class Connection(HttpToolsProtocol):
         if self._hits is not None:
             self._hits.server_state = self.server_state
         self._hot = NO_HEADS
-        self._idle_seconds = self.idle_seconds
+        # From time.monotonic() to a deadline by the loop's clock, which may start elsewhere.
+        self._idle_offset = self.idle_seconds + self.loop.time() - monotonic()
         self._answered = False
         self._received = b""
         self.url = b""
@@ -112,14 +114,15 @@ class Connection(HttpToolsProtocol):
             self.running = None
 
     def data_received(self, data: bytes) -> None:
-        hit = self._hot.get(data)
+        hot = self._hot
+        hit = hot.get(data) if hot else None  # an empty table would hash every part of a body all the same
         if hit is not None:
-            # As HitTable.current and _has_answered, in their place: calls would be a tenth of a hit.
+            # As HitTable.current and _answer_by_target, in their place: calls would be a tenth of a hit.
             now, tally = monotonic(), hit.tally
             left = tally.left
             if left and now < hit.until and not hit.kept.gone:
                 tally.left = left - 1
-                self._deadline = now + self._idle_seconds
+                self._deadline = now + self._idle_offset
                 whole = hit.whole
                 try:
                     sent = write(self._fd, whole)
@@ -263,10 +266,16 @@ class Connection(HttpToolsProtocol):
             return False
         if not hits.current(hit):
             return False
-        self.transport.write(hit.status_and_headers + echoed_request_id(self.headers) + b"\r\n" + hit.body)
+        answer = hit.status_and_headers + echoed_request_id(self.headers) + b"\r\n" + hit.body
         self._answered = True
+        sent = 0
         if not self.transport.get_write_buffer_size():
+            with suppress(OSError):
+                sent = write(self._fd, answer)
+        if sent == len(answer):
             self._hot = hits.by_head
+        else:
+            self.transport.write(answer[sent:])
         self._deadline = self.loop.time() + self.idle_seconds
         if self._timer is None:
             self._set_deadline(self._deadline)

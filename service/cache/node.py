@@ -45,22 +45,15 @@ class Node:
         self._idle: list[Wire] = []
         self.breaker = Breaker(self._ping, on_change)
 
-    async def run(self, kind: Trip, commands: Sequence[Command], questions: int, seconds: float) -> list[Any]:
+    async def run(self, commands: Sequence[Command], questions: int, seconds: float) -> list[Any]:
         """One reply per command, in order; StoreUnavailable in the place of an error reply. Raises StoreUnavailable."""
         if self._closed:
             raise StoreUnavailable("closed")
         if not self.breaker.closed:
             raise StoreUnavailable("the circuit breaker is open")
-        replies = await self._round_trip(kind, commands, questions, seconds)
-        self._judge([reply for reply in replies if isinstance(reply, ResponseError)])
+        replies = await self._round_trip("command", commands, questions, seconds)
+        self._judge(replies)
         return [StoreUnavailable(str(reply)) if isinstance(reply, ResponseError) else reply for reply in replies]
-
-    async def one(self, kind: Trip, command: Command, questions: int, seconds: float) -> Any:
-        """The reply to one command; raises StoreUnavailable."""
-        [reply] = await self.run(kind, [command], questions, seconds)
-        if isinstance(reply, StoreUnavailable):
-            raise reply
-        return reply
 
     def new_connection(self) -> AbstractConnection:
         """One for the caller to connect, use and disconnect; it counts among no others."""
@@ -126,14 +119,14 @@ class Node:
             raise
         return Wire(connection)
 
-    def _judge(self, errors: Sequence[ResponseError]) -> None:
-        refusals = [error for error in errors if _refuses_writes(error)]
-        if refusals:
+    def _judge(self, replies: Sequence[Any]) -> None:
+        errors = [reply for reply in replies if isinstance(reply, ResponseError)]
+        if any(map(_refuses_writes, errors)):
             self.breaker.pause_writes()
-        if len(refusals) < len(errors):
+        if len(errors) < len(replies):
+            self.breaker.succeeded()  # what errs is one command's own affair, like a permission that is missing
+        elif not all(map(_refuses_writes, errors)):
             self.breaker.failed()
-        elif not errors:
-            self.breaker.succeeded()
 
 
 def _refuses_writes(error: ResponseError) -> bool:

@@ -22,12 +22,12 @@ from service.cache.loop_clock import LoopClock
 from service.cache.no_redis import NoRedis
 from service.cache.node import Node
 from service.cache.observer import Observer, Silent
-from service.cache.scripts import DISCARD, PUT, READ, Command
+from service.cache.scripts import DISCARD, PUT, READ, Argument, Command
 from service.cache.subscriber import Subscriber
 from service.errors import StoreUnavailable
 
 TRIPS = 4  # under way at once: as many connections, one more for PING
-ITEMS_PER_TRIP = 256
+ITEMS_PER_TRIP = 128
 
 Found = tuple[bytes | None, int]
 """What a key holds, and the milliseconds left of it; (None, …) when nothing."""
@@ -172,20 +172,24 @@ class RedisCache:
 
     async def _travel(self, items: list[Read | Write | Command], seconds: float) -> list[Any]:
         """All reads are one command, and all writes another."""
-        reads = [item for item in items if isinstance(item, Read)]
-        writes = [item for item in items if isinstance(item, Write)]
-        commands: list[Command] = [item for item in items if not isinstance(item, Read | Write)]
-        if writes:
-            arguments = [part for write in writes for part in (write.blob, write.ttl_ms, int(write.overwrite))]
-            commands.insert(0, PUT([write.key for write in writes], arguments))
-        if reads:
-            commands.insert(0, READ([read.key for read in reads]))
-        replies = iter(await self._node.run("command", commands, len(items), seconds))
-        found = _of_each(next(replies) if reads else [], len(reads))
-        stored = _of_each(next(replies) if writes else [], len(writes))
-        return [
-            next(found if isinstance(item, Read) else stored if isinstance(item, Write) else replies) for item in items
-        ]
+        read: list[str] = []
+        written: list[str] = []
+        arguments: list[Argument] = []
+        others: list[Command] = []
+        for item in items:
+            if isinstance(item, Read):
+                read.append(item.key)
+            elif isinstance(item, Write):
+                written.append(item.key)
+                arguments += (item.blob, item.ttl_ms, int(item.overwrite))
+            else:
+                others.append(item)
+        commands = [*([READ(read)] if read else ()), *([PUT(written, arguments)] if written else ()), *others]
+        replies = iter(await self._node.run(commands, len(items), seconds))
+        found = _of_each(next(replies) if read else [], len(read))
+        stored = _of_each(next(replies) if written else [], len(written))
+        reply_to = {Read: found, Write: stored}
+        return [next(reply_to.get(type(item), replies)) for item in items]
 
     def _require(self, usable: bool) -> None:
         if not usable:
@@ -207,12 +211,12 @@ class RedisCache:
 
 
 def _of_each(reply: list[Any] | StoreUnavailable, count: int) -> Iterator[Found | StoreUnavailable]:
-    """What was found for each of so many keys; raises StoreUnavailable for a reply about others."""
-    if isinstance(reply, StoreUnavailable):
-        return repeat(reply, count)
-    if len(reply) != 2 * count:
-        raise StoreUnavailable(f"{len(reply)} values to {count} questions")
-    return zip(reply[::2], reply[1::2], strict=True)
+    """What was found for each of so many keys."""
+    if isinstance(reply, list) and len(reply) == 2 * count:
+        return zip(reply[::2], reply[1::2], strict=True)
+    return repeat(
+        reply if isinstance(reply, StoreUnavailable) else StoreUnavailable("a reply of another length"), count
+    )
 
 
 def _surface(task: asyncio.Task[None]) -> None:

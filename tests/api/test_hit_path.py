@@ -11,7 +11,13 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
+from uvicorn.config import Config
+from uvicorn.server import ServerState
 
+from service.api.protocol import protocol_class
+from service.app import create_app
+from service.config import load_settings
+from service.worker import Lifespan
 from tests.support.client import Connection, caught_up, fetch
 from tests.support.process import PATIENCE, SLACK, resident_bytes
 from tests.support.server import Server, running_server
@@ -54,6 +60,12 @@ async def raw(connection: Connection, target: str, headers: dict[str, str] | Non
     return head + await connection.reader.readexactly(int(length[1]))
 
 
+def shape(answer: bytes) -> tuple[list[bytes], bytes]:
+    """The names of its header fields, and its body."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return [line.partition(b":")[0] for line in head.split(b"\r\n")], body
+
+
 async def heat(connection: Connection, target: str) -> None:
     for _ in range(3):
         await connection.get(target)
@@ -72,6 +84,29 @@ async def test_a_plain_hit_is_answered_below_and_counted_exactly(server: Server)
     assert answered_below(server) - before == 100
     assert server.metric("predict_requests_total", route="/predict") - requests == 100
     assert server.metric("predict_cache_results_total", model="iris", result="l1") >= 100
+
+
+async def test_once_a_connection_has_had_a_hit_the_next_is_answered_before_any_parsing(iris_models: Path) -> None:
+    settings = load_settings({"PREDICT_MODELS_DIR": str(iris_models), "PREDICT_AUDIT_SHARE": "0"})
+    config = Config(create_app(settings), http=protocol_class(settings), interface="asgi3", ws="none", log_config=None)
+    config.load()
+    lifespan, state = Lifespan(config.loaded_app), ServerState()
+    await lifespan.startup()
+
+    def connect() -> asyncio.Protocol:
+        return protocol_class(settings)(config=config, server_state=state, app_state=lifespan.state)
+
+    accepting = await asyncio.get_running_loop().create_server(connect, "127.0.0.1", 0)
+    async with accepting, await Connection.open(accepting.sockets[0].getsockname()) as client:
+        await heat(client, target())
+        by_target = await raw(client, target())
+        [connection] = state.connections
+        connection.parser = None  # type: ignore[union-attr,assignment]
+        by_head = [await raw(client, target()) for _ in range(3)]
+        lifespan.state["hits"].flush()
+        assert state.total_requests == 7
+        assert [shape(answer) for answer in by_head] == 3 * [shape(by_target)]
+    await lifespan.shutdown()
 
 
 async def test_both_paths_answer_with_the_same_bytes(server: Server) -> None:

@@ -119,6 +119,17 @@ async def test_a_write_that_is_refused_spoils_no_read_beside_it(l2: RedisCache, 
     assert isinstance(refused, StoreUnavailable)
 
 
+async def test_a_command_that_always_errs_takes_nothing_from_those_beside_it(
+    l2: RedisCache, server: RedisServer
+) -> None:
+    await l2.put("there", entry(b"first"))
+    for _ in range(10):
+        found, erred = await asyncio.gather(
+            value_of(l2, "there"), Allowance().wait(l2._joined.ask(("NO-SUCH-COMMAND",))), return_exceptions=True
+        )
+        assert (found, type(erred), l2.state) == (b"first", StoreUnavailable, "up")
+
+
 async def test_a_server_that_has_lost_its_scripts_is_taught_them_again(l2: RedisCache, server: RedisServer) -> None:
     await l2.put("K", entry())
     server.client.script_flush()
