@@ -3,8 +3,7 @@
 The ordinary path enters a hit once it has vetted it: a GET whose answer depends on nothing but its target. The protocol
 then finds it by the whole request head as it was received, one look-up before any parsing. Where some header differs in
 every request, or the request before was no hit, it is found by the parsed target. Anything else takes the ordinary
-path, unharmed. While the service
-drains everything does: every answer then says that its connection closes.
+path, unharmed. While the service drains everything does: every answer then says that its connection closes.
 
 L1 stays the authority: a hit holds its entry's place there, and the table forgets whatever was evicted, has expired,
 was purged or replaced. The bytes are made by the functions of the ordinary path, and anew as soon as they would
@@ -46,6 +45,7 @@ OVERHEAD = 1000
 VARYING = frozenset((b"cache-status", b"cache-control", b"age"))
 
 NEVER = 2**60
+"""A gap that no worker lives to see the end of."""
 
 
 @dataclass(slots=True, eq=False)
