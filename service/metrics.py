@@ -133,7 +133,8 @@ class Metrics:
         self.queue_seconds = self._tallied_histogram(
             "predict_queue_seconds", "Time inputs waited for a model.", "model"
         )
-        self.computations = self._tallied_counter("predict_computations", "Inputs that a model computed.", "model")
+        # Not tallied, since once in a batch costs nothing: whoever asks any worker finds all that was computed.
+        self.computations = self._counter("predict_computations", "Inputs that a model computed.", "model")
         self.batch_size = self._tallied_histogram(
             "predict_batch_size", "Inputs in one call of a model.", "model", buckets=SIZES
         )
