@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from service.cache.entry import Entry
@@ -55,7 +55,7 @@ class Answer:
     """An entry and the way it came.
 
     ``stored``: some cache keeps it. ``fresh``: the request wanted no stored answer. ``bypassed``: there is a Redis, but
-    it could take no part. Times in seconds.
+    it could take no part. ``hit``: no model was asked. Times in seconds.
     """
 
     key: str
@@ -67,10 +67,10 @@ class Answer:
     cache_seconds: float = 0.0
     queue_seconds: float = 0.0
     model_seconds: float = 0.0
+    hit: bool = field(init=False)
 
-    @property
-    def hit(self) -> bool:
-        return self.source in ("l1", "l2")
+    def __post_init__(self) -> None:
+        self.hit = self.source in ("l1", "l2")
 
 
 @dataclass(slots=True)

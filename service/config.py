@@ -83,7 +83,7 @@ class Settings(BaseSettings):
         False, description="Let several workers use one GPU, each with its own copy of the models."
     )
     threads: int = Field(
-        0, ge=0, description="Threads that one worker computes images with; 0: the CPUs shared among the workers."
+        0, ge=0, description="Most threads that one worker computes images with; 0: the CPUs shared among the workers."
     )
 
     max_body_bytes: int = Field(

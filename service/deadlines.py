@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from service.errors import DeadlineExceeded
+
 T = TypeVar("T")
 
 STEPS = 100
@@ -26,7 +28,7 @@ class Deadlines:
         self._timer: asyncio.TimerHandle | None = None
 
     async def within(self, doing: Coroutine[Any, Any, T]) -> T:
-        """Its result; raises TimeoutError. A task waits for one thing at a time."""
+        """Its result; raises DeadlineExceeded. A task waits for one thing at a time."""
         task = asyncio.current_task()
         assert task is not None
         self._began[task] = self._clock()
@@ -37,7 +39,7 @@ class Deadlines:
         except asyncio.CancelledError:
             # As asyncio.timeout: who else has cancelled the task meanwhile is to be heard.
             if task in self._expired and task.uncancel() == 0:
-                raise TimeoutError from None
+                raise DeadlineExceeded from None
             raise
         finally:
             self._began.pop(task, None)

@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias, TypeVar
+from functools import partial
+from typing import Any, TypeAlias
 
 from service.asking import PLAIN, Answer, Ask, Model, Wants
 from service.cache.entry import born
@@ -26,7 +27,6 @@ from service.cache.redis import L2
 from service.config import Settings
 from service.deadlines import Deadlines
 from service.errors import (
-    DeadlineExceeded,
     NotCached,
     OnlyIfCached,
     Overloaded,
@@ -43,8 +43,8 @@ LEASE_COST_SECONDS = 0.001
 
 NO_GENERATION = bytes(8)
 
-T = TypeVar("T")
 Step: TypeAlias = Callable[[Ask, Call[Answer]], Coroutine[Any, Any, Answer]]
+Glance: TypeAlias = Callable[[], Awaitable[Answer | None]]
 
 
 class Pipeline:
@@ -72,13 +72,12 @@ class Pipeline:
         await self._fresh_flights.close()
 
     def key(self, model: Model, question: Question) -> str:
-        generation = self.l2.generation(model.name) or NO_GENERATION
-        return cache_key(model.predictor.fingerprint, generation, question.identity)
+        return self._ask(model, question).key
 
-    async def answer(self, model: Model, question: Question, wants: Wants = PLAIN) -> Answer:
+    def answer(self, model: Model, question: Question, wants: Wants = PLAIN) -> Coroutine[Any, Any, Answer]:
         """The answer to one question; raises ServiceError."""
         ask = self._ask(model, question)
-        return await self._counted(ask, self._answer(ask, wants, self._resolve))
+        return self._counted(ask, self._answer(ask, wants, partial(self._in_l2, ask)))
 
     async def answer_many(
         self, model: Model, questions: Sequence[Question | ServiceError], wants: Wants = PLAIN
@@ -104,11 +103,11 @@ class Pipeline:
         by_identity = dict(zip(asks, answered, strict=True))
         return [_own(by_identity[q.identity] if isinstance(q, Question) else q) for q in questions]
 
-    async def _answer(self, ask: Ask, wants: Wants, lead: Step) -> Answer:
+    async def _answer(self, ask: Ask, wants: Wants, glance: Glance | None) -> Answer:
         if wants.reads:
             found = self._in_l1(ask)
             if found is None:
-                found = await (self._fly(ask, lead) if ask.may_be_computed(wants) else self._in_l2(ask))
+                found = await (self._fly(ask, self._lead, glance) if ask.may_be_computed(wants) else self._in_l2(ask))
             if found is not None and self._suits(found, wants):
                 return found
         return await self._anew(ask, wants)
@@ -120,13 +119,10 @@ class Pipeline:
                 raise OnlyIfCached
             raise NotCached("Nothing is cached for this digest: POST the image itself.")
         if not wants.store:
-            return replace(await self._in_time(self._compute(ask)), fresh=True)
-        return await self._fly(ask, self._refresh, fresh=True)
+            return replace(await self._deadlines.within(self._compute(ask)), fresh=True)
+        return await self._fly(ask, self._refresh, None, fresh=True)
 
     # The steps of a flight.
-
-    async def _resolve(self, ask: Ask, call: Call[Answer]) -> Answer:
-        return await self._in_l2(ask) or await self._lead(ask, call)
 
     async def _lead(self, ask: Ask, call: Call[Answer]) -> Answer:
         """Compute, once in the cluster where that is worth a lease, and store."""
@@ -174,11 +170,11 @@ class Pipeline:
         self.l1.put(ask.key, entry, self.settings.l1_max_seconds)
         return Answer(ask.key, entry, "l2")
 
-    async def _fly(self, ask: Ask, step: Step, fresh: bool = False) -> Answer:
+    async def _fly(self, ask: Ask, step: Step, glance: Glance | None, fresh: bool = False) -> Answer:
         """Once at a time per key in this worker, whose flight it is: a client that leaves only stops waiting."""
+        started = self._clock()
 
         async def fly(call: Call[Answer]) -> Answer:
-            started = self._clock()
             try:
                 answer = await step(ask, call)
             except Unwanted:
@@ -187,14 +183,8 @@ class Pipeline:
             return answer
 
         flights = self._fresh_flights if fresh else self._flights
-        answer, led = await self._in_time(flights.do(ask.key, fly))
+        answer, led = await self._deadlines.within(flights.do(ask.key, fly, glance))
         return answer if led or answer.hit else replace(answer, source="collapsed")
-
-    async def _in_time(self, answering: Coroutine[Any, Any, T]) -> T:
-        try:
-            return await self._deadlines.within(answering)
-        except TimeoutError:
-            raise DeadlineExceeded from None
 
     async def _compute(self, ask: Ask, call: Call[Answer] | None = None) -> Answer:
         """Raises Unwanted when everybody had left before its turn came."""
@@ -241,17 +231,18 @@ class Pipeline:
 
     async def _row(self, ask: Ask, wants: Wants, found: Answer | None) -> Answer:
         if found is None:
-            return await self._answer(ask, wants, self._lead)
+            return await self._answer(ask, wants, None)
         return found if self._suits(found, wants) else await self._anew(ask, wants)
 
     def _suits(self, answer: Answer, wants: Wants) -> bool:
         return not answer.hit or wants.accepts(answer.entry, self._clock())
 
     def _ask(self, model: Model, question: Question) -> Ask:
+        generation = self.l2.generation(model.name)
+        key = cache_key(model.predictor.fingerprint, generation or NO_GENERATION, question.identity)
         # Now, with the key: one made before the generation was read must not reach Redis after it was.
-        shared = self.l2.state != "off" and self.l2.generation(model.name) is not None
-        deadline = self._clock() + self.settings.deadline_seconds
-        return Ask(model, question, self.key(model, question), shared, deadline, Allowance())
+        shared = generation is not None and self.l2.state != "off"
+        return Ask(model, question, key, shared, self._clock() + self.settings.deadline_seconds, Allowance())
 
     def _shared(self, ask: Ask) -> bool:
         return ask.shared and not ask.local

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from service.deadlines import Deadlines
+from service.errors import DeadlineExceeded
 
 pytestmark = pytest.mark.anyio
 
@@ -29,7 +30,7 @@ async def test_what_takes_longer_is_ended_whoever_came_first_first() -> None:
     async def wait(name: str) -> None:
         try:
             await deadlines.within(forever())
-        except TimeoutError:
+        except DeadlineExceeded:
             ended.append(name)
 
     first = asyncio.create_task(wait("first"))
@@ -41,7 +42,7 @@ async def test_what_takes_longer_is_ended_whoever_came_first_first() -> None:
 async def test_after_it_the_task_goes_on() -> None:
     deadlines = Deadlines(0.01)
     for _ in range(3):
-        with pytest.raises(TimeoutError):
+        with pytest.raises(DeadlineExceeded):
             await deadlines.within(forever())
     assert await deadlines.within(asyncio.sleep(0, "done")) == "done"
 

@@ -44,7 +44,7 @@ async def purge(request: Request) -> Reply:
 
 async def key_of(request: Request) -> Reply:
     """The cache key of a question, asked like a prediction: the name that the two endpoints below take."""
-    model, question, _ = predict.parse_get(request)
+    model, question, *_ = predict.parse_get(request)
     return Reply(
         orjson.dumps({"model": model.name, "key": request.runtime.pipeline.key(model, question)}), headers=[NO_STORE]
     )

@@ -50,17 +50,13 @@ class Reply:
 class Request:
     """What a handler needs of the ASGI scope, read when it is asked for."""
 
-    __slots__ = ("_headers", "_receive", "scope")
+    __slots__ = ("_headers", "_receive", "runtime", "scope")
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self.scope = scope
+        self.runtime: Runtime = scope["state"]["runtime"]
         self._receive = receive
         self._headers: dict[bytes, bytes] | None = None
-
-    @property
-    def runtime(self) -> Runtime:
-        runtime: Runtime = self.scope["state"]["runtime"]
-        return runtime
 
     @property
     def method(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 import orjson
@@ -18,8 +18,8 @@ from service.errors import InvalidInput, NotCached, ServiceError, UnsupportedCon
 from service.inference.predictor import Question
 from service.runtime import Runtime
 
-Parsed = tuple[Model, Question, int]
-"""Model, question and top_k."""
+Parsed = tuple[Model, Question, int, bytes]
+"""Model, question, top_k, and the entity tag of the rendering."""
 
 JSON = "application/json"
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")
@@ -32,13 +32,13 @@ MAX_BATCH_ROWS = 256
 MAX_BATCH_BYTES = 32 * 2**20
 
 
-async def get(request: Request) -> Reply:
-    return await _cached_reply(request, *parse_get(request))
+def get(request: Request) -> Awaitable[Reply]:
+    return _cached_reply(request, *parse_get(request))
 
 
 async def post(request: Request) -> Reply:
     """A POST is not cacheable by HTTP caches: its answer says how it came about, and no more (RFC 9110, 9.3.3)."""
-    model, question, top_k = await _read(request)
+    model, question, top_k, _ = await _read(request)
     wants = wants_of(request.header(b"cache-control"))
     answer = await request.runtime.pipeline.answer(model, question, wants)
     reply = _reply(request, answer, model, top_k)
@@ -48,8 +48,8 @@ async def post(request: Request) -> Reply:
 
 async def query(request: Request) -> Reply:
     """QUERY (RFC 10008): the body of a POST, safe, idempotent and cacheable like a GET."""
-    model, question, top_k = await _read(request)
-    return _located(await _cached_reply(request, model, question, top_k), model, question, top_k)
+    parsed = await _read(request)
+    return _located(await _cached_reply(request, *parsed), *parsed[:3])
 
 
 async def batch(request: Request) -> Reply:
@@ -87,9 +87,7 @@ def parse_get(request: Request) -> Parsed:
 
 
 def _parse(runtime: Runtime, name: str | None, query: bytes) -> Parsed:
-    params: dict[str, Any] = dict(parse_query(query))
-    model, top_k = _address(runtime, name, params)
-    return model, model.predictor.parse(params, b"", None), top_k
+    return _understood(runtime, name, dict(parse_query(query)))
 
 
 async def _read(request: Request) -> Parsed:
@@ -108,16 +106,19 @@ async def _read(request: Request) -> Parsed:
         if foreign := params.keys() - {"model", "top_k"}:
             raise InvalidInput(f"Parameter {min(foreign)!r:.80} belongs into the body.", parameter=min(foreign))
         params, body = params | members, b""
-    name = request.path_parameter("name")
-    model, top_k = _address(request.runtime, name, params, image=content_type != JSON)
-    return model, model.predictor.parse(params, body, content_type), top_k
+    return _understood(request.runtime, request.path_parameter("name"), params, body, content_type)
 
 
-def _address(runtime: Runtime, path_name: str | None, params: dict[str, Any], image: bool = False) -> tuple[Model, int]:
-    """Take model and top_k, which belong to no predictor, out of the parameters."""
+def _understood(
+    runtime: Runtime, path_name: str | None, params: dict[str, Any], body: bytes = b"", content_type: str | None = None
+) -> Parsed:
+    """Model and top_k, which belong to no predictor, are taken out of the parameters; what remains is the input."""
     name = _take_model(params) if path_name is None else path_name
-    model = runtime.model(name, image=image or not IMAGE_PARAMETERS.isdisjoint(params))
-    return model, take_top_k(params, model)
+    image = content_type not in (None, JSON) or not IMAGE_PARAMETERS.isdisjoint(params)
+    model = runtime.model(name, image)
+    top_k = take_top_k(params, model)
+    question = model.predictor.parse(params, body, content_type)
+    return model, question, top_k, entity_tag(model, question, f"predict/{top_k}")
 
 
 def _take_model(params: dict[str, Any]) -> object:
@@ -127,11 +128,10 @@ def _take_model(params: dict[str, Any]) -> object:
     return params.pop("model", None)
 
 
-async def _cached_reply(request: Request, model: Model, question: Question, top_k: int) -> Reply:
+async def _cached_reply(request: Request, model: Model, question: Question, top_k: int, tag: bytes) -> Reply:
     """The order of decisions: no-cache computes; a matching tag is 304 unseen; ``*`` looks up; then the cache."""
     runtime = request.runtime
     wants = wants_of(request.header(b"cache-control"))
-    tag = entity_tag(model, question, f"predict/{top_k}")
     condition = None if wants.fresh else request.header(b"if-none-match")
     if condition == b"*":
         try:

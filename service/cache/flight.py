@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
 
 class Abandoned(Exception):
-    """Raised by the function of a flight that dropped its work because nobody was waiting for it any more."""
+    """The flight was dropped: nobody was waiting for it any more, or who glanced for all has left."""
 
 
 class Call(Generic[T]):
@@ -32,18 +32,21 @@ class Call(Generic[T]):
         finally:
             self.waiters -= 1
 
-    def land(self, task: asyncio.Task[T]) -> None:
-        """Hand the task's outcome to all who wait; reads its exception in any case, or asyncio would log it."""
-        error = None if task.cancelled() else task.exception()
-        for future in self._futures:
-            if future.done():  # its waiter was cancelled
-                continue
-            if task.cancelled():
+    def land(self, result: T) -> None:
+        """Hand the outcome to all who wait."""
+        for future in self._awaited():
+            future.set_result(result)
+
+    def fail(self, error: BaseException) -> None:
+        for future in self._awaited():
+            if isinstance(error, asyncio.CancelledError):
                 future.cancel()
-            elif error is not None:
-                future.set_exception(error)
             else:
-                future.set_result(task.result())
+                future.set_exception(error)
+
+    def _awaited(self) -> list[asyncio.Future[T]]:
+        """Without those whose waiter was cancelled."""
+        return [future for future in self._futures if not future.done()]
 
 
 class Flights:
@@ -53,8 +56,15 @@ class Flights:
         self._calls: dict[Hashable, Call[Any]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def do(self, key: Hashable, fn: Callable[[Call[T]], Coroutine[Any, Any, T]]) -> tuple[T, bool]:
+    async def do(
+        self,
+        key: Hashable,
+        fn: Callable[[Call[T]], Coroutine[Any, Any, T]],
+        glance: Callable[[], Awaitable[T | None]] | None = None,
+    ) -> tuple[T, bool]:
         """The outcome of the key's flight, and whether this call started it. Raises what ``fn`` raises, for all alike.
+
+        ``glance`` comes first, in this call's own task, which is all that a flight costs where it finds something.
 
         1. fn sees ``call.waiters == 0`` and raises Abandoned.   2. Before its task has ended, somebody joins.
         3. The task ends: the flight is removed, then the joiner is woken with Abandoned, finds none, and starts anew.
@@ -63,7 +73,12 @@ class Flights:
             call: Call[T] | None = self._calls.get(key)
             led = call is None
             if call is None:
-                call = self._start(key, fn)
+                call = self._calls[key] = Call()
+                if glance is not None:
+                    found = await self._glance(key, call, glance)
+                    if found is not None:
+                        return found, True
+                self._start(key, call, fn)
             try:
                 return await call.join(), led
             except Abandoned:
@@ -77,17 +92,33 @@ class Flights:
         if tasks:
             await asyncio.wait(tasks)
 
-    def _start(self, key: Hashable, fn: Callable[[Call[T]], Coroutine[Any, Any, T]]) -> Call[T]:
-        call: Call[T] = Call()
+    async def _glance(self, key: Hashable, call: Call[T], glance: Callable[[], Awaitable[T | None]]) -> T | None:
+        try:
+            found = await glance()
+        except BaseException:
+            self._end(key, call)
+            call.fail(Abandoned())
+            raise
+        if found is not None:
+            self._end(key, call)
+            call.land(found)
+        return found
 
+    def _start(self, key: Hashable, call: Call[T], fn: Callable[[Call[T]], Coroutine[Any, Any, T]]) -> None:
         def land(task: asyncio.Task[T]) -> None:
             self._tasks.discard(task)
-            if self._calls.get(key) is call:  # a flight removes only its own entry
-                del self._calls[key]
-            call.land(task)
+            self._end(key, call)
+            # Its exception is read in any case, or asyncio would log it.
+            error = asyncio.CancelledError() if task.cancelled() else task.exception()
+            if error is not None:
+                call.fail(error)
+            else:
+                call.land(task.result())
 
         task = asyncio.create_task(fn(call))
         self._tasks.add(task)
-        self._calls[key] = call
         task.add_done_callback(land)
-        return call
+
+    def _end(self, key: Hashable, call: Call[Any]) -> None:
+        if self._calls.get(key) is call:  # a flight removes only its own entry
+            del self._calls[key]

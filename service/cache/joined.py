@@ -82,14 +82,17 @@ class Joined(Generic[Item, Reply]):
         self._clock = clock
         self._trips = self._free = trips
         self._size = size
-        self._waiting: list[tuple[Item, float, Asked[Reply]]] = []
+        self._waiting: list[tuple[Item, Asked[Reply]]] = []
+        self._waiting_since = 0.0
         self._departure: asyncio.Handle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def ask(self, item: Item) -> Asked[Reply]:
         """The future belongs to the caller: cancelling it leaves the round trip alone."""
         future: Asked[Reply] = Asked(self._clock)
-        self._waiting.append((item, self._clock.now(), future))
+        if not self._waiting:
+            self._waiting_since = self._clock.now()
+        self._waiting.append((item, future))
         if self._departure is None and self._free:
             loop = asyncio.get_running_loop()
             alone = self._free == self._trips
@@ -110,7 +113,7 @@ class Joined(Generic[Item, Reply]):
         while self._waiting and self._free:
             batch, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
             self._free -= 1
-            task = asyncio.create_task(self._round_trip(batch))
+            task = asyncio.create_task(self._round_trip(batch, self._waiting_since))
             self._tasks.add(task)
             task.add_done_callback(self._arrive)
 
@@ -120,12 +123,12 @@ class Joined(Generic[Item, Reply]):
         self._depart()
         task.result()  # raises only for a defect: the event loop's exception handler shall tell of it
 
-    async def _round_trip(self, batch: list[tuple[Item, float, Asked[Reply]]]) -> None:
-        wanted = [(item, future) for item, _, future in batch if not future.done()]
+    async def _round_trip(self, batch: list[tuple[Item, Asked[Reply]]], since: float) -> None:
+        wanted = [(item, future) for item, future in batch if not future.done()]
         if not wanted:
             return
         started = self._clock.now()
-        seconds = min(ROUND_TRIP_SECONDS, max(SHORTEST_SECONDS, LONGEST_SECONDS - (started - batch[0][1])))
+        seconds = min(ROUND_TRIP_SECONDS, max(SHORTEST_SECONDS, LONGEST_SECONDS - (started - since)))
         try:
             replies = await self._travel([item for item, _ in wanted], seconds)
             if len(replies) != len(wanted):

@@ -46,16 +46,15 @@ class LoopClock:
         return self._counted + min(MOST_SECONDS, time.monotonic() - self._since)
 
     async def wait(self, future: asyncio.Future[T], until: float) -> T:
-        """The result of the future, which nobody else may be waiting for; raises TimeoutError.
+        """The result of the future, which nobody else may be waiting for; raises TimeoutError, a step late at most.
 
         A future has then failed, and a task is cancelled.
         """
         if future.done():
             return future.result()
-        if self.now() >= until:
-            self._expire(future)
-        else:
-            self._due[future] = until
+        self._due[future] = until
+        if self._timer is None:
+            self.now()
         try:
             return await future
         except asyncio.CancelledError:

@@ -39,11 +39,16 @@ def load(artifact: Artifact, options: Options) -> VisionPredictor:
     if manifest.image is None:
         raise ConfigurationError(f"Model {manifest.name} is of the kind vision, but its manifest has no image.")
     _check_spec(manifest.image, manifest.name)
-    use_threads(max(1, options.threads))
+    threads = max(1, options.threads)
+    use_threads(threads)
     device = resolve_device(options.device)
     _check_options(options, device.type)
     network = restore(manifest.image, len(manifest.classes), artifact.weights, manifest.weights.file)
-    runner = CpuRunner(network, manifest.image) if device.type == "cpu" else _on_gpu(network, manifest.image, options)
+    runner = (
+        CpuRunner(network, manifest.image, threads)
+        if device.type == "cpu"
+        else _on_gpu(network, manifest.image, options)
+    )
     return VisionPredictor(artifact, manifest.image, runner, options)
 
 

@@ -150,3 +150,66 @@ async def test_closing_ends_the_work_and_whoever_waits_for_it() -> None:
 
 async def test_closing_what_is_idle_returns_at_once() -> None:
     await Flights().close()
+
+
+class Glance:
+    """A look that waits for its gate, and counts."""
+
+    def __init__(self, found: str | None) -> None:
+        self.gate, self.looks, self.found = asyncio.Event(), 0, found
+
+    async def __call__(self) -> str | None:
+        self.looks += 1
+        await self.gate.wait()
+        return self.found
+
+
+async def glanced(flights: Flights, work: Work, glance: Glance, times: int) -> list[asyncio.Task[Any]]:
+    tasks = [asyncio.create_task(flights.do("key", work, glance)) for _ in range(times)]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def test_what_one_glance_finds_is_everybodys_and_starts_no_work() -> None:
+    flights, work, glance = Flights(), Work(), Glance("found")
+    askers = await glanced(flights, work, glance, 10)
+    glance.gate.set()
+    assert sorted(await gathered(*askers)) == [("found", False)] * 9 + [("found", True)]
+    assert (glance.looks, work.runs) == (1, 0)
+    glance.found = None
+    work.gate.set()
+    assert await flights.do("key", work, glance) == ("answer", True)  # nothing is remembered
+
+
+async def test_after_a_glance_at_nothing_the_work_is_done_once_for_all() -> None:
+    flights, work, glance = Flights(), Work(), Glance(None)
+    askers = await glanced(flights, work, glance, 10)
+    glance.gate.set()
+    await work.started.wait()
+    assert work.call is not None
+    assert work.call.waiters == 10
+    work.gate.set()
+    assert sorted(await gathered(*askers)) == [("answer", False)] * 9 + [("answer", True)]
+    assert (glance.looks, work.runs) == (1, 1)
+
+
+async def test_who_glances_for_others_may_leave_and_another_glances() -> None:
+    flights, work, glance = Flights(), Work(), Glance("found")
+    leader, *others = await glanced(flights, work, glance, 3)
+    leader.cancel()
+    await gathered(leader)
+    glance.gate.set()
+    assert sorted(await gathered(*others)) == [("found", False), ("found", True)]
+    assert (glance.looks, work.runs) == (2, 0)
+
+
+async def test_a_glance_that_fails_is_tried_by_each() -> None:
+    flights, work = Flights(), Work()
+
+    async def fail() -> str | None:
+        await asyncio.sleep(0)
+        raise ConnectionError
+
+    outcomes = await gathered(*(flights.do("key", work, fail) for _ in range(3)))
+    assert [type(outcome) for outcome in outcomes] == [ConnectionError] * 3
+    assert work.runs == 0

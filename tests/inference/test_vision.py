@@ -25,7 +25,7 @@ from service.inference.fused import FusedResNet, can_fuse
 from service.inference.image_input import MAX_IMAGE_BYTES, MAX_MAGNITUDE
 from service.inference.images import read
 from service.inference.manifest import Image, Manifest
-from service.inference.network import build
+from service.inference.network import CpuRunner, build
 from service.inference.predictor import Options, Predictor, Question, unpack
 from service.inference.vision import load
 from tests.inference.pictures import encode, jpeg_of_size, picture, webp_of_size
@@ -221,6 +221,7 @@ def test_the_same_input_has_the_same_bytes_alone_in_eight_and_in_64(
 ) -> None:
     if not fused:
         monkeypatch.setattr(network, "can_fuse", lambda: False)
+    monkeypatch.setattr(network, "SMALL_SECONDS", 0)  # or this small network would take one thread in any case
     predictor = load(artifact(), Options(device="cpu", threads=threads))
     batch = many(64)
     together = predictor.predict(batch)
@@ -229,9 +230,21 @@ def test_the_same_input_has_the_same_bytes_alone_in_eight_and_in_64(
     assert list(predictor.predict(batch[::-1])) == together[::-1]
 
 
-def test_the_number_of_threads_moves_no_bit(predictor: Predictor) -> None:
+def test_the_number_of_threads_moves_no_bit(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = many(20)
-    assert load(artifact(), Options(device="cpu", threads=2)).predict(batch) == predictor.predict(batch)
+    alone = predictor.predict(batch)
+    monkeypatch.setattr(network, "SMALL_SECONDS", 0)
+    assert load(artifact(), Options(device="cpu", threads=2)).predict(batch) == alone
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(("alone", "together", "threads"), [(0.004, 0.009, 1), (0.004, 0.003, 2), (0.04, 0.05, 2)])
+def test_a_small_network_computes_on_one_thread_unless_two_are_faster(
+    alone: float, together: float, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CpuRunner, "_seconds", lambda self, count: alone if count == 1 else together)
+    load(artifact(), Options(device="cpu", threads=2)).predict([PNG])
+    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize("architecture", ["resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2"])
