@@ -14,9 +14,9 @@ SERVICE = sorted((ROOT / "service").rglob("*.py"))
 RANKS = {
     "errors": 0,
     "logs": 0,
-    "deadlines": 0,
     "remembered": 0,
     "config": 1,
+    "deadlines": 1,
     "cache": 2,
     "inference": 2,
     "metrics": 2,
