@@ -171,7 +171,7 @@ class Pipeline:
         return Answer(ask.key, entry, "l2")
 
     async def _fly(self, ask: Ask, step: Step, glance: Glance | None, fresh: bool = False) -> Answer:
-        """Once at a time per key in this worker, whose flight it is: a client that leaves only stops waiting."""
+        """Once at a time per key in this worker, whose flight it is: a client that leaves ends it for nobody else."""
         started = self._clock()
 
         async def fly(call: Call[Answer]) -> Answer:

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from service.asking import PLAIN, Answer, Model, Wants
+from service.cache.entry import Entry
+from service.cache.joined import Allowance
 from service.cache.memory import MemoryCache
 from service.cache.no_redis import NoRedis
 from service.config import Settings, load_settings
@@ -104,6 +106,28 @@ class House:
         await becomes(lambda: self.batcher._computing and not self.batcher.queued)
 
 
+class Shared(NoRedis):
+    """A Redis that answers when its gate is open. It counts."""
+
+    state = "up"
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(lambda model: None, clock, lambda: 0.0)
+        self.gate, self.looks, self.kept = asyncio.Event(), 0, {}
+        self.gate.set()
+
+    async def get(self, key: str, allowance: Allowance | None = None) -> Any:
+        self.looks += 1
+        await self.gate.wait()
+        return self.kept.get(key)
+
+    async def put(
+        self, key: str, entry: Entry, *, overwrite: bool = False, allowance: Allowance | None = None
+    ) -> Entry:
+        self.kept[key] = entry
+        return entry
+
+
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[House]:
     house = House(settings)
@@ -120,6 +144,17 @@ async def house() -> AsyncIterator[House]:
     few = {"PREDICT_TTL_SECONDS": "100", "PREDICT_MAX_QUEUE_SIZE": "4", "PREDICT_MAX_BATCH_SIZE": "4"}
     async with opened(load_settings(few)) as house:
         yield house
+
+
+@pytest.fixture
+async def shared(house: House) -> Shared:
+    """The L2 of the house, which has an answer that L1 does not have, and a model without a lease."""
+    house.pipeline.l2 = shared = Shared(house.clock)
+    house.model = Model("echo", MANIFEST, house.predictor, house.batcher, leased=False)
+    await house.ask(5)
+    shared.looks = 0
+    shared.gate.clear()
+    return shared
 
 
 async def test_the_second_asker_is_answered_from_memory(house: House) -> None:
@@ -143,6 +178,34 @@ async def test_a_hundred_simultaneous_askers_cost_one_computation(house: House) 
     assert house.predictor.computed == [5]
     assert sorted(answer.source for answer in answers) == ["collapsed"] * 99 + ["computed"]
     assert (house.count("computed"), house.count("collapsed")) == (1, 99)
+
+
+async def test_a_hundred_simultaneous_askers_cost_one_look_into_redis(house: House, shared: Shared) -> None:
+    askers = [asyncio.create_task(house.ask(5)) for _ in range(100)]
+    await asyncio.sleep(0)
+    shared.gate.set()
+    assert {answer.source for answer in await asyncio.gather(*askers)} == {"l2"}
+    assert (shared.looks, house.count("l2"), house.predictor.computed) == (1, 100, [5])
+
+
+async def test_who_looks_into_redis_for_all_may_leave(house: House, shared: Shared) -> None:
+    first, *others = [asyncio.create_task(house.ask(5)) for _ in range(10)]
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    shared.gate.set()
+    assert {answer.source for answer in await asyncio.gather(*others)} == {"l2"}
+    assert (shared.looks, house.count("failed"), house.predictor.computed) == (2, 1, [5])
+
+
+async def test_the_deadline_holds_for_who_looks_into_redis_and_who_waits_for_it(house: House, shared: Shared) -> None:
+    hurried = Pipeline(
+        load_settings({"PREDICT_DEADLINE_SECONDS": "0.1"}), MemoryCache(0, 1), shared, house.metrics, house.clock
+    )
+    asked = [hurried.answer(house.model, question(5)) for _ in range(3)]
+    outcomes = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [DeadlineExceeded] * 3
+    await hurried.aclose()
 
 
 async def test_a_client_that_leaves_ends_nobody_elses_answer(house: House) -> None:

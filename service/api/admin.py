@@ -44,9 +44,10 @@ async def purge(request: Request) -> Reply:
 
 async def key_of(request: Request) -> Reply:
     """The cache key of a question, asked like a prediction: the name that the two endpoints below take."""
-    model, question, *_ = predict.parse_get(request)
+    asked = predict.parse_get(request)
     return Reply(
-        orjson.dumps({"model": model.name, "key": request.runtime.pipeline.key(model, question)}), headers=[NO_STORE]
+        orjson.dumps({"model": asked.model.name, "key": request.runtime.pipeline.key(asked.model, asked.question)}),
+        headers=[NO_STORE],
     )
 
 

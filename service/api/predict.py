@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import orjson
@@ -18,8 +20,20 @@ from service.errors import InvalidInput, NotCached, ServiceError, UnsupportedCon
 from service.inference.predictor import Question
 from service.runtime import Runtime
 
-Parsed = tuple[Model, Question, int, bytes]
-"""Model, question, top_k, and the entity tag of the rendering."""
+
+@dataclass(frozen=True)
+class Parsed:
+    """What a request asks."""
+
+    model: Model
+    question: Question
+    top_k: int
+
+    @cached_property
+    def tag(self) -> bytes:
+        """Of the rendering; kept with a query that is remembered."""
+        return entity_tag(self.model, self.question, f"predict/{self.top_k}")
+
 
 JSON = "application/json"
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")
@@ -33,23 +47,23 @@ MAX_BATCH_BYTES = 32 * 2**20
 
 
 def get(request: Request) -> Awaitable[Reply]:
-    return _cached_reply(request, *parse_get(request))
+    return _cached_reply(request, parse_get(request))
 
 
 async def post(request: Request) -> Reply:
     """A POST is not cacheable by HTTP caches: its answer says how it came about, and no more (RFC 9110, 9.3.3)."""
-    model, question, top_k, _ = await _read(request)
+    parsed = await _read(request)
     wants = wants_of(request.header(b"cache-control"))
-    answer = await request.runtime.pipeline.answer(model, question, wants)
-    reply = _reply(request, answer, model, top_k)
+    answer = await request.runtime.pipeline.answer(parsed.model, parsed.question, wants)
+    reply = _reply(request, answer, parsed)
     reply.headers = [header for header in reply.headers if header[0] not in (b"cache-control", b"age")]
-    return _located(reply, model, question, top_k)
+    return _located(reply, parsed)
 
 
 async def query(request: Request) -> Reply:
     """QUERY (RFC 10008): the body of a POST, safe, idempotent and cacheable like a GET."""
     parsed = await _read(request)
-    return _located(await _cached_reply(request, *parsed), *parsed[:3])
+    return _located(await _cached_reply(request, parsed), parsed)
 
 
 async def batch(request: Request) -> Reply:
@@ -117,8 +131,7 @@ def _understood(
     image = content_type not in (None, JSON) or not IMAGE_PARAMETERS.isdisjoint(params)
     model = runtime.model(name, image)
     top_k = take_top_k(params, model)
-    question = model.predictor.parse(params, body, content_type)
-    return model, question, top_k, entity_tag(model, question, f"predict/{top_k}")
+    return Parsed(model, model.predictor.parse(params, body, content_type), top_k)
 
 
 def _take_model(params: dict[str, Any]) -> object:
@@ -128,9 +141,9 @@ def _take_model(params: dict[str, Any]) -> object:
     return params.pop("model", None)
 
 
-async def _cached_reply(request: Request, model: Model, question: Question, top_k: int, tag: bytes) -> Reply:
+async def _cached_reply(request: Request, parsed: Parsed) -> Reply:
     """The order of decisions: no-cache computes; a matching tag is 304 unseen; ``*`` looks up; then the cache."""
-    runtime = request.runtime
+    runtime, model, question, tag = request.runtime, parsed.model, parsed.question, parsed.tag
     wants = wants_of(request.header(b"cache-control"))
     condition = None if wants.fresh else request.header(b"if-none-match")
     if condition == b"*":
@@ -145,19 +158,19 @@ async def _cached_reply(request: Request, model: Model, question: Question, top_
         status = (b"cache-status", b"predict; hit; detail=ETAG")
         return Reply(status=304, content_type=None, headers=[status, control, (b"etag", b"W/" + tag)])
     answer = await runtime.pipeline.answer(model, question, wants)
-    reply = _reply(request, answer, model, top_k)
+    reply = _reply(request, answer, parsed)
     reply.headers.append((b"etag", b"W/" + tag))
     if answer.source == "l1" and request.method == "GET":
         reply.hot = (model, answer)
     return reply
 
 
-def _reply(request: Request, answer: Answer, model: Model, top_k: int) -> Reply:
+def _reply(request: Request, answer: Answer, parsed: Parsed) -> Reply:
     runtime = request.runtime
     headers = response_headers(answer, runtime.settings, runtime.clock())
     if not answer.hit and runtime.settings.server_timing:
         headers.append(server_timing(answer))
-    return Reply(_rendering(request, answer, model, top_k), headers=headers)
+    return Reply(_rendering(request, answer, parsed.model, parsed.top_k), headers=headers)
 
 
 def _rendering(request: Request, answer: Answer, model: Model, top_k: int) -> bytes:
@@ -175,12 +188,12 @@ def _rendering(request: Request, answer: Answer, model: Model, top_k: int) -> by
     return body
 
 
-def _located(reply: Reply, model: Model, question: Question, top_k: int) -> Reply:
+def _located(reply: Reply, parsed: Parsed) -> Reply:
     """Name the form that has the same answer without an upload."""
-    if question.digest is not None:
-        location = f"/models/{model.name}/predict?sha256={question.digest}"
-        if top_k != default_top_k(model):
-            location += f"&top_k={top_k}"
+    if parsed.question.digest is not None:
+        location = f"/models/{parsed.model.name}/predict?sha256={parsed.question.digest}"
+        if parsed.top_k != default_top_k(parsed.model):
+            location += f"&top_k={parsed.top_k}"
         reply.headers.append((b"content-location", location.encode()))
     return reply
 

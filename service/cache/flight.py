@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Abandoned(Exception):
-    """The flight was dropped: nobody was waiting for it any more, or who glanced for all has left."""
+    """Raised by the function of a flight that dropped its work because nobody was waiting for it any more."""
 
 
 class Call(Generic[T]):
@@ -38,11 +38,14 @@ class Call(Generic[T]):
             future.set_result(result)
 
     def fail(self, error: BaseException) -> None:
+        """Raise it from all who wait."""
         for future in self._awaited():
-            if isinstance(error, asyncio.CancelledError):
-                future.cancel()
-            else:
-                future.set_exception(error)
+            future.set_exception(error)
+
+    def cancel(self) -> None:
+        """End all waiting."""
+        for future in self._awaited():
+            future.cancel()
 
     def _awaited(self) -> list[asyncio.Future[T]]:
         """Without those whose waiter was cancelled."""
@@ -55,6 +58,7 @@ class Flights:
     def __init__(self) -> None:
         self._calls: dict[Hashable, Call[Any]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
 
     async def do(
         self,
@@ -64,7 +68,8 @@ class Flights:
     ) -> tuple[T, bool]:
         """The outcome of the key's flight, and whether this call started it. Raises what ``fn`` raises, for all alike.
 
-        ``glance`` comes first, in this call's own task, which is all that a flight costs where it finds something.
+        ``glance`` comes first, in the task of whoever starts the flight: where it finds something, that is all that the
+        flight costs. Should that task be cancelled meanwhile, and others wait, the flight's own glances again.
 
         1. fn sees ``call.waiters == 0`` and raises Abandoned.   2. Before its task has ended, somebody joins.
         3. The task ends: the flight is removed, then the joiner is woken with Abandoned, finds none, and starts anew.
@@ -75,9 +80,11 @@ class Flights:
             if call is None:
                 call = self._calls[key] = Call()
                 if glance is not None:
-                    found = await self._glance(key, call, glance)
+                    found = await self._glance(key, call, glance, fn)
                     if found is not None:
                         return found, True
+                    if self._closed:
+                        raise asyncio.CancelledError
                 self._start(key, call, fn)
             try:
                 return await call.join(), led
@@ -86,18 +93,37 @@ class Flights:
 
     async def close(self) -> None:
         """Cancel the flights under way, and whoever still waits for them, and see them end."""
+        self._closed = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
+        for call in self._calls.values():
+            call.cancel()
         if tasks:
             await asyncio.wait(tasks)
 
-    async def _glance(self, key: Hashable, call: Call[T], glance: Callable[[], Awaitable[T | None]]) -> T | None:
+    async def _glance(
+        self,
+        key: Hashable,
+        call: Call[T],
+        glance: Callable[[], Awaitable[T | None]],
+        fn: Callable[[Call[T]], Coroutine[Any, Any, T]],
+    ) -> T | None:
+        async def again(call: Call[T]) -> T:
+            found = await glance()
+            return await fn(call) if found is None else found
+
         try:
             found = await glance()
-        except BaseException:
+        except asyncio.CancelledError:
+            if call.waiters:
+                self._start(key, call, again)
+            else:
+                self._end(key, call)
+            raise
+        except BaseException as error:
             self._end(key, call)
-            call.fail(Abandoned())
+            call.fail(error)
             raise
         if found is not None:
             self._end(key, call)
@@ -105,19 +131,19 @@ class Flights:
         return found
 
     def _start(self, key: Hashable, call: Call[T], fn: Callable[[Call[T]], Coroutine[Any, Any, T]]) -> None:
-        def land(task: asyncio.Task[T]) -> None:
+        def ended(task: asyncio.Task[T]) -> None:
             self._tasks.discard(task)
             self._end(key, call)
-            # Its exception is read in any case, or asyncio would log it.
-            error = asyncio.CancelledError() if task.cancelled() else task.exception()
-            if error is not None:
+            if task.cancelled():
+                call.cancel()
+            elif (error := task.exception()) is not None:  # read in any case, or asyncio would log it
                 call.fail(error)
             else:
                 call.land(task.result())
 
         task = asyncio.create_task(fn(call))
         self._tasks.add(task)
-        task.add_done_callback(land)
+        task.add_done_callback(ended)
 
     def _end(self, key: Hashable, call: Call[Any]) -> None:
         if self._calls.get(key) is call:  # a flight removes only its own entry

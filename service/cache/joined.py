@@ -54,6 +54,9 @@ class Allowance:
 
         What the round trip took is charged, not what this worker took until it was sent or its reply noticed.
         """
+        if self.left <= 0 and not reply.done():
+            reply.cancel()  # before it has left, most likely: then it never does
+            raise StoreUnavailable("Redis may cost this request no more time")
         started = reply.clock.now()
         try:
             return await reply.clock.wait(reply, started + self.left)
@@ -82,17 +85,14 @@ class Joined(Generic[Item, Reply]):
         self._clock = clock
         self._trips = self._free = trips
         self._size = size
-        self._waiting: list[tuple[Item, Asked[Reply]]] = []
-        self._waiting_since = 0.0
+        self._waiting: list[tuple[Item, float, Asked[Reply]]] = []
         self._departure: asyncio.Handle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def ask(self, item: Item) -> Asked[Reply]:
         """The future belongs to the caller: cancelling it leaves the round trip alone."""
         future: Asked[Reply] = Asked(self._clock)
-        if not self._waiting:
-            self._waiting_since = self._clock.now()
-        self._waiting.append((item, future))
+        self._waiting.append((item, self._clock.now(), future))
         if self._departure is None and self._free:
             loop = asyncio.get_running_loop()
             alone = self._free == self._trips
@@ -113,7 +113,7 @@ class Joined(Generic[Item, Reply]):
         while self._waiting and self._free:
             batch, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
             self._free -= 1
-            task = asyncio.create_task(self._round_trip(batch, self._waiting_since))
+            task = asyncio.create_task(self._round_trip(batch))
             self._tasks.add(task)
             task.add_done_callback(self._arrive)
 
@@ -123,12 +123,12 @@ class Joined(Generic[Item, Reply]):
         self._depart()
         task.result()  # raises only for a defect: the event loop's exception handler shall tell of it
 
-    async def _round_trip(self, batch: list[tuple[Item, Asked[Reply]]], since: float) -> None:
-        wanted = [(item, future) for item, future in batch if not future.done()]
+    async def _round_trip(self, batch: list[tuple[Item, float, Asked[Reply]]]) -> None:
+        wanted = [(item, future) for item, _, future in batch if not future.done()]
         if not wanted:
             return
         started = self._clock.now()
-        seconds = min(ROUND_TRIP_SECONDS, max(SHORTEST_SECONDS, LONGEST_SECONDS - (started - since)))
+        seconds = min(ROUND_TRIP_SECONDS, max(SHORTEST_SECONDS, LONGEST_SECONDS - (started - batch[0][1])))
         try:
             replies = await self._travel([item for item, _ in wanted], seconds)
             if len(replies) != len(wanted):

@@ -193,18 +193,41 @@ async def test_after_a_glance_at_nothing_the_work_is_done_once_for_all() -> None
     assert (glance.looks, work.runs) == (1, 1)
 
 
-async def test_who_glances_for_others_may_leave_and_another_glances() -> None:
+async def test_should_who_glances_for_all_leave_the_flight_itself_glances_again_once() -> None:
+    leavers, stayers = 3, 7
     flights, work, glance = Flights(), Work(), Glance("found")
-    leader, *others = await glanced(flights, work, glance, 3)
-    leader.cancel()
-    await gathered(leader)
+    askers = await glanced(flights, work, glance, leavers + stayers)
+    for asker in askers[:leavers]:
+        asker.cancel()
+        await gathered(asker)
     glance.gate.set()
-    assert sorted(await gathered(*others)) == [("found", False), ("found", True)]
+    assert await gathered(*askers[leavers:]) == [("found", False)] * stayers
     assert (glance.looks, work.runs) == (2, 0)
 
 
-async def test_a_glance_that_fails_is_tried_by_each() -> None:
-    flights, work = Flights(), Work()
+async def test_after_a_glance_that_was_left_the_work_is_done_too() -> None:
+    flights, work, glance = Flights(), Work(), Glance(None)
+    leader, follower = await glanced(flights, work, glance, 2)
+    leader.cancel()
+    await gathered(leader)
+    for gate in (glance.gate, work.gate):
+        gate.set()
+    assert await follower == ("answer", False)
+    assert (glance.looks, work.runs) == (2, 1)
+
+
+async def test_who_leaves_alone_in_a_glance_leaves_nothing_behind() -> None:
+    flights, work, glance = Flights(), Work(), Glance("found")
+    [asker] = await glanced(flights, work, glance, 1)
+    asker.cancel()
+    await gathered(asker)
+    glance.gate.set()
+    assert await flights.do("key", work, glance) == ("found", True)
+    assert (glance.looks, work.runs) == (2, 0)
+
+
+async def test_a_glance_that_fails_is_everybodys_failure_and_is_not_remembered() -> None:
+    flights, work, glance = Flights(), Work(), Glance("found")
 
     async def fail() -> str | None:
         await asyncio.sleep(0)
@@ -212,4 +235,16 @@ async def test_a_glance_that_fails_is_tried_by_each() -> None:
 
     outcomes = await gathered(*(flights.do("key", work, fail) for _ in range(3)))
     assert [type(outcome) for outcome in outcomes] == [ConnectionError] * 3
+    glance.gate.set()
+    assert await flights.do("key", work, glance) == ("found", True)
+    assert work.runs == 0
+
+
+async def test_nothing_starts_after_closing_and_nobody_waits_on() -> None:
+    flights, work, glance = Flights(), Work(), Glance(None)
+    askers = await glanced(flights, work, glance, 3)
+    await flights.close()
+    glance.gate.set()
+    outcomes = await gathered(*askers)
+    assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError] * 3
     assert work.runs == 0

@@ -164,6 +164,26 @@ async def test_what_had_to_wait_for_a_trip_leaves_less_time_for_it() -> None:
     assert SHORTEST_SECONDS <= second <= LONGEST_SECONDS - 0.1  # by the longest wait
 
 
+@pytest.mark.usefixtures("promised_times")
+async def test_each_trip_has_its_time_by_its_own_oldest_item() -> None:
+    carrier, clock = Carrier(), LoopClock()
+    joined = Joined(carrier, trips=1, size=1, clock=clock)
+
+    async def delay() -> None:
+        with pytest.raises(TimeoutError):
+            await clock.wait(asyncio.get_running_loop().create_future(), clock.now() + 0.06)
+
+    carrier.gate.clear()
+    asked = []
+    for i in range(3):  # somebody always waits, so no departure empties the queue
+        asked.append(joined.ask(i))
+        await delay()
+    carrier.gate.set()
+    await asyncio.gather(*asked)
+    _, second, third = carrier.deadlines
+    assert second < third <= LONGEST_SECONDS - 0.05
+
+
 async def test_closing_lets_what_was_asked_for_arrive() -> None:
     carrier = Carrier()
     joined = Joined(carrier, trips=1, size=1, clock=LoopClock())
@@ -177,8 +197,19 @@ async def test_an_allowance_is_used_up_by_waiting_and_ends_it() -> None:
     with pytest.raises(StoreUnavailable):
         await allowance.wait(never)
     assert allowance.left <= 0
-    with pytest.raises(StoreUnavailable):
-        await allowance.wait(Asked[str](LoopClock()))
+
+
+async def test_nothing_travels_for_who_has_used_up_its_allowance() -> None:
+    carrier, used_up = Carrier(), Allowance(0)
+    joined = Joined(carrier, trips=1, size=10, clock=LoopClock())
+    for item in range(3):
+        with pytest.raises(StoreUnavailable):
+            await used_up.wait(joined.ask(item))
+    await joined.close()
+    assert carrier.trips == []
+    reply = joined.ask(3)
+    await settled()
+    assert await used_up.wait(reply) == 30  # what is there costs nothing
 
 
 async def test_a_reply_costs_only_the_time_it_took() -> None:
