@@ -6,6 +6,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Literal
@@ -28,7 +29,8 @@ ARCHITECTURES = tuple(name for name in resnet.__all__ if name.islower())
 """Every ResNet that torchvision can build: resnet18 … resnet152, resnext…, wide_resnet…"""
 
 CPU_CHUNK = 8
-"""Images per pass on a CPU: larger ones are no faster, and keep decoding and computing from overlapping."""
+"""Images computed at once on a CPU, or one for each thread if those are more: larger numbers are no faster, and keep
+decoding and computing from overlapping."""
 
 SMALL_SECONDS = 0.02
 """A network that takes longer than this for an image on one thread is faster on several."""
@@ -85,7 +87,8 @@ def resolve_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
 class CpuRunner:
     """Runs a network on the CPU: by the fused kernels, which are batch-invariant, or without them one by one.
 
-    On at most so many ``threads``; a small network is faster on one, and has the same bits.
+    On so many ``threads``: they share the layers of a lone image, and the images of a batch that has some for each,
+    since threads that meet in every layer wait for the slowest in every layer. No bit depends on it.
     """
 
     device = "cpu"
@@ -94,48 +97,47 @@ class CpuRunner:
     def __init__(self, network: ResNet, spec: Image, threads: int) -> None:
         fused = can_fuse()
         self.kernels = "fused" if fused else "stock"
-        self.chunk = CPU_CHUNK if fused else 1
+        self.chunk = max(CPU_CHUNK, threads) if fused else 1
         self._network = FusedResNet(network) if fused else network.to(memory_format=torch.channels_last)
         self._spec = spec
-        self._threads = self._best_threads(threads) if fused else threads
+        self._pool = ThreadPoolExecutor(threads, "compute", use_threads, (1,))
+        self._parts = self._sharing = threads
+        if fused and threads > 1 and self._is_faster_alone():
+            self._sharing = 1
 
     @contextmanager
     def open(self) -> Iterator[CpuBatch]:
         yield CpuBatch(self._run, self._spec)
 
-    def _best_threads(self, most: int) -> int:
-        """Two threads that wake each other in every layer may be slower than one. No bit depends on this."""
-        if most == 1:
-            return 1
-        alone = self._seconds(1)
-        return 1 if alone < 2 * SMALL_SECONDS and alone <= self._seconds(most) else most
-
-    def _seconds(self, threads: int) -> float:
-        """The least that a lone image and a full chunk take together; of a large network, what a lone one takes."""
-        self._threads = threads
-        alone = self._least_seconds(1)
-        return alone if alone >= SMALL_SECONDS else alone + self._least_seconds(self.chunk)
-
-    def _least_seconds(self, images: int) -> float:
-        """Leaves out the first time, in which kernels are made, unless that alone says enough."""
-        zeros = np.zeros((images, *self._spec.size, len(self._spec.mode)), np.float32)
-        took = [math.inf]
-        for _ in range(REPEATS):
-            began = time.perf_counter()
-            self._run(zeros)
-            took.append(time.perf_counter() - began)
-            if took[-1] >= 10 * SMALL_SECONDS:
-                break
-        return min(took[2:] or took)
-
-    @torch.inference_mode()
     def _run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities, images × classes, of images × height × width × channels."""
-        use_threads(self._threads)
+        if 1 < self._parts <= len(images):
+            return np.concatenate(list(self._pool.map(self._pass, np.array_split(images, self._parts))))
+        use_threads(self._sharing)
+        return self._pass(images)
+
+    @torch.inference_mode()
+    def _pass(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         # Channels-last is this very layout under another name, so nothing is copied.
         logits = self._network(torch.from_numpy(images).permute(0, 3, 1, 2))
         probabilities: NDArray[np.float32] = torch.softmax(logits, dim=1).numpy()
         return probabilities
+
+    def _is_faster_alone(self) -> bool:
+        """Whether the network is so small that threads cost more by waking each other in every layer than they gain."""
+        alone = self._seconds(1)
+        return alone < SMALL_SECONDS and alone <= self._seconds(self._sharing)
+
+    def _seconds(self, threads: int) -> float:
+        """The least that a lone image takes, the first time left out, in which kernels are made."""
+        use_threads(threads)
+        image = np.zeros((1, *self._spec.size, len(self._spec.mode)), np.float32)
+        took = [math.inf]
+        while len(took) <= REPEATS and (took[-1] < 10 * SMALL_SECONDS or len(took) == 1):
+            began = time.perf_counter()
+            self._pass(image)
+            took.append(time.perf_counter() - began)
+        return min(took[2:] or took)
 
 
 class CpuBatch:

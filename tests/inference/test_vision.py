@@ -231,11 +231,14 @@ def test_the_same_input_has_the_same_bytes_alone_in_eight_and_in_64(
 
 
 def test_the_number_of_threads_moves_no_bit(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = many(20)
-    alone = predictor.predict(batch)
+    """Whether they share a lone image's layers or a batch's images, of which the last chunk has too few for all."""
+    batch = many(17)
+    one_thread = predictor.predict(batch)
     monkeypatch.setattr(network, "SMALL_SECONDS", 0)
-    assert load(artifact(), Options(device="cpu", threads=2)).predict(batch) == alone
-    assert torch.get_num_threads() == 2
+    several = load(artifact(), Options(device="cpu", threads=3))
+    assert several.predict(batch) == one_thread
+    assert several.predict(batch[:1]) == one_thread[:1]
+    assert torch.get_num_threads() == 3
 
 
 @pytest.mark.parametrize(("alone", "together", "threads"), [(0.004, 0.009, 1), (0.004, 0.003, 2), (0.04, 0.05, 2)])
