@@ -116,7 +116,7 @@ class Flights:
         try:
             found = await glance()
         except asyncio.CancelledError:
-            if call.waiters:
+            if call.waiters and not self._closed:
                 self._start(key, call, again)
             else:
                 self._end(key, call)
