@@ -103,7 +103,7 @@ class Pipeline:
         by_identity = dict(zip(asks, answered, strict=True))
         return [_own(by_identity[q.identity] if isinstance(q, Question) else q) for q in questions]
 
-    async def _answer(self, ask: Ask, wants: Wants, glance: Glance | None) -> Answer:
+    async def _answer(self, ask: Ask, wants: Wants, glance: Glance | None = None) -> Answer:
         if wants.reads:
             found = self._in_l1(ask)
             if found is None:
@@ -120,7 +120,7 @@ class Pipeline:
             raise NotCached("Nothing is cached for this digest: POST the image itself.")
         if not wants.store:
             return replace(await self._deadlines.within(self._compute(ask)), fresh=True)
-        return await self._fly(ask, self._refresh, None, fresh=True)
+        return await self._fly(ask, self._refresh, fresh=True)
 
     # The steps of a flight.
 
@@ -170,7 +170,7 @@ class Pipeline:
         self.l1.put(ask.key, entry, self.settings.l1_max_seconds)
         return Answer(ask.key, entry, "l2")
 
-    async def _fly(self, ask: Ask, step: Step, glance: Glance | None, fresh: bool = False) -> Answer:
+    async def _fly(self, ask: Ask, step: Step, glance: Glance | None = None, fresh: bool = False) -> Answer:
         """Once at a time per key in this worker, whose flight it is: a client that leaves ends it for nobody else."""
         started = self._clock()
 
@@ -231,7 +231,7 @@ class Pipeline:
 
     async def _row(self, ask: Ask, wants: Wants, found: Answer | None) -> Answer:
         if found is None:
-            return await self._answer(ask, wants, None)
+            return await self._answer(ask, wants)
         return found if self._suits(found, wants) else await self._anew(ask, wants)
 
     def _suits(self, answer: Answer, wants: Wants) -> bool:

@@ -94,14 +94,10 @@ def parse_get(request: Request) -> Parsed:
     runtime, name, query = request.runtime, request.path_parameter("name"), request.query
     parsed: Parsed | None = runtime.parsed.get((name, query))
     if parsed is None:
-        parsed = _parse(runtime, name, query)
+        parsed = _understood(runtime, name, dict(parse_query(query)))
         if len(query) <= MAX_REMEMBERED_BYTES:
             runtime.parsed.keep((name, query), parsed)
     return parsed
-
-
-def _parse(runtime: Runtime, name: str | None, query: bytes) -> Parsed:
-    return _understood(runtime, name, dict(parse_query(query)))
 
 
 async def _read(request: Request) -> Parsed:

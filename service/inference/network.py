@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -101,9 +100,8 @@ class CpuRunner:
         self._network = FusedResNet(network) if fused else network.to(memory_format=torch.channels_last)
         self._spec = spec
         self._pool = ThreadPoolExecutor(threads, "compute", use_threads, (1,))
-        self._parts = self._sharing = threads
-        if fused and threads > 1 and self._is_faster_alone():
-            self._sharing = 1
+        self._threads = threads
+        self._lone_threads = 1 if fused and self._is_small() else threads
 
     @contextmanager
     def open(self) -> Iterator[CpuBatch]:
@@ -111,9 +109,9 @@ class CpuRunner:
 
     def _run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities, images × classes, of images × height × width × channels."""
-        if 1 < self._parts <= len(images):
-            return np.concatenate(list(self._pool.map(self._pass, np.array_split(images, self._parts))))
-        use_threads(self._sharing)
+        if 1 < self._threads <= len(images):
+            return np.concatenate(list(self._pool.map(self._pass, np.array_split(images, self._threads))))
+        use_threads(self._lone_threads)
         return self._pass(images)
 
     @torch.inference_mode()
@@ -123,21 +121,25 @@ class CpuRunner:
         probabilities: NDArray[np.float32] = torch.softmax(logits, dim=1).numpy()
         return probabilities
 
-    def _is_faster_alone(self) -> bool:
-        """Whether the network is so small that threads cost more by waking each other in every layer than they gain."""
+    def _is_small(self) -> bool:
+        """Whether threads cost a lone image more by waking each other in every layer than they gain."""
+        if self._threads == 1:
+            return True
         alone = self._seconds(1)
-        return alone < SMALL_SECONDS and alone <= self._seconds(self._sharing)
+        return alone < SMALL_SECONDS and alone <= self._seconds(self._threads)
 
     def _seconds(self, threads: int) -> float:
         """The least that a lone image takes, the first time left out, in which kernels are made."""
         use_threads(threads)
         image = np.zeros((1, *self._spec.size, len(self._spec.mode)), np.float32)
-        took = [math.inf]
-        while len(took) <= REPEATS and (took[-1] < 10 * SMALL_SECONDS or len(took) == 1):
+        took: list[float] = []
+        for _ in range(REPEATS):
             began = time.perf_counter()
             self._pass(image)
             took.append(time.perf_counter() - began)
-        return min(took[2:] or took)
+            if took[-1] >= 10 * SMALL_SECONDS:
+                break
+        return min(took[1:] or took)
 
 
 class CpuBatch:
