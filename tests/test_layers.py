@@ -36,7 +36,7 @@ RANKS = {
 }
 """A module may import those of a lower rank, its own package, and ``service`` itself (the version)."""
 
-HEAVY = ("torch", "torchvision", "sklearn", "joblib", "PIL")
+HEAVY = ("torch", "torchvision", "openvino", "sklearn", "joblib", "PIL")
 """What models compute with: seconds to import, and hundreds of megabytes."""
 
 

@@ -30,6 +30,7 @@ from service.inference.images import read
 from service.inference.manifest import Class, Example, Image, Manifest, Weights, reason
 from service.inference.network import build, read_state, resolve_device
 from service.inference.predictor import Options, load_predictor, unpack
+from service.inference.vision import LIBRARIES
 from training import digits, publish, published
 
 SEED = 0
@@ -156,7 +157,7 @@ def draft(name: str, description: str, spec: Image, labels: Sequence[str], weigh
             classes=tuple(Class(value=str(index), label=label) for index, label in enumerate(labels)),
             cost_seconds=1.0,
             example=Example(inputs={"image": base64.b64encode(example).decode()}, golden=[0.0] * len(labels)),
-            versions=library_versions("torch", "torchvision", "pillow", "numpy"),
+            versions=library_versions(*LIBRARIES),
             description=description,
         )
     except ValidationError as error:

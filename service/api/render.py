@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import orjson
 
 from service.asking import Model
@@ -35,7 +36,7 @@ def take_top_k(params: dict[str, Any], model: Model) -> int:
 def render(prediction: bytes, model: Model, top_k: int) -> bytes:
     """The ``top_k`` most probable classes; of equals, the one that comes first in the manifest."""
     vector = unpack(prediction)
-    order = sorted(range(len(vector)), key=vector.tolist().__getitem__, reverse=True)
+    order = np.argsort(-vector, kind="stable")[:top_k].tolist()
     classes = model.manifest.classes
     document: dict[str, Any] = {
         "model": model.name,
@@ -43,7 +44,7 @@ def render(prediction: bytes, model: Model, top_k: int) -> bytes:
         "prediction": classes[order[0]].value,
         "label": classes[order[0]].label,
         # NumPy scalars, so that a float32 is written with the digits that a float32 has.
-        "probabilities": {classes[i].label: vector[i] for i in order[:top_k]},
+        "probabilities": {classes[i].label: vector[i] for i in order},
     }
     # A copy: orjson's buffers are several times as large as what is in them, and L1 counts what is in them.
     return bytes(memoryview(orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)))

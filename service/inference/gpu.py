@@ -17,9 +17,8 @@ from queue import SimpleQueue
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models.resnet import Bottleneck, ResNet
+from torch import Tensor
+from torchvision.models.resnet import ResNet
 
 from service.errors import DeviceLost, InvalidInput, Overloaded, ServiceError
 from service.inference.cuda import Device, Mark, Step, is_out_of_memory
@@ -28,6 +27,7 @@ from service.inference.images import read_pixels
 from service.inference.jpeg import JpegDecoder, suits
 from service.inference.limit import Limit, buckets
 from service.inference.manifest import Image
+from service.inference.network import fold
 from service.inference.predictor import Options
 from service.inference.runner import Vector
 
@@ -223,20 +223,3 @@ class GpuBatch:
             except InvalidInput as error:
                 faults[row] = error
         return decoded, faults
-
-
-def fold(network: ResNet) -> ResNet:
-    """The same network, in place, with each batch norm folded into the convolution before it."""
-    _fold(network, "conv1", "bn1")
-    for layer in (network.layer1, network.layer2, network.layer3, network.layer4):
-        for block in layer:
-            for number in "123" if isinstance(block, Bottleneck) else "12":
-                _fold(block, f"conv{number}", f"bn{number}")
-            if block.downsample is not None:
-                _fold(block.downsample, "0", "1")
-    return network
-
-
-def _fold(parent: nn.Module, convolution: str, norm: str) -> None:
-    setattr(parent, convolution, fuse_conv_bn_eval(getattr(parent, convolution), getattr(parent, norm)))
-    setattr(parent, norm, nn.Identity())

@@ -1,40 +1,24 @@
-"""The network itself: a torchvision ResNet, its weights, the device it runs on, and how a CPU runs it best."""
+"""The network itself: a torchvision ResNet, its weights, and the device it runs on."""
 
 from __future__ import annotations
 
 import io
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import resnet
-from torchvision.models.resnet import ResNet
+from torchvision.models.resnet import Bottleneck, ResNet
 
-from service.errors import ConfigurationError, InvalidInput
-from service.inference.fused import FusedResNet, can_fuse
-from service.inference.image_input import array_of
-from service.inference.images import read
+from service.errors import ConfigurationError
 from service.inference.manifest import Image
-from service.inference.runner import Vector
 
 ARCHITECTURES = tuple(name for name in resnet.__all__ if name.islower())
 """Every ResNet that torchvision can build: resnet18 … resnet152, resnext…, wide_resnet…"""
-
-CPU_CHUNK = 8
-"""Images computed at once on a CPU, or one for each thread if those are more: larger numbers are no faster, and keep
-decoding and computing from overlapping."""
-
-SMALL_SECONDS = 0.02
-"""A network that takes longer than this for an image on one thread is faster on several."""
-
-REPEATS = 8
 
 
 def build(architecture: str, mode: Literal["L", "RGB"], classes: int) -> ResNet:
@@ -83,83 +67,21 @@ def resolve_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
     return torch.device("cuda" if available and wanted != "cpu" else "cpu")
 
 
-class CpuRunner:
-    """Runs a network on the CPU: by the fused kernels, which are batch-invariant, or without them one by one.
-
-    On so many ``threads``: they share the layers of a lone image, and the images of a batch that has some for each,
-    since threads that meet in every layer wait for the slowest in every layer. No bit depends on it.
-    """
-
-    device = "cpu"
-    slots = 1
-
-    def __init__(self, network: ResNet, spec: Image, threads: int) -> None:
-        fused = can_fuse()
-        self.kernels = "fused" if fused else "stock"
-        self.chunk = max(CPU_CHUNK, threads) if fused else 1
-        self._network = FusedResNet(network) if fused else network.to(memory_format=torch.channels_last)
-        self._spec = spec
-        self._pool = ThreadPoolExecutor(threads, "compute", use_threads, (1,))
-        self._threads = threads
-        self._lone_threads = 1 if fused and self._is_small() else threads
-
-    @contextmanager
-    def open(self) -> Iterator[CpuBatch]:
-        yield CpuBatch(self._run, self._spec)
-
-    def _run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Probabilities, images × classes, of images × height × width × channels."""
-        if 1 < self._threads <= len(images):
-            return np.concatenate(list(self._pool.map(self._pass, np.array_split(images, self._threads))))
-        use_threads(self._lone_threads)
-        return self._pass(images)
-
-    @torch.inference_mode()
-    def _pass(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        # Channels-last is this very layout under another name, so nothing is copied.
-        logits = self._network(torch.from_numpy(images).permute(0, 3, 1, 2))
-        probabilities: NDArray[np.float32] = torch.softmax(logits, dim=1).numpy()
-        return probabilities
-
-    def _is_small(self) -> bool:
-        """Whether threads cost a lone image more by waking each other in every layer than they gain."""
-        if self._threads == 1:
-            return True
-        alone = self._seconds(1)
-        return alone < SMALL_SECONDS and alone <= self._seconds(self._threads)
-
-    def _seconds(self, threads: int) -> float:
-        """The least that a lone image takes, the first time left out, in which kernels are made."""
-        use_threads(threads)
-        image = np.zeros((1, *self._spec.size, len(self._spec.mode)), np.float32)
-        took: list[float] = []
-        for _ in range(REPEATS):
-            began = time.perf_counter()
-            self._pass(image)
-            took.append(time.perf_counter() - began)
-            if took[-1] >= 10 * SMALL_SECONDS:
-                break
-        return min(took[1:] or took)
+def fold(network: ResNet) -> ResNet:
+    """The same network, in place, with each batch norm folded into the convolution before it."""
+    _fold(network, "conv1", "bn1")
+    for layer in (network.layer1, network.layer2, network.layer3, network.layer4):
+        for block in layer:
+            for number in "123" if isinstance(block, Bottleneck) else "12":
+                _fold(block, f"conv{number}", f"bn{number}")
+            if block.downsample is not None:
+                _fold(block.downsample, "0", "1")
+    return network
 
 
-class CpuBatch:
-    """Images as the network wants them, each normalised where it was decoded."""
-
-    def __init__(self, run: Callable[[NDArray[np.float32]], NDArray[np.float32]], spec: Image) -> None:
-        self._run = run
-        self._spec = spec
-        self._images: dict[int, NDArray[np.float32]] = {}
-
-    def load(self, row: int, payload: bytes) -> InvalidInput | None:
-        try:
-            array = array_of(payload)
-            self._images[row] = read(payload, self._spec) if array is None else array
-        except InvalidInput as error:
-            return error
-        return None
-
-    def compute(self, rows: Sequence[int]) -> list[Vector]:
-        return list(self._run(np.stack([self._images.pop(row) for row in rows])))
+def _fold(parent: nn.Module, convolution: str, norm: str) -> None:
+    setattr(parent, convolution, fuse_conv_bn_eval(getattr(parent, convolution), getattr(parent, norm)))
+    setattr(parent, norm, nn.Identity())
 
 
 def use_threads(count: int) -> None:

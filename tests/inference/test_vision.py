@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import io
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Literal
@@ -19,13 +22,13 @@ from torch import nn
 from torchvision.models.resnet import ResNet
 
 from service.errors import ConfigurationError, InvalidInput, PayloadTooLarge, PredictionFailed, UnsupportedContent
-from service.inference import network
+from service.inference import cpu
 from service.inference.artifact import Artifact
-from service.inference.fused import FusedResNet, can_fuse
+from service.inference.cpu import CpuRunner
 from service.inference.image_input import MAX_IMAGE_BYTES, MAX_MAGNITUDE
 from service.inference.images import read
 from service.inference.manifest import Image, Manifest
-from service.inference.network import CpuRunner, build
+from service.inference.network import build
 from service.inference.predictor import Options, Predictor, Question, unpack
 from service.inference.vision import load
 from tests.inference.pictures import encode, jpeg_of_size, picture, webp_of_size
@@ -215,13 +218,16 @@ def many(count: int) -> list[bytes]:
     return [encode(picture, ("PNG", "JPEG", "WEBP")[index % 3]) for index, picture in enumerate(pictures)]
 
 
-@pytest.mark.parametrize(("threads", "fused"), [(1, True), (2, True), (1, False)])
-def test_the_same_input_has_the_same_bytes_alone_in_eight_and_in_64(
-    threads: int, fused: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not fused:
-        monkeypatch.setattr(network, "can_fuse", lambda: False)
-    monkeypatch.setattr(network, "SMALL_SECONDS", 0)  # or this small network would take one thread in any case
+@pytest.fixture(params=["openvino", "torch"])
+def runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which of the two computes."""
+    if request.param == "torch":
+        monkeypatch.setattr(cpu, "has_openvino", lambda: False)
+    return str(request.param)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_same_input_has_the_same_bytes_alone_in_eight_and_in_64(threads: int, runtime: str) -> None:
     predictor = load(artifact(), Options(device="cpu", threads=threads))
     batch = many(64)
     together = predictor.predict(batch)
@@ -230,44 +236,37 @@ def test_the_same_input_has_the_same_bytes_alone_in_eight_and_in_64(
     assert list(predictor.predict(batch[::-1])) == together[::-1]
 
 
-def test_the_number_of_threads_moves_no_bit(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether they share a lone image's layers or a batch's images, of which the last chunk has too few for all."""
+def test_the_number_of_threads_moves_no_bit(predictor: Predictor) -> None:
     batch = many(17)
-    one_thread = predictor.predict(batch)
-    monkeypatch.setattr(network, "SMALL_SECONDS", 0)
     several = load(artifact(), Options(device="cpu", threads=3))
-    assert several.predict(batch) == one_thread
-    assert several.predict(batch[:1]) == one_thread[:1]
-    assert torch.get_num_threads() == 3
-
-
-@pytest.mark.parametrize(("alone", "together", "threads"), [(0.004, 0.009, 1), (0.004, 0.003, 2), (0.04, 0.05, 2)])
-def test_a_small_network_computes_on_one_thread_unless_two_are_faster(
-    alone: float, together: float, threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(CpuRunner, "_seconds", lambda self, count: alone if count == 1 else together)
-    load(artifact(), Options(device="cpu", threads=2)).predict([PNG])
-    assert torch.get_num_threads() == threads
+    assert several.predict(batch) == predictor.predict(batch)
+    assert several.predict(batch[:1]) == predictor.predict(batch[:1])
 
 
 @pytest.mark.parametrize("architecture", ["resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2"])
-def test_the_fused_network_is_as_exact_as_torchs_own_and_batch_invariant(architecture: str) -> None:
-    stock = untrained(SPEC.model_copy(update={"architecture": architecture}))
-    images = torch.randn(9, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+def test_openvino_is_as_exact_as_torch_and_batch_invariant(architecture: str) -> None:
+    spec = SPEC.model_copy(update={"architecture": architecture})
+    stock = untrained(spec)
+    images = torch.randn(9, 32, 32, 3)
+    nchw = images.permute(0, 3, 1, 2)
     with torch.inference_mode():
-        eager = torch.softmax(stock(images), 1)
-        fused = FusedResNet(stock)
-        found = torch.softmax(fused(images), 1)
-        alone = torch.cat([torch.softmax(fused(images[index : index + 1]), 1) for index in range(9)])
-        exact = torch.softmax(stock.double()(images.double()), 1)
-    assert torch.equal(found, alone)
-    assert (found - exact).abs().max() <= 3 * (eager - exact).abs().max() + 1e-6
+        eager = torch.softmax(stock(nchw), 1).numpy()
+        exact = torch.softmax(copy.deepcopy(stock).double()(nchw.double()), 1).numpy()
+    runner = CpuRunner(stock, spec, 2)
+    rows = list(images.numpy())
+    found = np.stack(runner.run(rows))
+    assert runner.kernels == "openvino"
+    assert np.array_equal(found, np.concatenate([runner.run([row]) for row in rows]))
+    assert np.abs(found - exact).max() <= 3 * np.abs(eager - exact).max() + 1e-6
     if architecture == "resnet18":  # the others, untrained, multiply any rounding, their own too
-        assert (found - eager).abs().max() <= 1e-5
+        assert np.abs(found - eager).max() <= 1e-5
 
 
-def test_the_fused_kernels_are_there() -> None:
-    assert can_fuse()
+def test_what_openvino_brings_to_report_to_its_makers_is_never_loaded() -> None:
+    loading = "import sys, service.inference, openvino; print(*(name for name in sys.modules if sys.modules[name]))"
+    loaded = subprocess.run([sys.executable, "-c", loading], capture_output=True, text=True, check=True).stdout.split()
+    assert "openvino" in loaded
+    assert not [name for name in loaded if name.startswith("openvino_telemetry")]
 
 
 def test_a_bad_image_fails_in_its_own_place(predictor: Predictor) -> None:
@@ -279,9 +278,7 @@ def test_a_bad_image_fails_in_its_own_place(predictor: Predictor) -> None:
     assert [type(error) for error in predictor.predict([truncated] * 20)] == [InvalidInput] * 20
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_the_largest_numbers_allowed_have_a_finite_answer(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "can_fuse", lambda: fused)
+def test_the_largest_numbers_allowed_have_a_finite_answer(runtime: str) -> None:
     predictor = load(artifact(), Options(device="cpu"))
     largest = np.full((3, 32, 32), MAX_MAGNITUDE)
     assert np.isfinite(answer(predictor, predictor.parse({"input": largest}, b"", "application/json").payload)).all()
@@ -320,7 +317,7 @@ def test_whatever_can_change_an_answer_changes_the_fingerprint(monkeypatch: pyte
     ]
     assert fingerprint(first) == fingerprint(artifact())
     found = {fingerprint(made) for made in (first, *others)}
-    monkeypatch.setattr(network, "can_fuse", lambda: False)
+    monkeypatch.setattr(cpu, "has_openvino", lambda: False)
     found.add(fingerprint(first))
     assert len(found) == 6
 
