@@ -7,7 +7,6 @@ import json
 import random
 import subprocess
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -24,8 +23,6 @@ from benchmarks.peers.environments import interpreter, requirements
 from benchmarks.peers.results import Results, Sample
 from benchmarks.processes import StartFailed
 from benchmarks.resnet_report import CONNECTIONS, TITLES, report
-from service.inference.images import read
-from service.inference.manifest import Image, Manifest
 
 SCRIPT = Path(runtimes.__file__)
 ELSEWHERE = ("onnxruntime", "openvino")
@@ -61,9 +58,9 @@ def take_turns(directory: Path, rounds: int, seconds: float) -> Results:
     named = ("--out", models, "--name", "resnet18")
     _run(sys.executable, "-m", "training.resnet", "--imagenet", "--weights", weights, *named)
     pythons = _pythons(directory, results)
-    image = Manifest.model_validate_json((models / "resnet18" / "manifest.json").read_bytes()).image
-    assert image is not None
     chance = random.Random()
+    for number in range(DECODED):
+        (directory / f"{number}.jpg").write_bytes(jpeg(chance))
     with (
         serving(redis="embedded", models=models, settings={"device": "cpu"}) as service,
         tqdm(total=rounds * (1 + len(pythons))) as bar,
@@ -73,7 +70,8 @@ def take_turns(directory: Path, rounds: int, seconds: float) -> Results:
             bar.set_description(f"round {number + 1}, ours")
             for connections in (1, CONNECTIONS):
                 results.samples[f"ours-{connections}"].append(serve(service, chance, connections, number, seconds))
-            results.samples["decoding"].append(decode(image, chance, number))
+            took = json.loads(_run(sys.executable, SCRIPT, "decode", directory))
+            results.samples["decoding"].append(Sample(number, 1 / took, took, 0))
             bar.update()
             for name, python in pythons.items():
                 bar.set_description(f"round {number + 1}, {name}")
@@ -135,16 +133,6 @@ def _ask(service: Service, requests: list[bytes], connections: int, seconds: flo
         if reply.status != 200 or "fwd=uri-miss" not in status or "stored" not in status:
             raise SystemExit(f"answered {reply.status}, Cache-Status: {status}: {reply.body[:200]!r}")
     return replies, took
-
-
-def decode(image: Image, chance: random.Random, number: int) -> Sample:
-    """Pictures made into what the network is given, one by one: the part of ours that no runtime in a loop does."""
-    took: list[float] = []
-    for picture in [jpeg(chance) for _ in range(DECODED)]:
-        began = time.perf_counter()
-        read(picture, image)
-        took.append(time.perf_counter() - began)
-    return Sample(number, len(took) / sum(took), median(took), 0)
 
 
 def pictures(chance: random.Random, count: int) -> list[bytes]:

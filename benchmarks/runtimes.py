@@ -5,7 +5,9 @@
 #   "onnx==1.23.2", "onnxscript==0.7.2", "onnxruntime==1.31.1", "openvino==2026.4.1",
 # ]
 # ///
-"""ResNet-18 called directly in a loop: ``runtimes.py ROLE DIRECTORY SECONDS``; ROLE is prepare, export or a runtime.
+"""ResNet-18 called directly in a loop: ``runtimes.py ROLE DIRECTORY SECONDS``.
+
+ROLE is prepare, export, decode or a runtime.
 
 Imports nothing but numpy until it knows its role: ONNX Runtime and OpenVINO live in an environment of their own.
 """
@@ -13,6 +15,7 @@ Imports nothing but numpy until it knows its role: ONNX Runtime and OpenVINO liv
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import sys
@@ -95,12 +98,28 @@ def onnxruntime(directory: Path, batch: int) -> Call:
 
 
 def openvino(directory: Path, batch: int) -> Call:
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # importing openvino would report
     library: Any = import_module("openvino")
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": CORES, "PERFORMANCE_HINT": "LATENCY"}
     compiled = library.Core().compile_model(str(directory / f"resnet18-{batch}.onnx"), "CPU", settings)
     request = compiled.create_infer_request()
     inputs = [_images(directory, batch)]
     return lambda: request.infer(inputs, share_inputs=True, share_outputs=True)[0]
+
+
+def decode(directory: Path) -> float:
+    """Seconds, the median, that Pillow and NumPy take to make a picture into the network's input."""
+    import PIL.Image
+
+    mean, std = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
+    durations: list[float] = []
+    for file in [path.read_bytes() for path in directory.glob("*.jpg")]:
+        began = time.perf_counter()
+        picture = PIL.Image.open(io.BytesIO(file)).convert("RGB")
+        picture = picture.resize((256, 256), PIL.Image.Resampling.BILINEAR).crop((16, 16, 240, 240))
+        (np.asarray(picture, np.float32) / np.float32(255) - mean) / std
+        durations.append(time.perf_counter() - began)
+    return float(np.median(durations))
 
 
 def _images(directory: Path, batch: int) -> Array:
@@ -156,5 +175,7 @@ if __name__ == "__main__":
     role, place = sys.argv[1], Path(sys.argv[2])
     if role in ("prepare", "export"):
         {"prepare": prepare, "export": export}[role](place)
+    elif role == "decode":
+        print(decode(place))
     else:
         print(json.dumps([measure(role, place, batch, float(sys.argv[3])) for batch in BATCHES]))

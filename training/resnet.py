@@ -26,6 +26,7 @@ from torchvision.datasets import ImageFolder
 
 from service.errors import ConfigurationError, InvalidInput
 from service.inference.artifact import Artifact, library_versions
+from service.inference.cpu import has_openvino
 from service.inference.images import read
 from service.inference.manifest import Class, Example, Image, Manifest, Weights, reason
 from service.inference.network import build, read_state, resolve_device
@@ -157,7 +158,7 @@ def draft(name: str, description: str, spec: Image, labels: Sequence[str], weigh
             classes=tuple(Class(value=str(index), label=label) for index, label in enumerate(labels)),
             cost_seconds=1.0,
             example=Example(inputs={"image": base64.b64encode(example).decode()}, golden=[0.0] * len(labels)),
-            versions=library_versions(*LIBRARIES),
+            versions=library_versions(*LIBRARIES, *(("openvino",) if has_openvino() else ())),
             description=description,
         )
     except ValidationError as error:

@@ -7,5 +7,5 @@ import sys
 # the CPU from the very ones they wait for: medians 5 to 10 times as long. Read when those libraries load, so set first.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# OpenVINO brings a module that reports to its makers. Nothing here calls it, and so that nothing can it is not loaded.
+# Importing OpenVINO reports to its makers, and leaves files in the home directory, unless this module is missing.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]

@@ -39,6 +39,7 @@ class GpuRunner:
 
     slots = 2
     kernels = "folded"
+    libraries: tuple[str, ...] = ()
 
     def __init__(
         self,

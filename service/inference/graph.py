@@ -44,7 +44,7 @@ def _graph(network: ResNet, shape: tuple[int, ...]) -> openvino.Model:
         for block in layer:
             x = _block(block, x)
     x = ops.reduce_mean(x, [2, 3], keep_dims=False)
-    logits = ops.add(ops.matmul(x, _array(network.fc.weight), False, True), _array(network.fc.bias))
+    logits = ops.add(ops.matmul(x, _constant(network.fc.weight), False, True), _constant(network.fc.bias))
     return openvino.Model([ops.softmax(logits, 1)], [images])
 
 
@@ -58,13 +58,13 @@ def _block(block: BasicBlock | Bottleneck, x: Any) -> Any:
 
 
 def _convolution(layer: nn.Conv2d, x: Any) -> Any:
-    weight, padding, how = _array(layer.weight), list(layer.padding), (list(layer.stride), list(layer.dilation))
+    weight, padding = layer.weight, list(layer.padding)
+    how = list(layer.stride), padding, padding, list(layer.dilation)
     if layer.groups == 1:
-        y = ops.convolution(x, weight, how[0], padding, padding, how[1])
+        y = ops.convolution(x, _constant(weight), *how)
     else:
-        weight = weight.reshape(layer.groups, -1, *weight.shape[1:])
-        y = ops.group_convolution(x, weight, how[0], padding, padding, how[1])
-    return y if layer.bias is None else ops.add(y, _array(layer.bias).reshape(1, -1, 1, 1))
+        y = ops.group_convolution(x, _constant(weight.reshape(layer.groups, -1, *weight.shape[1:])), *how)
+    return y if layer.bias is None else ops.add(y, _constant(layer.bias.reshape(1, -1, 1, 1)))
 
 
 def _max_pool(layer: nn.MaxPool2d, x: Any) -> Any:
@@ -77,6 +77,6 @@ def _max_pool(layer: nn.MaxPool2d, x: Any) -> Any:
     ).output(0)
 
 
-def _array(tensor: Tensor) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = tensor.detach().numpy()
-    return array
+def _constant(tensor: Tensor) -> Any:
+    """The tensor's own memory, where it is in one piece: both graphs of a network share its weights."""
+    return ops.constant(np.ascontiguousarray(tensor.detach().numpy()), shared_memory=True)

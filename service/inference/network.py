@@ -85,9 +85,8 @@ def _fold(parent: nn.Module, convolution: str, norm: str) -> None:
 
 
 def use_threads(count: int) -> None:
-    """How many threads the calling one computes with; the second pool torch would start stays at one."""
-    if torch.get_num_threads() != count:  # it forgets all prepared kernels each time
-        torch.set_num_threads(count)
+    """How many threads torch computes with; the second pool that it would start stays at one."""
+    torch.set_num_threads(count)
     if torch.get_num_interop_threads() != 1:
         with suppress(RuntimeError):  # too late once something has run in parallel; we do not use it
             torch.set_num_interop_threads(1)

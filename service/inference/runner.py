@@ -35,6 +35,8 @@ class Runner(Protocol):
     """"cpu" or "cuda"."""
     kernels: str
     """Which way the network is computed: it moves last bits."""
+    libraries: tuple[str, ...]
+    """Those that compute beside torch."""
     slots: int
     """Most batches that may be open at once."""
     chunk: int

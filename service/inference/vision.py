@@ -16,7 +16,7 @@ from torchvision.models.resnet import ResNet
 from service.errors import ConfigurationError, InvalidInput, PredictionFailed, ServiceError
 from service.inference import image_input
 from service.inference.artifact import Artifact, fingerprint, library_versions
-from service.inference.cpu import CpuRunner, has_openvino
+from service.inference.cpu import CpuRunner
 from service.inference.cuda import Cuda, compute_exactly, is_out_of_memory
 from service.inference.gpu import GpuRunner
 from service.inference.images import PREPROCESSING_VERSION
@@ -25,7 +25,7 @@ from service.inference.network import resolve_device, restore, use_threads
 from service.inference.predictor import EXAMPLE_TOLERANCE, Options, Prediction, Question, pack
 from service.inference.runner import Batch, Runner, Vector
 
-LIBRARIES = ("torch", "torchvision", "pillow", "numpy", *(("openvino",) if has_openvino() else ()))
+LIBRARIES = ("torch", "torchvision", "pillow", "numpy")
 
 TOLERANCES = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2}
 """How far apart two answers to one question may be that were computed in batches of other sizes."""
@@ -104,7 +104,7 @@ class VisionPredictor:
         self.fingerprint = fingerprint(
             artifact,
             preprocessing=f"vision-{PREPROCESSING_VERSION}{DECODERS[options.decode]}",
-            libraries=library_versions(*LIBRARIES),
+            libraries=library_versions(*LIBRARIES, *runner.libraries),
             device=runner.device,
             precision=f"{options.precision}-{runner.kernels}",
         )

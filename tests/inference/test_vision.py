@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -260,6 +261,26 @@ def test_openvino_is_as_exact_as_torch_and_batch_invariant(architecture: str) ->
     assert np.abs(found - exact).max() <= 3 * np.abs(eager - exact).max() + 1e-6
     if architecture == "resnet18":  # the others, untrained, multiply any rounding, their own too
         assert np.abs(found - eager).max() <= 1e-5
+
+
+def test_an_openvino_that_cannot_be_imported_is_said_to_be_broken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "openvino.py").write_text("raise ImportError('libopenvino.so: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "openvino"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "service.inference.graph", raising=False)
+    monkeypatch.delattr("service.inference.graph", raising=False)
+    with pytest.raises(ConfigurationError, match="openvino is broken"):
+        load(artifact(), Options(device="cpu"))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_weights_may_lie_in_memory_as_they_like(layout: torch.memory_format, predictor: Predictor) -> None:
+    state = torch.load(io.BytesIO(artifact().weights), weights_only=True)
+    state = {name: t.contiguous(memory_format=layout) if t.ndim == 4 else t for name, t in state.items()}
+    assert load(artifact(weights=state_bytes(state)), Options(device="cpu")).predict([PNG]) == predictor.predict([PNG])
 
 
 def test_what_openvino_brings_to_report_to_its_makers_is_never_loaded() -> None:
