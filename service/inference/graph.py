@@ -39,7 +39,7 @@ def _graph(network: ResNet, shape: tuple[int, ...]) -> openvino.Model:
     images = ops.parameter(list(shape), np.float32)
     x = ops.transpose(images, [0, 3, 1, 2])
     x = ops.relu(_convolution(network.conv1, x))
-    x = _max_pool(network.maxpool, x)
+    x = ops.max_pool(x, [2, 2], [1, 1], [1, 1], [1, 1], [3, 3]).output(0)  # every ResNet's: stride 2, padding 1, 3 × 3
     for layer in (network.layer1, network.layer2, network.layer3, network.layer4):
         for block in layer:
             x = _block(block, x)
@@ -65,16 +65,6 @@ def _convolution(layer: nn.Conv2d, x: Any) -> Any:
     else:
         y = ops.group_convolution(x, _constant(weight.reshape(layer.groups, -1, *weight.shape[1:])), *how)
     return y if layer.bias is None else ops.add(y, _constant(layer.bias.reshape(1, -1, 1, 1)))
-
-
-def _max_pool(layer: nn.MaxPool2d, x: Any) -> Any:
-    def sides(value: int | tuple[int, ...]) -> list[int]:
-        return [value, value] if isinstance(value, int) else list(value)
-
-    padding = sides(layer.padding)
-    return ops.max_pool(
-        x, sides(layer.stride), sides(layer.dilation), padding, padding, sides(layer.kernel_size)
-    ).output(0)
 
 
 def _constant(tensor: Tensor) -> Any:
