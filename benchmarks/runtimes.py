@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,19 +108,20 @@ def openvino(directory: Path, batch: int) -> Call:
     return lambda: request.infer(inputs, share_inputs=True, share_outputs=True)[0]
 
 
-def decode(directory: Path) -> float:
+def decode(directory: Path, seconds: float) -> float:
     """Seconds, the median, that Pillow and NumPy take to make a picture into the network's input."""
     import PIL.Image
 
     mean, std = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
-    durations: list[float] = []
-    for file in [path.read_bytes() for path in directory.glob("*.jpg")]:
-        began = time.perf_counter()
-        picture = PIL.Image.open(io.BytesIO(file)).convert("RGB")
+    files = cycle([path.read_bytes() for path in directory.glob("*.jpg")])
+
+    def call() -> Array:
+        picture = PIL.Image.open(io.BytesIO(next(files))).convert("RGB")
         picture = picture.resize((256, 256), PIL.Image.Resampling.BILINEAR).crop((16, 16, 240, 240))
-        (np.asarray(picture, np.float32) / np.float32(255) - mean) / std
-        durations.append(time.perf_counter() - began)
-    return float(np.median(durations))
+        pixels: Array = (np.asarray(picture, np.float32) / np.float32(255) - mean) / std
+        return pixels
+
+    return float(np.median(_durations(call, seconds)))
 
 
 def _images(directory: Path, batch: int) -> Array:
@@ -176,6 +178,6 @@ if __name__ == "__main__":
     if role in ("prepare", "export"):
         {"prepare": prepare, "export": export}[role](place)
     elif role == "decode":
-        print(decode(place))
+        print(decode(place, float(sys.argv[3])))
     else:
         print(json.dumps([measure(role, place, batch, float(sys.argv[3])) for batch in BATCHES]))

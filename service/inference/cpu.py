@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 
@@ -16,13 +16,10 @@ from service.inference.image_input import array_of
 from service.inference.images import read
 from service.inference.manifest import Image
 from service.inference.network import fold
-from service.inference.runner import Vector
+from service.inference.runner import Compute, Vector
 
 CHUNK = 8
 """Images computed at once: larger numbers are no faster, and keep decoding and computing from overlapping."""
-
-Compute = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""Probabilities, images × classes, of images × height × width × channels."""
 
 
 def has_openvino() -> bool:

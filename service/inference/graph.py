@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import openvino
@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from service.inference.manifest import Image
-
-if TYPE_CHECKING:
-    from service.inference.cpu import Compute
+from service.inference.network import blocks, convolutions
+from service.inference.runner import Compute
 
 
 def compute(folded: ResNet, spec: Image, threads: int, images: int) -> Compute:
@@ -40,16 +39,15 @@ def _graph(network: ResNet, shape: tuple[int, ...]) -> openvino.Model:
     x = ops.transpose(images, [0, 3, 1, 2])
     x = ops.relu(_convolution(network.conv1, x))
     x = ops.max_pool(x, [2, 2], [1, 1], [1, 1], [1, 1], [3, 3]).output(0)  # every ResNet's: stride 2, padding 1, 3 × 3
-    for layer in (network.layer1, network.layer2, network.layer3, network.layer4):
-        for block in layer:
-            x = _block(block, x)
+    for block in blocks(network):
+        x = _block(block, x)
     x = ops.reduce_mean(x, [2, 3], keep_dims=False)
     logits = ops.add(ops.matmul(x, _constant(network.fc.weight), False, True), _constant(network.fc.bias))
     return openvino.Model([ops.softmax(logits, 1)], [images])
 
 
 def _block(block: BasicBlock | Bottleneck, x: Any) -> Any:
-    *first, last = [getattr(block, f"conv{n}") for n in ("123" if isinstance(block, Bottleneck) else "12")]
+    *first, last = [getattr(block, f"conv{number}") for number in convolutions(block)]
     y = x
     for convolution in first:
         y = ops.relu(_convolution(convolution, y))

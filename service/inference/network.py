@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import resnet
-from torchvision.models.resnet import Bottleneck, ResNet
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from service.errors import ConfigurationError
 from service.inference.manifest import Image
@@ -70,13 +70,22 @@ def resolve_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
 def fold(network: ResNet) -> ResNet:
     """The same network, in place, with each batch norm folded into the convolution before it."""
     _fold(network, "conv1", "bn1")
-    for layer in (network.layer1, network.layer2, network.layer3, network.layer4):
-        for block in layer:
-            for number in "123" if isinstance(block, Bottleneck) else "12":
-                _fold(block, f"conv{number}", f"bn{number}")
-            if block.downsample is not None:
-                _fold(block.downsample, "0", "1")
+    for block in blocks(network):
+        for number in convolutions(block):
+            _fold(block, f"conv{number}", f"bn{number}")
+        if block.downsample is not None:
+            _fold(block.downsample, "0", "1")
     return network
+
+
+def blocks(network: ResNet) -> list[BasicBlock | Bottleneck]:
+    """All residual blocks, in order."""
+    return [block for layer in (network.layer1, network.layer2, network.layer3, network.layer4) for block in layer]
+
+
+def convolutions(block: BasicBlock | Bottleneck) -> str:
+    """The numbers of a block's convolutions, in order, without its shortcut's."""
+    return "123" if isinstance(block, Bottleneck) else "12"
 
 
 def _fold(parent: nn.Module, convolution: str, norm: str) -> None:

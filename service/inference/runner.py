@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeAlias
 
@@ -13,6 +13,9 @@ from service.errors import InvalidInput, ServiceError
 
 Vector: TypeAlias = NDArray[np.float32]
 """The probabilities of one image."""
+
+Compute: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""A network as a function: probabilities, images × classes, of images × height × width × channels."""
 
 
 class Batch(Protocol):
