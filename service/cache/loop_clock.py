@@ -13,35 +13,29 @@ PAUSE_SECONDS = 0.03
 MOST_SECONDS = 0.015
 """What one step counts at most, however long it took."""
 
-IDLE_STEPS = 100
-
 T = TypeVar("T")
 
 
 class LoopClock:
-    """Reads how long the event loop has been turning, in seconds; a pause counts as a step. One per event loop.
+    """Reads how long the event loop has been turning while somebody waited, in seconds; a pause counts as a step.
 
-    A burst of requests, a busy machine or SIGSTOP keep the loop from noticing a reply that has long arrived. That is
-    not Redis's doing, and must neither end the waiting nor use up what Redis may cost a request.
+    One per event loop. A burst of requests, a busy machine or SIGSTOP keep the loop from noticing a reply that has long
+    arrived. That is not Redis's doing, and must neither end the waiting nor use up what Redis may cost a request.
 
-    One timer for all who wait: their deadlines are some steps away, and hardly any of them is ever reached. It rests
-    after a second in which nobody has read the clock or waited.
+    One timer for all who wait: their deadlines are some steps away, and hardly any of them is ever reached. With nobody
+    waiting there is none: waking the loop would take a core from the threads of a network.
     """
 
     def __init__(self) -> None:
         self._counted = self._since = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._idle = 0
         self._paused = False
         self._due: dict[asyncio.Future[Any], float] = {}
         self._expired: set[asyncio.Future[Any]] = set()
 
     def now(self) -> float:
-        """Two readings a second or more apart, between which nobody waited, need not differ by that."""
-        self._idle = 0
         if self._timer is None:
-            self._since = time.monotonic()
-            self._set_timer()
+            return self._counted
         # Not the loop's own clock: uvloop's stands still within one turn, and moves in milliseconds.
         return self._counted + min(MOST_SECONDS, time.monotonic() - self._since)
 
@@ -54,7 +48,8 @@ class LoopClock:
             return future.result()
         self._due[future] = until
         if self._timer is None:
-            self.now()
+            self._since, self._paused = time.monotonic(), False
+            self._set_timer()
         try:
             return await future
         except asyncio.CancelledError:
@@ -64,6 +59,10 @@ class LoopClock:
         finally:
             self._due.pop(future, None)
             self._expired.discard(future)
+            if not self._due and self._timer is not None:
+                self._counted = self.now()
+                self._timer.cancel()
+                self._timer = None
 
     def _expire(self, future: asyncio.Future[Any]) -> None:
         if isinstance(future, asyncio.Task):
@@ -76,13 +75,10 @@ class LoopClock:
         self._timer = asyncio.get_running_loop().call_later(STEP_SECONDS, self._step)
 
     def _step(self) -> None:
-        self._timer = None
-        self._idle += 1
-        if self._due or self._idle < IDLE_STEPS:
-            self._set_timer()
         now = time.monotonic()
         took, self._since = now - self._since, now
         self._counted += min(MOST_SECONDS, took)
+        self._set_timer()
         spared, self._paused = self._paused, took > PAUSE_SECONDS
         if self._paused and not spared:
             # asyncio runs its timers before it reads what has arrived meanwhile: look at the next step. Once: a loop
