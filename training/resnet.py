@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import io
 import math
 import os
 import re
@@ -17,20 +16,23 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import ValidationError
+from safetensors.torch import save
 from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 
 from service.errors import ConfigurationError, InvalidInput
 from service.inference.artifact import Artifact, library_versions
 from service.inference.cpu import has_openvino
+from service.inference.device import resolve_device
 from service.inference.images import read
 from service.inference.manifest import Class, Example, Image, Manifest, Weights, reason
-from service.inference.network import build, read_state, resolve_device
 from service.inference.predictor import Options, load_predictor, unpack
+from service.inference.state_dict import State, read_state
+from service.inference.torch_network import LIBRARIES as TORCH
+from service.inference.torch_network import build
 from service.inference.vision import LIBRARIES
 from training import digits, publish, published
 
@@ -153,12 +155,12 @@ def draft(name: str, description: str, spec: Image, labels: Sequence[str], weigh
         return Manifest(
             name=name,
             kind="vision",
-            weights=Weights.of(weights, "pt"),
+            weights=Weights.of(weights, "safetensors"),
             image=spec,
             classes=tuple(Class(value=str(index), label=label) for index, label in enumerate(labels)),
             cost_seconds=1.0,
             example=Example(inputs={"image": base64.b64encode(example).decode()}, golden=[0.0] * len(labels)),
-            versions=library_versions(*LIBRARIES, *(("openvino",) if has_openvino() else ())),
+            versions=library_versions(*TORCH, *LIBRARIES, *(("openvino",) if has_openvino() else ())),
             description=description,
         )
     except ValidationError as error:
@@ -178,13 +180,13 @@ def train(source: Source, spec: Image, out: Path, epochs: int, rate: float, star
     return publish(out, manifest.model_copy(update={"accuracy": accuracy(manifest, weights, source.held_out)}), weights)
 
 
-def adopt(network: nn.Module, state: dict[str, Tensor]) -> None:
+def adopt(network: nn.Module, state: State) -> None:
     """Take over all weights but, where the classes are others, those of the last layer; raises ConfigurationError."""
-    own = network.state_dict()
-    if any(state[name].shape != own[name].shape for name in ("fc.weight", "fc.bias") if name in state):
-        state = state | {name: own[name] for name in ("fc.weight", "fc.bias")}
+    own, found = network.state_dict(), {name: torch.tensor(array) for name, array in state.items()}
+    if any(found[name].shape != own[name].shape for name in ("fc.weight", "fc.bias") if name in found):
+        found |= {name: own[name] for name in ("fc.weight", "fc.bias")}
     try:
-        network.load_state_dict(state)
+        network.load_state_dict(found)
     except RuntimeError as error:
         raise ConfigurationError(f"--weights: {' '.join(str(error).split())[:300]}") from None
 
@@ -200,10 +202,9 @@ def imagenet(architecture: str, out: Path, name: str, file: Path | None) -> Mani
     return publish(out, manifest.model_copy(update={"accuracy": found.accuracy}), weights)
 
 
-def state_bytes(state: dict[str, Any]) -> bytes:
-    file = io.BytesIO()
-    torch.save(state, file)
-    return file.getvalue()
+def state_bytes(state: dict[str, Tensor]) -> bytes:
+    """As safetensors, which the service reads without importing torch."""
+    return save({name: tensor.contiguous() for name, tensor in state.items()})
 
 
 def read_file(path: Path) -> bytes:

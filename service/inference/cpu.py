@@ -7,16 +7,15 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torchvision.models.resnet import ResNet
 
 from service.errors import ConfigurationError, InvalidInput
+from service.inference.artifact import Artifact
 from service.inference.image_input import array_of
 from service.inference.images import read
 from service.inference.manifest import Image
-from service.inference.network import fold
-from service.inference.runner import Compute, Vector
+from service.inference.runner import Vector
+from service.inference.state_dict import network_of
 
 CHUNK = 8
 """Images computed at once: larger numbers are no faster, and keep decoding and computing from overlapping."""
@@ -31,22 +30,26 @@ class CpuRunner:
 
     device = "cpu"
     slots = 1
-    libraries: tuple[str, ...] = ()
 
-    def __init__(self, network: ResNet, spec: Image, threads: int) -> None:
+    def __init__(self, artifact: Artifact, spec: Image, threads: int) -> None:
         self._spec = spec
         if has_openvino():
             try:
                 from service.inference import graph
             except ImportError as error:
                 raise ConfigurationError(f"openvino is broken ({error}): install it anew or remove it.") from error
-            folded = fold(network)
+            network, state = network_of(artifact, spec)
             # One for a lone image: knowing the number makes it a thirtieth faster.
-            self._lone, self._many = (graph.compute(folded, spec, threads, images) for images in (1, -1))
-            self.kernels, self.libraries, self.chunk = "openvino", ("openvino",), CHUNK
+            self._lone, self._many = (graph.compute(network, state, spec, threads, images) for images in (1, -1))
+            self.kernels, self.chunk = "openvino", CHUNK
+            self.libraries: tuple[str, ...] = ("openvino",)
         else:
-            self._lone = self._many = _by_torch(network)
+            from service.inference import torch_network
+
+            torch_network.use_threads(threads)
+            self._lone = self._many = torch_network.compute(torch_network.restore(artifact, spec))
             self.kernels, self.chunk = "torch", 1  # its kernels are not batch-invariant
+            self.libraries = torch_network.LIBRARIES
 
     @contextmanager
     def open(self) -> Iterator[CpuBatch]:
@@ -77,16 +80,3 @@ class CpuBatch:
 
     def compute(self, rows: Sequence[int]) -> list[Vector]:
         return self._runner.run([self._images.pop(row) for row in rows])
-
-
-def _by_torch(network: ResNet) -> Compute:
-    network = network.to(memory_format=torch.channels_last)
-
-    @torch.inference_mode()
-    def compute(images: NDArray[np.float32]) -> NDArray[np.float32]:
-        # Channels-last is this very layout under another name, so nothing is copied.
-        logits = network(torch.from_numpy(images).permute(0, 3, 1, 2))
-        probabilities: NDArray[np.float32] = torch.softmax(logits, dim=1).numpy()
-        return probabilities
-
-    return compute

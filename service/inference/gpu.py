@@ -27,9 +27,9 @@ from service.inference.images import read_pixels
 from service.inference.jpeg import JpegDecoder, suits
 from service.inference.limit import Limit, buckets
 from service.inference.manifest import Image
-from service.inference.network import fold
 from service.inference.predictor import Options
 from service.inference.runner import Vector
+from service.inference.torch_network import LIBRARIES, fold
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class GpuRunner:
 
     slots = 2
     kernels = "folded"
-    libraries: tuple[str, ...] = ()
+    libraries = LIBRARIES
 
     def __init__(
         self,

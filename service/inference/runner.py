@@ -39,7 +39,7 @@ class Runner(Protocol):
     kernels: str
     """Which way the network is computed: it moves last bits."""
     libraries: tuple[str, ...]
-    """Those that compute beside torch."""
+    """Those that compute it."""
     slots: int
     """Most batches that may be open at once."""
     chunk: int

@@ -1,4 +1,4 @@
-"""Any torchvision ResNet, on images or arrays. The one module by which torch enters the service, when first needed."""
+"""Any torchvision ResNet, on images or arrays. torch is imported only where it computes."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
-from torchvision.models.resnet import ResNet
 
 from service.errors import ConfigurationError, InvalidInput, PredictionFailed, ServiceError
 from service.inference import image_input
 from service.inference.artifact import Artifact, fingerprint, library_versions
 from service.inference.cpu import CpuRunner
-from service.inference.cuda import Cuda, compute_exactly, is_out_of_memory
-from service.inference.gpu import GpuRunner
+from service.inference.device import Device, resolve_device
 from service.inference.images import PREPROCESSING_VERSION
 from service.inference.manifest import Image
-from service.inference.network import resolve_device, restore, use_threads
 from service.inference.predictor import EXAMPLE_TOLERANCE, Options, Prediction, Question, pack
 from service.inference.runner import Batch, Runner, Vector
 
-LIBRARIES = ("torch", "torchvision", "pillow", "numpy")
+LIBRARIES = ("pillow", "numpy")
+"""Those that make a file into what the network is given."""
 
 TOLERANCES = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2}
 """How far apart two answers to one question may be that were computed in batches of other sizes."""
@@ -40,20 +38,17 @@ def load(artifact: Artifact, options: Options) -> VisionPredictor:
     if manifest.image is None:
         raise ConfigurationError(f"Model {manifest.name} is of the kind vision, but its manifest has no image.")
     _check_spec(manifest.image, manifest.name)
-    threads = max(1, options.threads)
-    use_threads(threads)
     device = resolve_device(options.device)
-    _check_options(options, device.type)
-    network = restore(manifest.image, len(manifest.classes), artifact.weights, manifest.weights.file)
-    runner = (
-        CpuRunner(network, manifest.image, threads)
-        if device.type == "cpu"
-        else _on_gpu(network, manifest.image, options)
+    _check_options(options, device)
+    runner: Runner = (
+        CpuRunner(artifact, manifest.image, max(1, options.threads))
+        if device == "cpu"
+        else _on_gpu(artifact, manifest.image, options)
     )
     return VisionPredictor(artifact, manifest.image, runner, options)
 
 
-def _check_options(options: Options, device: str) -> None:
+def _check_options(options: Options, device: Device) -> None:
     """Raises ConfigurationError for what the device cannot do, or may not be used for."""
     if device == "cuda" and not options.owns_device:
         raise ConfigurationError(
@@ -66,10 +61,15 @@ def _check_options(options: Options, device: str) -> None:
         raise ConfigurationError("PREDICT_DECODE=gpu needs a GPU; without one, use pillow.")
 
 
-def _on_gpu(network: ResNet, spec: Image, options: Options) -> GpuRunner:
+def _on_gpu(artifact: Artifact, spec: Image, options: Options) -> Runner:
+    from service.inference.cuda import Cuda, compute_exactly, is_out_of_memory
+    from service.inference.gpu import GpuRunner
+    from service.inference.torch_network import restore, use_threads
+
+    use_threads(max(1, options.threads))
     compute_exactly()
     try:
-        return GpuRunner(network, spec, Cuda(), options)
+        return GpuRunner(restore(artifact, spec), spec, Cuda(), options)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -85,31 +87,51 @@ async def test_a_loop_whose_every_turn_is_a_pause_ends_what_takes_too_long_all_t
         await clock.wait(waiting, clock.now() + 0.05)
 
 
+@asynccontextmanager
+async def somebody_waiting(clock: LoopClock) -> AsyncIterator[None]:
+    task = asyncio.create_task(clock.wait(future(), clock.now() + 10))
+    await asyncio.sleep(0)
+    yield
+    task.cancel()
+    await asyncio.wait([task])
+
+
 async def test_pauses_of_the_loop_count_as_a_step_each(clock: LoopClock) -> None:
-    started = clock.now()
-    for _ in range(3):
-        asyncio.get_running_loop().call_soon(time.sleep, 0.1)
-        await asyncio.sleep(0)
-    assert 0 < clock.now() - started < 0.1
+    async with somebody_waiting(clock):
+        started = clock.now()
+        for _ in range(3):
+            asyncio.get_running_loop().call_soon(time.sleep, 0.1)
+            await asyncio.sleep(0)
+        assert 0 < clock.now() - started < 0.1
 
 
 async def test_a_loop_that_turns_counts_every_millisecond_and_never_more(clock: LoopClock) -> None:
-    started, first = time.monotonic(), clock.now()
-    last = first
-    while last - first < 0.05:
-        await asyncio.sleep(0.001)
-        assert last <= clock.now() <= first + time.monotonic() - started + 0.001
-        last = clock.now()
+    async with somebody_waiting(clock):
+        started, first = time.monotonic(), clock.now()
+        last = first
+        while last - first < 0.05:
+            await asyncio.sleep(0.001)
+            assert last <= clock.now() <= first + time.monotonic() - started + 0.001
+            last = clock.now()
 
 
-async def test_it_goes_on_after_a_rest(clock: LoopClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.cache.loop_clock.IDLE_STEPS", 1)
-    before = clock.now()
-    await asyncio.sleep(0.05)
+async def test_it_stands_still_while_nobody_waits_and_wakes_nobody(clock: LoopClock) -> None:
+    async with somebody_waiting(clock):
+        await asyncio.sleep(0.03)
     assert clock._timer is None
-    assert before <= clock.now() <= before + 0.04
+    before = clock.now()
+    await asyncio.sleep(0.03)
+    assert clock.now() == before > 0
     with pytest.raises(TimeoutError):
         await clock.wait(future(), clock.now() + 0.02)
+
+
+async def test_what_somebody_waited_for_counts_also_when_that_was_less_than_a_step(clock: LoopClock) -> None:
+    for _ in range(3):
+        before, reply = clock.now(), future()
+        asyncio.get_running_loop().call_later(0.004, reply.set_result, "here")
+        await clock.wait(reply, before + 10)
+        assert 0.002 < clock.now() - before < 0.05
 
 
 async def test_a_cancellation_from_elsewhere_is_no_timeout(clock: LoopClock) -> None:

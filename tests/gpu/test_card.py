@@ -27,8 +27,8 @@ from service.inference.cuda import Cuda, compute_exactly  # noqa: E402
 from service.inference.gpu import GpuRunner  # noqa: E402
 from service.inference.images import normalise, read, read_pixels  # noqa: E402
 from service.inference.jpeg import JpegDecoder, suits  # noqa: E402
-from service.inference.network import restore  # noqa: E402
 from service.inference.predictor import Options, unpack  # noqa: E402
+from service.inference.torch_network import restore  # noqa: E402
 from service.inference.vision import TOLERANCES, VisionPredictor, load  # noqa: E402
 from tests.inference.pictures import encode, picture  # noqa: E402
 from tests.inference.test_vision import JPEG, PNG, SPEC, artifact, many, untrained  # noqa: E402
@@ -49,7 +49,7 @@ class House:
     def __init__(self, options: Options = OPTIONS, spec: Any = SPEC) -> None:
         compute_exactly()
         made = artifact(spec)
-        network = restore(spec, len(made.manifest.classes), made.weights, made.manifest.weights.file)
+        network = restore(made, spec)
         self.runner = GpuRunner(network, spec, Cuda(), options)
         self.predictor = VisionPredictor(made, spec, self.runner, options)
 

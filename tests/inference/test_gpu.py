@@ -14,14 +14,15 @@ import torch
 from PIL import ExifTags
 
 from service.errors import ConfigurationError, DeviceLost, InvalidInput, Overloaded
+from service.inference import device
 from service.inference.batcher import Batcher
 from service.inference.cuda import compute_exactly
 from service.inference.gpu import GpuBatch, GpuRunner
 from service.inference.images import normalise, read_pixels
 from service.inference.jpeg import JpegDecoder, suits
 from service.inference.limit import RECOVERY_SECONDS, buckets
-from service.inference.network import restore
 from service.inference.predictor import Options, Predictor, unpack
+from service.inference.torch_network import restore
 from service.inference.vision import TOLERANCES, VisionPredictor, load
 from tests.inference.pictures import encode, jpeg_of_scans, picture
 from tests.inference.test_vision import JPEG, PNG, SPEC, artifact, many
@@ -44,7 +45,7 @@ class House:
 
     def __init__(self, options: Options = OPTIONS, memory: int = 1000) -> None:
         made = artifact()
-        network = restore(SPEC, len(made.manifest.classes), made.weights, made.manifest.weights.file)
+        network = restore(made, SPEC)
         self.twin, self.clock = Twin(), Clock()
         self.memory = Memory(network, memory)
         self.runner = GpuRunner(network, SPEC, self.twin, options, self.clock)
@@ -87,7 +88,7 @@ def test_batches_are_padded_to_powers_of_two_and_the_largest() -> None:
 def test_the_device_normalises_every_value_as_the_cpu_does_to_the_last_bit() -> None:
     spec = SPEC.model_copy(update={"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "size": (16, 16)})
     made = artifact(spec)
-    runner = GpuRunner(restore(spec, 10, made.weights, "x.pt"), spec, Twin(), OPTIONS)
+    runner = GpuRunner(restore(made, spec), spec, Twin(), OPTIONS)
     ramp = PIL.Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB")
     with runner.open() as batch:
         assert batch.load(0, encode(ramp)) is None
@@ -297,6 +298,7 @@ def test_what_only_a_gpu_can_do_stops_the_start_on_a_cpu(options: Options, messa
 
 
 def test_one_process_owns_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "has_driver", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(ConfigurationError, match=r"PREDICT_WORKERS=1, or PREDICT_DEVICE=cpu, or PREDICT_SHARE_DEVICE"):
         load(artifact(), Options(device="auto", owns_device=False))

@@ -20,17 +20,19 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torchvision.models import resnet
 from torchvision.models.resnet import ResNet
 
 from service.errors import ConfigurationError, InvalidInput, PayloadTooLarge, PredictionFailed, UnsupportedContent
-from service.inference import cpu
-from service.inference.artifact import Artifact
+from service.inference import cpu, device
+from service.inference.artifact import Artifact, write_artifact
 from service.inference.cpu import CpuRunner
 from service.inference.image_input import MAX_IMAGE_BYTES, MAX_MAGNITUDE
 from service.inference.images import read
 from service.inference.manifest import Image, Manifest
-from service.inference.network import build
 from service.inference.predictor import Options, Predictor, Question, unpack
+from service.inference.resnet import network
+from service.inference.torch_network import build
 from service.inference.vision import load
 from tests.inference.pictures import encode, jpeg_of_size, picture, webp_of_size
 from training.resnet import draft, state_bytes
@@ -64,6 +66,15 @@ def artifact(spec: Image = SPEC, weights: bytes | None = None, **changes: Any) -
     weights = weights_of(spec.architecture, spec.mode) if weights is None else weights
     made = draft("test", "", spec, [f"class {index}" for index in range(CLASSES)], weights, PNG)
     return Artifact(Manifest.model_validate(made.model_dump() | changes), weights)
+
+
+def pickled(state: dict[str, Any]) -> Artifact:
+    """As torch itself saves weights."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    made = artifact(weights=file.getvalue())
+    named = made.manifest.weights.model_copy(update={"file": "weights.pt"})
+    return Artifact(made.manifest.model_copy(update={"weights": named}), made.weights)
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +264,7 @@ def test_openvino_is_as_exact_as_torch_and_batch_invariant(architecture: str) ->
     with torch.inference_mode():
         eager = torch.softmax(stock(nchw), 1).numpy()
         exact = torch.softmax(copy.deepcopy(stock).double()(nchw.double()), 1).numpy()
-    runner = CpuRunner(stock, spec, 2)
+    runner = CpuRunner(artifact(spec), spec, 2)
     rows = list(images.numpy())
     found = np.stack(runner.run(rows))
     assert runner.kernels == "openvino"
@@ -278,9 +289,61 @@ def test_an_openvino_that_cannot_be_imported_is_said_to_be_broken(
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_weights_may_lie_in_memory_as_they_like(layout: torch.memory_format, predictor: Predictor) -> None:
-    state = torch.load(io.BytesIO(artifact().weights), weights_only=True)
+    state = untrained().state_dict()
     state = {name: t.contiguous(memory_format=layout) if t.ndim == 4 else t for name, t in state.items()}
-    assert load(artifact(weights=state_bytes(state)), Options(device="cpu")).predict([PNG]) == predictor.predict([PNG])
+    assert load(pickled(state), Options(device="cpu")).predict([PNG]) == predictor.predict([PNG])
+
+
+@pytest.mark.parametrize("name", [name for name in resnet.__all__ if name.islower()])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_every_resnet_of_torchvisions_is_described_as_it_is(name: str, mode: Literal["L", "RGB"]) -> None:
+    with torch.device("meta"):
+        stock = build(name, mode, CLASSES)
+    described = network(name, len(mode))
+    state = {name: tuple(tensor.shape) for name, tensor in stock.state_dict().items()}
+    counters = {name for name in state if name.endswith(".num_batches_tracked")}
+    assert described.shapes(CLASSES) == {name: shape for name, shape in state.items() if name not in counters}
+    layers = [
+        described.first,
+        *(layer for block in described.blocks for layer in (*block.row, block.shortcut) if layer),
+    ]
+    for layer in layers:
+        own, norm = stock.get_submodule(layer.name), stock.get_submodule(layer.norm)
+        padding = layer.kernel // 2
+        assert (own.stride, own.padding, own.groups) == ((layer.stride,) * 2, (padding, padding), layer.groups)
+        assert (own.dilation, own.bias, norm.eps) == ((1, 1), None, 1e-5)
+    convolutions = [name for name, module in stock.named_modules() if isinstance(module, nn.Conv2d)]
+    assert sorted(layer.name for layer in layers) == sorted(convolutions)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("form", ["safetensors", "pickle"])
+def test_weights_of_any_precision_are_computed_in_float32(dtype: torch.dtype, form: str) -> None:
+    state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in untrained().state_dict().items()}
+    exact = artifact(weights=state_bytes({name: t.float() for name, t in state.items()}))
+    made = pickled(state) if form == "pickle" else artifact(weights=state_bytes(state))
+    assert load(made, Options(device="cpu")).predict([PNG]) == load(exact, Options(device="cpu")).predict([PNG])
+
+
+@pytest.mark.skipif(device.has_driver(), reason="where there may be a GPU torch is asked for it")
+def test_a_cpu_serves_images_without_importing_torch(tmp_path: Path) -> None:
+    """Half a gigabyte and seconds, in every worker."""
+    inputs, said = {"image": base64.b64encode(PNG).decode()}, load(artifact(), Options(device="cpu")).predict([PNG])[0]
+    assert isinstance(said, bytes)
+    write_artifact(tmp_path / "test", artifact(example={"inputs": inputs, "golden": unpack(said).tolist()}))
+    program = """if True:
+        import sys
+        from pathlib import Path
+        from service.inference.artifact import load_model
+        from service.inference.predictor import Options
+
+        load_model(Path(sys.argv[1]), Options())
+        print(*(name for name in ("torch", "torchvision") if name in sys.modules))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "test"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "\n"
 
 
 def test_what_openvino_brings_to_report_to_its_makers_is_never_loaded() -> None:
@@ -306,7 +369,7 @@ def test_the_largest_numbers_allowed_have_a_finite_answer(runtime: str) -> None:
 
 
 def test_an_answer_that_is_not_finite_is_a_failure_and_no_answer() -> None:
-    state = torch.load(io.BytesIO(weights_of()), weights_only=True)
+    state = untrained().state_dict()
     state["fc.bias"][3] = float("nan")
     predictor = load(artifact(weights=state_bytes(state)), Options(device="cpu"))
     assert [type(found) for found in predictor.predict([PNG, JPEG])] == [PredictionFailed] * 2
@@ -353,7 +416,7 @@ def test_a_state_dict_with_code_in_it_is_refused_and_nothing_is_executed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigurationError, match="not a plain state dict"):
-        load(artifact(weights=state_bytes({"fc.weight": Bomb()})), Options(device="cpu"))
+        load(pickled({"fc.weight": Bomb()}), Options(device="cpu"))
     assert not list(tmp_path.iterdir())
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import torch
 
 from service.inference.manifest import Image
-from service.inference.network import build
+from service.inference.torch_network import build
 from training import publish
 from training.digits import split
-from training.resnet import draft
+from training.resnet import draft, state_bytes
 
 SPEC = Image(architecture="resnet18", size=(32, 32), mean=(0.3, 0.3, 0.3), std=(0.38, 0.38, 0.38))
 
@@ -19,10 +18,9 @@ SPEC = Image(architecture="resnet18", size=(32, 32), mean=(0.3, 0.3, 0.3), std=(
 def write_untrained(models: Path, name: str = "digits") -> list[bytes]:
     """Write ``models/name``; returns image files to ask it about, the first of them its example."""
     torch.manual_seed(0)
-    weights = io.BytesIO()
-    torch.save(build(SPEC.architecture, SPEC.mode, 10).state_dict(), weights)
+    weights = state_bytes(build(SPEC.architecture, SPEC.mode, 10).state_dict())
     files = [file for file, _ in split()[1][:20]]
     labels = [str(digit) for digit in range(10)]
-    manifest = draft(name, "Untrained.", SPEC, labels, weights.getvalue(), files[0])
-    publish(models, manifest, weights.getvalue())
+    manifest = draft(name, "Untrained.", SPEC, labels, weights, files[0])
+    publish(models, manifest, weights)
     return files

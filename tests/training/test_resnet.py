@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import safetensors.torch
 import torch
 from sklearn.datasets import load_digits
 
 from service.inference.artifact import load_model, read_artifact
-from service.inference.network import build
 from service.inference.predictor import Options, unpack
+from service.inference.torch_network import build
 from tests.support.probe import ROOT, environment
 from training import digits, resnet
 
@@ -127,7 +128,9 @@ def test_a_folder_that_cannot_be_learnt_ends_with_one_sentence(
 def published_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What torchvision publishes, but for the numbers: a state dict under a name with its digest."""
     torch.manual_seed(0)
-    data = resnet.state_bytes(build("resnet18", "RGB", 1000).state_dict())
+    saved = io.BytesIO()
+    torch.save(build("resnet18", "RGB", 1000).state_dict(), saved)
+    data = saved.getvalue()
     file = tmp_path_factory.mktemp("published") / f"resnet18-{hashlib.sha256(data).hexdigest()[:8]}.pth"
     file.write_bytes(data)
     return file
@@ -142,7 +145,7 @@ def test_published_weights_are_served_with_their_own_preprocessing_and_labels(
     assert (manifest.image.resize, manifest.image.size, manifest.image.mean) == (256, (224, 224), (0.485, 0.456, 0.406))
     assert [manifest.classes[index].label for index in (0, 134, 517)] == ["tench", "crane bird", "crane"]
     assert manifest.accuracy == pytest.approx(0.69758)
-    state = torch.load(io.BytesIO(read_artifact(tmp_path / "imagenet").weights), weights_only=True)
+    state = safetensors.torch.load(read_artifact(tmp_path / "imagenet").weights)
     assert torch.equal(state["fc.weight"], torch.load(published_file, weights_only=True)["fc.weight"])
 
 
