@@ -24,6 +24,8 @@ StoreUnavailable              internal: ends in pipeline.py; a cache that fails 
 ConfigurationError            the start fails with this one sentence
 """
 
+MAX_SENTENCE = 1000
+
 
 class ServiceError(Exception):
     """An error with an HTTP answer: ``status``, a stable ``type`` slug, a ``title``, and ``str(self)`` as detail."""
@@ -164,4 +166,10 @@ class StoreUnavailable(Exception):
 
 
 class ConfigurationError(Exception):
-    """A setting, file or model that stops the start: one sentence that names it and the remedy."""
+    """A setting, file or model that stops the start: one sentence that names it and the remedy.
+
+    It is one line and not long, whatever a library or a stranger's file has put into it: the launcher reads it as such.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(" ".join(sentence.split())[:MAX_SENTENCE])

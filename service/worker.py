@@ -181,7 +181,7 @@ def main(listener_fd: int, channel_fd: int) -> int:
         worker.run(sockets=[listener])
     except ConfigurationError as error:
         with contextlib.suppress(OSError):
-            channel.sendall(" ".join(str(error).split()).encode() + b"\n")
+            channel.sendall(str(error).encode() + b"\n")
         return 2
     except Exception:
         logger.exception("The worker failed.")

@@ -30,7 +30,7 @@ from service.inference.device import resolve_device
 from service.inference.images import read
 from service.inference.manifest import Class, Example, Image, Manifest, Weights, reason
 from service.inference.predictor import Options, load_predictor, unpack
-from service.inference.state_dict import State, read_state
+from service.inference.state_dict import Tensors, read_state
 from service.inference.torch_network import LIBRARIES as TORCH
 from service.inference.torch_network import build
 from service.inference.vision import LIBRARIES
@@ -180,9 +180,9 @@ def train(source: Source, spec: Image, out: Path, epochs: int, rate: float, star
     return publish(out, manifest.model_copy(update={"accuracy": accuracy(manifest, weights, source.held_out)}), weights)
 
 
-def adopt(network: nn.Module, state: State) -> None:
+def adopt(network: nn.Module, state: Tensors) -> None:
     """Take over all weights but, where the classes are others, those of the last layer; raises ConfigurationError."""
-    own, found = network.state_dict(), {name: torch.tensor(array) for name, array in state.items()}
+    own, found = network.state_dict(), {name: torch.as_tensor(each) for name, each in state.items()}
     if any(found[name].shape != own[name].shape for name in ("fc.weight", "fc.bias") if name in found):
         found |= {name: own[name] for name in ("fc.weight", "fc.bias")}
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ctypes import CDLL
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,7 @@ def resolve_device(wanted: Literal["auto", "cpu", "cuda"]) -> Device:
     """Raises ConfigurationError when a GPU is asked for and there is none."""
     if wanted == "cpu" or (wanted == "auto" and not has_driver()):
         return "cpu"
-    available = import_module("torch").cuda.is_available()
+    available = find_spec("torch") is not None and import_module("torch").cuda.is_available()
     if wanted == "cuda" and not available:
         raise ConfigurationError("PREDICT_DEVICE=cuda, but torch finds no CUDA device; use auto or cpu.")
     return "cuda" if available else "cpu"

@@ -18,7 +18,17 @@ EPSILON = 1e-5
 """What torch's batch norms add to a variance."""
 
 
-def compute(network: Network, state: State, spec: Image, threads: int, images: int) -> Compute:
+def fold(network: Network, state: State) -> None:
+    """Each batch norm into the convolution before it, in place: ``norm.bias`` is then what is added."""
+    for layer in network.convolutions:
+        weight, norm = f"{layer.name}.weight", layer.norm
+        gamma, mean, variance = (state.pop(f"{norm}.{part}") for part in ("weight", "running_mean", "running_var"))
+        scale = gamma / np.sqrt(variance + np.float32(EPSILON))
+        state[weight] = state[weight] * scale[:, None, None, None]
+        state[f"{norm}.bias"] = (state[f"{norm}.bias"] - mean * scale).reshape(1, -1, 1, 1)
+
+
+def compute(network: Network, folded: State, spec: Image, threads: int, images: int) -> Compute:
     """The network as a function of so many images at a time, or with -1 of any number."""
     settings = {
         "INFERENCE_PRECISION_HINT": "f32",  # or it would take bfloat16 where the CPU has it
@@ -26,7 +36,7 @@ def compute(network: Network, state: State, spec: Image, threads: int, images: i
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,  # several workers would be pinned to the same cores
     }
-    graph = Graph(state).of(network, (images, *spec.size, len(spec.mode)))
+    graph = Graph(folded).of(network, (images, *spec.size, len(spec.mode)))
     request = openvino.Core().compile_model(graph, "CPU", settings).create_infer_request()
 
     def infer(batch: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -37,10 +47,10 @@ def compute(network: Network, state: State, spec: Image, threads: int, images: i
 
 
 class Graph:
-    """Makes nodes that compute with the arrays of ``state``."""
+    """Makes nodes that compute with the arrays of ``folded``."""
 
-    def __init__(self, state: State) -> None:
-        self._state = state
+    def __init__(self, folded: State) -> None:
+        self._folded = folded
 
     def of(self, network: Network, shape: tuple[int, ...]) -> openvino.Model:
         """Probabilities of images × height × width × channels."""
@@ -70,8 +80,8 @@ class Graph:
         else:
             shape = [layer.groups, layer.outputs // layer.groups, -1, layer.kernel, layer.kernel]
             y = ops.group_convolution(x, ops.reshape(weight, shape, False), stride, padding, padding, [1, 1])
-        norm = [self._array(f"{layer.norm}.{part}") for part in ("weight", "bias", "running_mean", "running_var")]
-        return ops.batch_norm_inference(y, *norm, EPSILON)
+        return ops.add(y, self._array(f"{layer.norm}.bias"))
 
     def _array(self, name: str) -> Any:
-        return ops.constant(self._state[name], shared_memory=True)
+        """The array's own memory: both graphs of a network share its weights."""
+        return ops.constant(self._folded[name], shared_memory=True)

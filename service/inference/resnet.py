@@ -68,13 +68,18 @@ class Network:
     first: Convolution
     blocks: tuple[Block, ...]
 
+    @property
+    def convolutions(self) -> Iterator[Convolution]:
+        yield self.first
+        for block in self.blocks:
+            yield from block.row
+            if block.shortcut is not None:
+                yield block.shortcut
+
     def shapes(self, classes: int) -> dict[str, Shape]:
         """Of all arrays in its state dict but the counters of batches, which only training reads."""
-        convolutions = [self.first]
-        for block in self.blocks:
-            convolutions += block.row if block.shortcut is None else (*block.row, block.shortcut)
-        found = dict(pair for convolution in convolutions for pair in convolution.shapes)
-        return found | {"fc.weight": (classes, convolutions[-1].outputs), "fc.bias": (classes,)}
+        found = dict(pair for convolution in self.convolutions for pair in convolution.shapes)
+        return found | {"fc.weight": (classes, self.blocks[-1].row[-1].outputs), "fc.bias": (classes,)}
 
 
 def known(name: str) -> Architecture:

@@ -23,7 +23,14 @@ from torch import nn
 from torchvision.models import resnet
 from torchvision.models.resnet import ResNet
 
-from service.errors import ConfigurationError, InvalidInput, PayloadTooLarge, PredictionFailed, UnsupportedContent
+from service.errors import (
+    MAX_SENTENCE,
+    ConfigurationError,
+    InvalidInput,
+    PayloadTooLarge,
+    PredictionFailed,
+    UnsupportedContent,
+)
 from service.inference import cpu, device
 from service.inference.artifact import Artifact, write_artifact
 from service.inference.cpu import CpuRunner
@@ -68,13 +75,16 @@ def artifact(spec: Image = SPEC, weights: bytes | None = None, **changes: Any) -
     return Artifact(Manifest.model_validate(made.model_dump() | changes), weights)
 
 
-def pickled(state: dict[str, Any]) -> Artifact:
-    """As torch itself saves weights."""
+def named_pt(made: Artifact) -> Artifact:
+    """With weights that are read as what torch saves."""
+    weights = made.manifest.weights.model_copy(update={"file": "weights.pt"})
+    return Artifact(made.manifest.model_copy(update={"weights": weights}), made.weights)
+
+
+def pickled(state: object) -> Artifact:
     file = io.BytesIO()
     torch.save(state, file)
-    made = artifact(weights=file.getvalue())
-    named = made.manifest.weights.model_copy(update={"file": "weights.pt"})
-    return Artifact(made.manifest.model_copy(update={"weights": named}), made.weights)
+    return named_pt(artifact(weights=file.getvalue()))
 
 
 @pytest.fixture(scope="module")
@@ -346,6 +356,18 @@ def test_a_cpu_serves_images_without_importing_torch(tmp_path: Path) -> None:
     assert done.stdout == "\n"
 
 
+def test_without_torch_a_gpu_is_not_found_and_weights_that_torch_saved_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made, saved = artifact(), pickled(untrained().state_dict())
+    monkeypatch.setattr(device, "has_driver", lambda: True)
+    monkeypatch.setattr(device, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    load(made, Options(device="auto"))
+    with pytest.raises(ConfigurationError, match=r"weights\.pt cannot be read without the package torch"):
+        load(saved, Options(device="cpu"))
+
+
 def test_what_openvino_brings_to_report_to_its_makers_is_never_loaded() -> None:
     loading = "import sys, service.inference, openvino; print(*(name for name in sys.modules if sys.modules[name]))"
     loaded = subprocess.run([sys.executable, "-c", loading], capture_output=True, text=True, check=True).stdout.split()
@@ -421,27 +443,81 @@ def test_a_state_dict_with_code_in_it_is_refused_and_nothing_is_executed(
 
 
 @pytest.mark.parametrize(
-    ("spec", "weights", "message"),
+    ("spec", "message"),
     [
-        ({"architecture": "resnet19"}, None, "Unknown architecture 'resnet19'; it is one of resnet18"),
-        ({"architecture": "ResNet18_Weights"}, None, "Unknown architecture"),
-        ({"architecture": "resnet50"}, None, "does not fit resnet50 with 10 classes"),
-        ({"mode": "L", "mean": (0.5,), "std": (0.5,)}, None, "does not fit resnet18"),
-        ({"mean": (0.5,)}, None, "mean and std need 3 values each"),
-        ({"std": (0.5, 0.0, 0.5)}, None, "std of 0"),
-        ({"resize": 31}, None, "cannot crop"),
-        ({"size": (0, 32)}, None, "cannot crop"),
-        ({}, b"", "not a plain state dict"),
-        ({}, state_bytes({"fc.weight": torch.zeros(CLASSES, 512)}), "does not fit"),
-        ({}, b"torn" * 99, "not a plain state dict"),
+        ({"architecture": "resnet19"}, "Unknown architecture 'resnet19'; it is one of resnet18"),
+        ({"architecture": "ResNet18_Weights"}, "Unknown architecture"),
+        ({"architecture": "resnet50"}, "does not fit resnet50 with 10 classes"),
+        ({"mode": "L", "mean": (0.5,), "std": (0.5,)}, "does not fit resnet18"),
+        ({"mean": (0.5,)}, "mean and std need 3 values each"),
+        ({"std": (0.5, 0.0, 0.5)}, "std of 0"),
+        ({"resize": 31}, "cannot crop"),
+        ({"size": (0, 32)}, "cannot crop"),
     ],
 )
-def test_a_model_that_cannot_be_served_stops_the_start_with_one_sentence(
-    spec: dict[str, Any], weights: bytes | None, message: str
-) -> None:
-    weights = weights_of() if weights is None else weights
+def test_a_model_that_cannot_be_served_stops_the_start_with_one_sentence(spec: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as stopped:
-        load(artifact(SPEC.model_copy(update=spec), weights), Options(device="cpu"))
+        load(artifact(SPEC.model_copy(update=spec), weights_of()), Options(device="cpu"))
+    assert "\n" not in str(stopped.value)
+
+
+SPOILT: Mapping[str, tuple[Callable[[dict[Any, Any]], dict[Any, Any]], str]] = {
+    "an array too few": (
+        lambda state: {name: each for name, each in state.items() if name != "conv1.weight"},
+        r"does not fit resnet18 with 10 classes: conv1\.weight is missing\.",
+    ),
+    "an array too many": (lambda state: state | {"foo": torch.zeros(3)}, "'foo' is no part of it"),
+    "a counter of no batch norm": (
+        lambda state: state | {"foo.num_batches_tracked": torch.zeros(1)},
+        r"'foo\.num_batches_tracked' is no part of it",
+    ),
+    "other names": (
+        lambda state: {f"module.{name}": each for name, each in state.items()},
+        r"conv1\.weight is missing, and 'module\..*' is no part of it",
+    ),
+    "another shape": (lambda state: state | {"fc.bias": torch.zeros(9)}, r"fc\.bias is .* shape \[9\], .* of \[10\]"),
+    "a scalar": (lambda state: state | {"fc.bias": torch.tensor(1.0)}, r"fc\.bias is .* of the shape \[\]"),
+    "whole numbers": (
+        lambda state: state | {"fc.bias": torch.arange(10)},
+        r"fc\.bias is .*int64.*, not floating-point",
+    ),
+    "a name of many lines": (lambda state: state | {"a\nINFO: b\x1b[31m" * 9999: torch.zeros(1)}, "is no part of it"),
+}
+SPOILT_PICKLES: Mapping[str, tuple[Callable[[dict[Any, Any]], object], str]] = SPOILT | {
+    "a checkpoint": (lambda state: {"epoch": 3, "state_dict": state}, "its member 'epoch' is no tensor"),
+    "a name that is a number": (lambda state: state | {3: torch.zeros(1)}, "its member 3 is no tensor with a name"),
+    "no dictionary": (lambda state: list(state), "not a plain state dict"),
+    "imaginary numbers": (lambda state: state | {"fc.bias": torch.zeros(10) * 1j}, r"fc\.bias is .*complex"),
+    "terabytes in a kilobyte": (
+        lambda state: state | {"foo": torch.zeros(1, dtype=torch.float16).expand(10**6, 10**6)},
+        "'foo' is no part of it",
+    ),
+    "a type that numpy does not have": (
+        lambda state: state | {"fc.bias": torch.zeros(10, dtype=torch.float8_e4m3fn)},
+        "weights that cannot be read",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("form", "how"), [*(("safetensors", how) for how in SPOILT), *(("pickle", how) for how in SPOILT_PICKLES)]
+)
+def test_weights_that_do_not_fit_are_refused_with_what_is_wrong_in_one_line(form: str, how: str) -> None:
+    spoil, message = SPOILT_PICKLES[how]
+    state: Any = spoil(untrained().state_dict())
+    made = pickled(state) if form == "pickle" else artifact(weights=state_bytes(state))
+    with pytest.raises(ConfigurationError, match=message) as stopped:
+        load(made, Options(device="cpu"))
+    assert made.manifest.weights.file in str(stopped.value)
+    assert str(stopped.value).isprintable()
+    assert len(str(stopped.value)) <= MAX_SENTENCE
+
+
+@pytest.mark.parametrize("weights", [b"", b"torn" * 99, weights_of()[:-1], weights_of()[:99]])
+@pytest.mark.parametrize("form", [lambda made: made, named_pt])
+def test_a_torn_file_is_no_state_dict(form: Callable[[Artifact], Artifact], weights: bytes) -> None:
+    with pytest.raises(ConfigurationError, match="not a plain state dict") as stopped:
+        load(form(artifact(weights=weights)), Options(device="cpu"))
     assert "\n" not in str(stopped.value)
 
 
