@@ -56,7 +56,7 @@ class GpuRunner:
         self._device = device
         self._dtype: torch.dtype = getattr(torch, options.precision)
         classes = network.fc.out_features
-        self._network = fold(network).to(device.name, self._dtype, memory_format=torch.channels_last)
+        self._network = fold(network, spec).to(device.name, self._dtype, memory_format=torch.channels_last)
         self._decoder = JpegDecoder(spec, device) if options.decode == "gpu" else None
         shape = (options.max_batch_size, *spec.size, len(spec.mode))
         self._images = torch.zeros(shape, device=device.name)

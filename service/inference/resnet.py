@@ -82,16 +82,11 @@ class Network:
         return found | {"fc.weight": (classes, self.blocks[-1].row[-1].outputs), "fc.bias": (classes,)}
 
 
-def known(name: str) -> Architecture:
-    """Raises ConfigurationError."""
+def describe(name: str, channels: int) -> Network:
+    """The network of that name for images of so many channels; raises ConfigurationError."""
     if name not in ARCHITECTURES:
         raise ConfigurationError(f"Unknown architecture {name!r}; it is one of {', '.join(ARCHITECTURES)}.")
-    return ARCHITECTURES[name]
-
-
-def network(name: str, channels: int) -> Network:
-    """For images of so many channels; raises ConfigurationError."""
-    architecture = known(name)
+    architecture = ARCHITECTURES[name]
     blocks, inputs = [], 64
     for layer, depth in enumerate(architecture.depths):
         for number in range(depth):

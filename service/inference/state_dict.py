@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from service.errors import ConfigurationError
 from service.inference.artifact import Artifact
 from service.inference.manifest import Image
-from service.inference.resnet import Network, Shape, network
+from service.inference.resnet import Network, Shape, describe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +25,7 @@ Tensors: TypeAlias = "dict[str, NDArray[Any] | Tensor]"
 def network_of(artifact: Artifact, spec: Image) -> tuple[Network, State]:
     """What an artifact's network is made of, and its weights; raises ConfigurationError."""
     file, classes = artifact.manifest.weights.file, len(artifact.manifest.classes)
-    made = network(spec.architecture, len(spec.mode))
+    made = describe(spec.architecture, len(spec.mode))
     shapes, tensors = made.shapes(classes), read_state(artifact.weights, file)
     if faults := list(_faults(tensors, shapes)):
         raise ConfigurationError(f"{file} does not fit {made.name} with {classes} classes: {', and '.join(faults)}.")

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import resnet
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.models.resnet import ResNet
 
 from service.inference.artifact import Artifact
 from service.inference.manifest import Image
-from service.inference.resnet import known
+from service.inference.resnet import describe
 from service.inference.runner import Compute
 from service.inference.state_dict import network_of
 
@@ -25,7 +25,7 @@ LIBRARIES: tuple[str, ...] = ("torch", "torchvision")
 
 def build(architecture: str, mode: Literal["L", "RGB"], classes: int) -> ResNet:
     """An untrained network for grey or colour images, with one output per class; raises ConfigurationError."""
-    known(architecture)
+    describe(architecture, len(mode))  # raises for one that is unknown
     builder: Callable[..., ResNet] = getattr(resnet, architecture)
     network = builder(num_classes=classes)
     if mode == "L":
@@ -56,30 +56,13 @@ def compute(network: ResNet) -> Compute:
     return infer
 
 
-def fold(network: ResNet) -> ResNet:
+def fold(network: ResNet, spec: Image) -> ResNet:
     """The same network, in place, with each batch norm folded into the convolution before it."""
-    _fold(network, "conv1", "bn1")
-    for block in blocks(network):
-        for number in convolutions(block):
-            _fold(block, f"conv{number}", f"bn{number}")
-        if block.downsample is not None:
-            _fold(block.downsample, "0", "1")
+    for layer in describe(spec.architecture, len(spec.mode)).convolutions:
+        folded = fuse_conv_bn_eval(network.get_submodule(layer.name), network.get_submodule(layer.norm))
+        network.set_submodule(layer.name, folded)
+        network.set_submodule(layer.norm, nn.Identity())
     return network
-
-
-def blocks(network: ResNet) -> list[BasicBlock | Bottleneck]:
-    """All residual blocks, in order."""
-    return [block for layer in (network.layer1, network.layer2, network.layer3, network.layer4) for block in layer]
-
-
-def convolutions(block: BasicBlock | Bottleneck) -> str:
-    """The numbers of a block's convolutions, in order, without its shortcut's."""
-    return "123" if isinstance(block, Bottleneck) else "12"
-
-
-def _fold(parent: nn.Module, convolution: str, norm: str) -> None:
-    setattr(parent, convolution, fuse_conv_bn_eval(getattr(parent, convolution), getattr(parent, norm)))
-    setattr(parent, norm, nn.Identity())
 
 
 def use_threads(count: int) -> None:

@@ -38,7 +38,7 @@ from service.inference.image_input import MAX_IMAGE_BYTES, MAX_MAGNITUDE
 from service.inference.images import read
 from service.inference.manifest import Image, Manifest
 from service.inference.predictor import Options, Predictor, Question, unpack
-from service.inference.resnet import network
+from service.inference.resnet import describe
 from service.inference.torch_network import build
 from service.inference.vision import load
 from tests.inference.pictures import encode, jpeg_of_size, picture, webp_of_size
@@ -309,7 +309,7 @@ def test_weights_may_lie_in_memory_as_they_like(layout: torch.memory_format, pre
 def test_every_resnet_of_torchvisions_is_described_as_it_is(name: str, mode: Literal["L", "RGB"]) -> None:
     with torch.device("meta"):
         stock = build(name, mode, CLASSES)
-    described = network(name, len(mode))
+    described = describe(name, len(mode))
     state = {name: tuple(tensor.shape) for name, tensor in stock.state_dict().items()}
     counters = {name for name in state if name.endswith(".num_batches_tracked")}
     assert described.shapes(CLASSES) == {name: shape for name, shape in state.items() if name not in counters}
