@@ -188,7 +188,7 @@ def adopt(network: nn.Module, state: Tensors) -> None:
     try:
         network.load_state_dict(found)
     except RuntimeError as error:
-        raise ConfigurationError(f"--weights: {' '.join(str(error).split())[:300]}") from None
+        raise ConfigurationError(f"--weights: {error!s:.300}") from None
 
 
 def imagenet(architecture: str, out: Path, name: str, file: Path | None) -> Manifest:

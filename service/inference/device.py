@@ -10,10 +10,8 @@ from typing import Literal
 
 from service.errors import ConfigurationError
 
-Device = Literal["cpu", "cuda"]
 
-
-def resolve_device(wanted: Literal["auto", "cpu", "cuda"]) -> Device:
+def resolve_device(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
     """Raises ConfigurationError when a GPU is asked for and there is none."""
     if wanted == "cpu" or (wanted == "auto" and not has_driver()):
         return "cpu"

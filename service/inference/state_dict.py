@@ -82,9 +82,8 @@ def _faults(tensors: Tensors, shapes: dict[str, Shape]) -> Iterator[str]:
 def _as_float32(tensor: NDArray[Any] | Tensor) -> NDArray[np.float32]:
     if isinstance(tensor, np.ndarray):
         array = tensor
-    elif (
-        str(tensor.dtype) == "torch.bfloat16"
-    ):  # the upper half of a float32; by torch it would start a pool of threads
+    elif str(tensor.dtype) == "torch.bfloat16":
+        # The upper half of a float32. torch would start a pool of threads to widen it.
         halves = tensor.detach().view(import_module("torch").int16).numpy()
         array = (halves.astype(np.int32) << 16).view(np.float32)
     else:

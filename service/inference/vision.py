@@ -1,4 +1,4 @@
-"""Any torchvision ResNet, on images or arrays. torch is imported only where it computes."""
+"""Any torchvision ResNet, on images or arrays. torch is imported only where it is needed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from service.errors import ConfigurationError, InvalidInput, PredictionFailed, S
 from service.inference import image_input
 from service.inference.artifact import Artifact, fingerprint, library_versions
 from service.inference.cpu import CpuRunner
-from service.inference.device import Device, resolve_device
+from service.inference.device import resolve_device
 from service.inference.images import PREPROCESSING_VERSION
 from service.inference.manifest import Image
 from service.inference.predictor import EXAMPLE_TOLERANCE, Options, Prediction, Question, pack
@@ -48,7 +48,7 @@ def load(artifact: Artifact, options: Options) -> VisionPredictor:
     return VisionPredictor(artifact, manifest.image, runner, options)
 
 
-def _check_options(options: Options, device: Device) -> None:
+def _check_options(options: Options, device: str) -> None:
     """Raises ConfigurationError for what the device cannot do, or may not be used for."""
     if device == "cuda" and not options.owns_device:
         raise ConfigurationError(

@@ -313,10 +313,7 @@ def test_every_resnet_of_torchvisions_is_described_as_it_is(name: str, mode: Lit
     state = {name: tuple(tensor.shape) for name, tensor in stock.state_dict().items()}
     counters = {name for name in state if name.endswith(".num_batches_tracked")}
     assert described.shapes(CLASSES) == {name: shape for name, shape in state.items() if name not in counters}
-    layers = [
-        described.first,
-        *(layer for block in described.blocks for layer in (*block.row, block.shortcut) if layer),
-    ]
+    layers = list(described.convolutions)
     for layer in layers:
         own, norm = stock.get_submodule(layer.name), stock.get_submodule(layer.norm)
         padding = layer.kernel // 2
