@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,7 +27,8 @@ from benchmarks.processes import StartFailed
 CONFIGURATIONS: dict[str, dict[str, object]] = {
     "Pillow": {},
     "nvJPEG": {"decode": "gpu"},
-    "4 workers share the card": {"workers": 4, "share_device": True},
+    "Pillow, 4 workers": {"workers": 4, "share_device": True},
+    "nvJPEG, 4 workers": {"workers": 4, "share_device": True, "decode": "gpu"},
 }
 RATE = 1000.0
 """Requests per second of the open loop."""
@@ -37,15 +40,19 @@ def main() -> None:
     if options.device == "cuda" and not has_card():
         print("There is no CUDA device here: nothing was measured. (--device cpu --quick tries this program itself.)")
         return
-    rows = take_turns(options)
-    found = machine.facts()
+    # Whoever stops this program early, as a lent machine's time limit does, stops the service that it started, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    found, keep = machine.facts(), options.device == "cuda" and not options.quick
+    settings = {"rounds": options.rounds, "seconds": options.seconds, "precision": options.precision}
+    rows: list[dict[str, Any]] = []
+    for row in take_turns(options):
+        rows.append(row)
+        if keep:  # after each row: a run that is cut short keeps what it measured
+            write_json(RESULTS / "gpu.json", {**found, **settings, "rows": rows})
     text = f"{report(rows)}\n\n{rows[0]['bare']['device']}; {machine.summary(found)}."
     print(f"\n{text}")
-    if options.device == "cuda" and not options.quick:
-        settings = {"rounds": options.rounds, "seconds": options.seconds, "precision": options.precision}
-        write_json(RESULTS / "gpu.json", {**found, **settings, "rows": rows})
-        if replace_block(ROOT / "README.md", "bench-gpu", text):
-            print("\nThe block <!-- bench-gpu --> in README.md is up to date.")
+    if keep and replace_block(ROOT / "README.md", "bench-gpu", text):
+        print("\nThe block <!-- bench-gpu --> in README.md is up to date.")
 
 
 def has_card() -> bool:
@@ -56,10 +63,9 @@ def has_card() -> bool:
     return False
 
 
-def take_turns(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """For each model and round: the bare model, then every configuration of the service."""
+def take_turns(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for each model and round: the bare model, then every configuration of the service."""
     wanted = {name: CONFIGURATIONS[name] for name in (["Pillow"] if options.device == "cpu" else CONFIGURATIONS)}
-    rows = []
     with TemporaryDirectory() as place, tqdm(total=len(options.models) * options.rounds * (1 + len(wanted))) as bar:
         for model in options.models:
             directory = Path(place) / model
@@ -77,8 +83,7 @@ def take_turns(options: argparse.Namespace) -> list[dict[str, Any]]:
                     bar.set_description(f"round {number + 1}, {model}, {name}")
                     row["services"][name] = measure(model, directory / "models", settings, options)
                     bar.update()
-                rows.append(row)
-    return rows
+                yield row
 
 
 def measure(model: str, models: Path, settings: dict[str, object], options: argparse.Namespace) -> dict[str, Any]:

@@ -1,13 +1,12 @@
-"""The one place that knows CUDA's streams, events, graphs and page-locked memory."""
+"""The one place that knows CUDA's streams, events and graphs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeAlias
 
 import torch
-from torch import Tensor
 
 Step: TypeAlias = Callable[[], object]
 """Work for the device, always on the same memory."""
@@ -30,9 +29,6 @@ class Device(Protocol):
     """What is needed of CUDA beyond tensors. The tests have one that needs no GPU (tests/support/twin.py)."""
 
     name: torch.device
-
-    def host(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Host memory that the device copies from and to while both go on with other work."""
 
     def copying(self) -> AbstractContextManager[object]:
         """Inside, this thread's work goes to the copy stream."""
@@ -60,9 +56,6 @@ class Cuda:
         self.name = torch.device("cuda", torch.cuda.current_device())
         self._copying, self._computing = (torch.cuda.Stream(self.name) for _ in range(2))  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
-
-    def host(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        return torch.empty(*shape, dtype=dtype, pin_memory=True)
 
     def copying(self) -> AbstractContextManager[object]:
         return torch.cuda.stream(self._copying)

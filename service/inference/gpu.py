@@ -1,6 +1,6 @@
 """How a GPU runs a network.
 
-A batch takes one of two slots, page-locked memory that its images are decoded into as bytes. It is copied on one stream
+A batch takes one of two slots, memory that its images are decoded into as bytes. It is copied on one stream
 and normalised and computed on another, so that one batch is decoded and copied while the one before it is computed.
 What is launched for a batch has one of a few sizes, each of them captured as a CUDA graph at the start.
 """
@@ -142,10 +142,10 @@ class Slot:
     """The memory of one batch under way; what earlier batches left in it is never read."""
 
     def __init__(self, device: Device, shape: tuple[int, ...], classes: int) -> None:
-        self.host = device.host(shape, torch.uint8)
+        self.host = torch.zeros(shape, dtype=torch.uint8)
         self.rows: NDArray[np.uint8] = self.host.numpy()
         self.pixels = torch.zeros(shape, dtype=torch.uint8, device=device.name)
-        self.answers = device.host((shape[0], classes), torch.float32)
+        self.answers = torch.zeros(shape[0], classes)
 
 
 class GpuBatch:

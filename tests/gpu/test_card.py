@@ -233,7 +233,7 @@ def test_nvjpegs_answers_are_near_and_its_bad_files_their_own() -> None:
 
 
 def test_a_service_answers_from_the_card(tmp_path: Path) -> None:
-    for package in ("fastapi", "uvicorn", "orjson", "redis", "prometheus_client"):
+    for package in ("fastapi", "uvicorn", "orjson", "redis", "prometheus_client", "http_sf"):
         pytest.importorskip(package, reason=f"{package} is not installed: no service was started")
     from urllib.request import Request, urlopen
 

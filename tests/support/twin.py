@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -28,9 +27,6 @@ class Twin:
         self.released = 0
         self.error: RuntimeError | None = None
         self.lost = False
-
-    def host(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        return torch.zeros(*shape, dtype=dtype)
 
     def copying(self) -> nullcontext[None]:
         return nullcontext()
