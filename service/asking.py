@@ -78,7 +78,6 @@ class Ask:
     """One question on its way along the data path.
 
     ``shared``: its key is one that all workers use, so L2 may have it. ``allowance``: what Redis may still cost it.
-    ``local``: it passes by L2 (see economics.py).
     """
 
     model: Model
@@ -88,7 +87,6 @@ class Ask:
     deadline: float
     allowance: Allowance
     reservation: Reservation | None = None
-    local: bool = False
 
     def may_be_computed(self, wants: Wants) -> bool:
         return wants.compute and self.question.payload is not None

@@ -49,9 +49,6 @@ class Settings(BaseSettings):
         description="Compute each answer once in the whole cluster; `auto`: where the model costs more than a lease.",
     )
 
-    l2_bypass: bool = Field(
-        False, description="Pass by Redis while its look-ups cost a model more time than their hits save."
-    )
     audit_share: float = Field(
         0.001,
         ge=0,

@@ -1,4 +1,4 @@
-"""Does the cache pay? What it saves and what it costs, per model, and whether to pass by Redis where it does not.
+"""Does the cache pay? What it saves and what it costs, per model.
 
 On the request path only sums are added to; everything else happens once a second, beside it.
 """
@@ -6,12 +6,10 @@ On the request path only sums are added to; everything else happens once a secon
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
-from zlib import crc32
 
 from service.asking import Answer, Ask
 from service.cache.census import Census
@@ -20,25 +18,6 @@ from service.errors import StoreUnavailable
 from service.metrics import Metrics
 
 TICK_SECONDS = 1.0
-WINDOW_SECONDS = 10.0
-"""For so long Redis's costs and savings are summed up before they are compared."""
-
-LEAST_LOOKUPS = 20
-"""Fewer in a window say nothing: it goes on."""
-
-STILL_ASKED = 100
-"""While a model's questions pass by L2, one in so many still asks it."""
-
-
-@dataclass(slots=True)
-class Window:
-    """What questions waited for, in seconds: ``lookups`` for Redis, ``computed`` for the model and its queue."""
-
-    lookups: int = 0
-    found: int = 0
-    redis_seconds: float = 0.0
-    computed: int = 0
-    compute_seconds: float = 0.0
 
 
 @dataclass(slots=True)
@@ -57,8 +36,6 @@ class Account:
     keys: set[str] = field(default_factory=set)
     new_hits: int = 0
     new_spent: float = 0.0
-    window: Window = field(default_factory=Window)
-    bypassed: bool = False
 
     @property
     def cost(self) -> float:
@@ -83,45 +60,22 @@ class Account:
         if answer.hit:
             self.hits += 1
             self.new_hits += 1
-        if answer.source not in ("l2", "computed"):
-            return  # what L1 has, or somebody else waits for, was one of these before
-        self.keys.add(answer.key)
-        window = self.window
-        if spent:
-            window.lookups += 1
-            window.redis_seconds += spent
-        if answer.source == "l2":
-            window.found += 1
-        else:
-            window.computed += 1
-            window.compute_seconds += answer.queue_seconds + answer.model_seconds
-
-    def judge(self) -> None:
-        """At the end of a window: did Redis keep questions waiting for longer than computing all of them had?"""
-        window = self.window
-        if window.lookups >= LEAST_LOOKUPS:
-            wait = window.compute_seconds / window.computed if window.computed else self.cost
-            self.bypassed = window.redis_seconds > window.found * wait
-            self.window = Window()
+        if answer.source in ("l2", "computed"):  # what L1 has, or somebody else waits for, was one of these before
+            self.keys.add(answer.key)
 
 
 class Economics:
-    """``bypass``: pass by L2 where it does not pay."""
+    """The accounts of all models in this worker, and the census of the cluster."""
 
     def __init__(
         self,
         accounts: Mapping[str, Account],
         l2: L2,
         metrics: Metrics,
-        *,
-        bypass: bool,
-        clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._accounts = accounts
-        self._l2, self._metrics, self._bypass = l2, metrics, bypass
-        self._clock, self._sleep = clock, sleep
-        self._window_ends = clock() + WINDOW_SECONDS
+        self._l2, self._metrics, self._sleep = l2, metrics, sleep
 
     def observe(self, ask: Ask, answer: Answer) -> None:
         """The pipeline's observer."""
@@ -130,33 +84,17 @@ class Economics:
     def add_hits(self, model: str, count: int) -> None:
         self._accounts[model].add_hits(count)
 
-    def bypasses(self, ask: Ask) -> bool:
-        """Whether a question that L1 does not have passes by L2, which may cost a computation, never an answer.
-
-        Those that still ask are chosen by their key, so that what they store is found when it is asked for again. One
-        request in a hundred by number would look into an L2 that nobody fills any more, and never see it pay.
-        """
-        if not self._accounts[ask.model.name].bypassed or ask.question.payload is None:
-            return False
-        return crc32(ask.key.encode()) % STILL_ASKED != 0
-
     def update_metrics(self) -> None:
         for model, account in self._accounts.items():
             self._metrics.saved_seconds.labels(model).inc(account.new_hits * account.cost)
             self._metrics.spent_seconds.labels(model).inc(account.new_spent)
             account.new_hits, account.new_spent = 0, 0.0
-            if self._bypass:
-                self._metrics.l2_bypassed.labels(model).set(account.bypassed)
 
     async def run(self) -> None:
         """Runs until cancelled."""
         while True:
             for model in self._accounts:
                 await self.census(model)
-            if self._bypass and self._clock() >= self._window_ends:
-                self._window_ends = self._clock() + WINDOW_SECONDS
-                for account in self._accounts.values():
-                    account.judge()
             await self._sleep(TICK_SECONDS)
 
     async def census(self, model: str) -> Census | None:
@@ -176,8 +114,8 @@ class Economics:
     async def report(self, model: str, samples: Mapping[tuple[str, str], float]) -> dict[str, Any]:
         """``samples``: the model's metrics. Seconds are those of all workers here, the census is the whole cluster's.
 
-        Without a usable Redis questions and hits are those of all workers here since they started. ``cost_seconds`` and
-        ``bypassed`` are this worker's.
+        Without a usable Redis questions and hits are those of all workers here since they started. ``cost_seconds`` is
+        this worker's.
         """
         census = await self.census(model)
         if census is None:
@@ -195,5 +133,4 @@ class Economics:
             "cost_seconds": self._accounts[model].cost,
             "saved_seconds": samples.get(("predict_cache_saved_seconds_total", ""), 0.0),
             "spent_seconds": samples.get(("predict_cache_spent_seconds_total", ""), 0.0),
-            "bypassed": self._accounts[model].bypassed,
         }

@@ -149,7 +149,6 @@ class Metrics:
         self.l1_bytes = self._gauge("predict_l1_bytes", "Bytes held by the workers' own caches.")
         self.l1_entries = self._gauge("predict_l1_entries", "Entries held by the workers' own caches.")
         self.l2_up = self._gauge("predict_l2_up", "Workers for which Redis answers.")
-        self.l2_bypassed = self._gauge("predict_l2_bypassed", "Workers in which questions pass by Redis.", "model")
         self.l2_seconds = self._tallied_histogram(
             "predict_l2_round_trip_seconds", "Time of one round trip to Redis, by its kind.", "kind"
         )

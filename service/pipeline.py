@@ -48,7 +48,7 @@ Glance: TypeAlias = Callable[[], Awaitable[Answer | None]]
 
 
 class Pipeline:
-    """``observe`` is told of every answer; ``bypasses``, whether a question that L1 has not passes by L2."""
+    """``observe`` is told of every answer."""
 
     def __init__(
         self,
@@ -59,11 +59,10 @@ class Pipeline:
         clock: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = random.random,
         observe: Callable[[Ask, Answer], None] = lambda ask, answer: None,
-        bypasses: Callable[[Ask], bool] = lambda ask: False,
     ) -> None:
         self.settings, self.l1, self.l2, self.metrics = settings, l1, l2, metrics
         self._clock, self._random = clock, random
-        self._observe, self._bypasses = observe, bypasses
+        self._observe = observe
         self._flights, self._fresh_flights = Flights(), Flights()
         self._deadlines = Deadlines(settings.deadline_seconds)
 
@@ -126,7 +125,7 @@ class Pipeline:
 
     async def _lead(self, ask: Ask, call: Call[Answer]) -> Answer:
         """Compute, once in the cluster where that is worth a lease, and store."""
-        if not (ask.model.leased and self._shared(ask)):
+        if not (ask.model.leased and ask.shared):
             return await self._store(ask, await self._compute(ask, call))
         computed: Answer | None = None
 
@@ -152,13 +151,10 @@ class Pipeline:
 
     def _in_l1(self, ask: Ask) -> Answer | None:
         entry = self.l1.get(ask.key)
-        if entry is None:
-            ask.local = self._bypasses(ask)
-            return None
-        return Answer(ask.key, entry, "l1")
+        return None if entry is None else Answer(ask.key, entry, "l1")
 
     async def _in_l2(self, ask: Ask) -> Answer | None:
-        if not self._shared(ask):
+        if not ask.shared:
             return None
         try:
             entry = await self.l2.get(ask.key, ask.allowance)
@@ -203,7 +199,7 @@ class Pipeline:
 
     async def _store(self, ask: Ask, answer: Answer, overwrite: bool = False) -> Answer:
         """In Redis; the answer is then the one that was committed first, whatever a batch did to the last bits."""
-        if not self._shared(ask):
+        if not ask.shared:
             return self._keep_here(ask, answer)
         try:
             answer.entry = await self.l2.put(ask.key, answer.entry, overwrite=overwrite, allowance=ask.allowance)
@@ -218,7 +214,7 @@ class Pipeline:
         """Without a usable Redis L1 is all there is: it admits at once, and for the whole lifetime."""
         self.l1.put(ask.key, answer.entry)
         answer.stored = self.l1.get(ask.key) is not None
-        answer.bypassed = self.l2.state != "off" and not ask.local
+        answer.bypassed = self.l2.state != "off"
         return answer
 
     async def _found(self, asks: list[Ask], wants: Wants) -> dict[str, Answer]:
@@ -243,9 +239,6 @@ class Pipeline:
         # Now, with the key: one made before the generation was read must not reach Redis after it was.
         shared = generation is not None and self.l2.state != "off"
         return Ask(model, question, key, shared, self._clock() + self.settings.deadline_seconds, Allowance())
-
-    def _shared(self, ask: Ask) -> bool:
-        return ask.shared and not ask.local
 
     async def _counted(self, ask: Ask, answering: Coroutine[Any, Any, Answer]) -> Answer:
         result, started = "failed", self._clock()

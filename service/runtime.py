@@ -114,13 +114,13 @@ async def open_runtime(settings: Settings, lost: Callable[[], None] = lambda: No
         for name in models:
             await l2.register(name)
         auditor = Auditor(Countdown(settings.audit_share), l1, l2, metrics)
-        economics = Economics(accounts, l2, metrics, bypass=settings.l2_bypass)
+        economics = Economics(accounts, l2, metrics)
 
         def observe(ask: Ask, answer: Answer) -> None:
             auditor.observe(ask, answer)
             economics.observe(ask, answer)
 
-        pipeline = Pipeline(settings, l1, l2, metrics, observe=observe, bypasses=economics.bypasses)
+        pipeline = Pipeline(settings, l1, l2, metrics, observe=observe)
         runtime = Runtime(settings, metrics, pipeline, models, auditor, economics)
         stack.callback(runtime.update_metrics)  # what the last requests were counted for
         stack.push_async_callback(pipeline.aclose)

@@ -5,27 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import random
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
 from typing import Any, Literal
 
 import pytest
 
-from service.asking import PLAIN, Answer, Ask, Model, Wants
+from service.asking import Answer, Ask, Model
 from service.cache.census import Census
 from service.cache.entry import Entry
 from service.cache.joined import Allowance
-from service.cache.keys import cache_key, generation_key
-from service.cache.memory import MemoryCache
+from service.cache.keys import cache_key
 from service.cache.no_redis import NoRedis
 from service.cache.redis import L2, RedisCache, open_redis
 from service.config import load_settings
-from service.economics import LEAST_LOOKUPS, STILL_ASKED, WINDOW_SECONDS, Account, Economics
+from service.economics import Account, Economics
 from service.errors import StoreUnavailable
-from service.inference.batcher import Batcher
 from service.metrics import Metrics
-from service.pipeline import Pipeline
 from service.runtime import open_runtime
 from tests.support.client import fetch, fetch_json
 from tests.support.patience import give_redis_time
@@ -50,8 +45,6 @@ def redis_server(redis_process: RedisServer, monkeypatch: pytest.MonkeyPatch) ->
     """Empty, and with time on a busy machine."""
     give_redis_time(monkeypatch.setattr)
     redis_process.client.flushall()
-    # The keys of a run depend on it, and on the keys which questions still ask while L2 is bypassed.
-    redis_process.client.set(generation_key("echo"), b"the same")
     return redis_process
 
 
@@ -70,10 +63,10 @@ def key(number: int) -> str:
 class Books:
     """The economics of one model whose manifest says 2 s, and answers made up for it."""
 
-    def __init__(self, l2: L2 | None = None, bypass: bool = False) -> None:
+    def __init__(self, l2: L2 | None = None) -> None:
         self.clock, self.metrics, self.account = Clock(), Metrics(), Account(2.0)
         self.l2 = l2 or NoRedis(lambda model: None, self.clock, lambda: 0.0)
-        self.economics = Economics({"echo": self.account}, self.l2, self.metrics, bypass=bypass, clock=self.clock)
+        self.economics = Economics({"echo": self.account}, self.l2, self.metrics)
         self.model = Model("echo", MANIFEST, EchoPredictor(), None, leased=False)  # type: ignore[arg-type]
 
     def ask(self, number: int = 0, digest_only: bool = False) -> Ask:
@@ -86,11 +79,9 @@ class Books:
         redis: float = 0.0,
         queue: float = 0.0,
         model: float = 0.0,
-        local: bool = False,
     ) -> None:
         ask = self.ask(number)
         ask.allowance.left -= redis
-        ask.local = local
         entry = Entry(b"", 1, 1)
         self.economics.observe(ask, Answer(ask.key, entry, source, queue_seconds=queue, model_seconds=model))
 
@@ -227,168 +218,6 @@ async def test_what_is_counted_during_a_round_trip_goes_with_the_next(l2: RedisC
     assert await books.economics.census("echo") == Census(2, 0, 2)
 
 
-# Passing by L2
-
-
-def window_of(books: Books, lookups: int, found: int, redis: float, wait: float) -> None:
-    for number in range(lookups):
-        if number < found:
-            books.answer(number, "l2", redis=redis)
-        else:
-            books.answer(number, "computed", redis=redis, queue=wait / 2, model=wait / 2)
-    books.account.judge()
-
-
-@pytest.mark.parametrize(
-    ("found", "redis", "wait", "bypassed"),
-    [
-        (50, 0.001, 0.01, False),
-        (50, 0.001, 0.001, True),
-        (0, 0.001, 10.0, True),
-        (5, 0.001, 0.021, False),
-        (5, 0.001, 0.019, True),
-    ],
-)
-def test_l2_pays_if_its_hits_save_more_waiting_than_all_look_ups_cost(
-    found: int, redis: float, wait: float, bypassed: bool
-) -> None:
-    books = Books()
-    window_of(books, 100, found, redis, wait)
-    assert books.account.bypassed == bypassed
-
-
-def test_a_few_look_ups_decide_nothing_until_they_are_enough() -> None:
-    books = Books()
-    window_of(books, LEAST_LOOKUPS - 1, 0, 1.0, 0.001)
-    assert not books.account.bypassed
-    window_of(books, 1, 0, 1.0, 0.001)
-    assert books.account.bypassed
-
-
-def test_while_bypassed_one_question_in_a_hundred_still_asks_always_the_same_ones() -> None:
-    books = Books(bypass=True)
-    assert not any(books.economics.bypasses(books.ask(number)) for number in range(100))
-    books.account.bypassed = True
-    asking = [number for number in range(20_000) if not books.economics.bypasses(books.ask(number))]
-    assert len(asking) == pytest.approx(20_000 / STILL_ASKED, rel=0.3)
-    assert not any(books.economics.bypasses(books.ask(number)) for number in asking)
-
-
-def test_a_question_that_only_a_cache_can_answer_passes_by_none() -> None:
-    books = Books(bypass=True)
-    books.account.bypassed = True
-    assert not any(books.economics.bypasses(books.ask(number, digest_only=True)) for number in range(1000))
-
-
-def test_computations_that_passed_by_are_no_look_ups_and_tell_what_computing_costs() -> None:
-    books = Books(bypass=True)
-    for number in range(1000):
-        books.answer(number, "computed", model=0.01, local=True)
-    for number in range(LEAST_LOOKUPS):
-        books.answer(number, "l2", redis=0.005)
-    books.account.bypassed = True
-    books.account.judge()
-    assert not books.account.bypassed
-
-
-@pytest.mark.parametrize("bypass", [True, False])
-async def test_windows_are_judged_when_they_end_and_only_if_asked_for(bypass: bool) -> None:
-    books = Books(bypass=bypass)
-    ticks: asyncio.Queue[float] = asyncio.Queue()
-    go_on = asyncio.Event()
-
-    async def sleep(seconds: float) -> None:
-        ticks.put_nowait(seconds)
-        await go_on.wait()
-        go_on.clear()
-
-    books.economics._sleep = sleep
-    running = asyncio.create_task(books.economics.run())
-    await ticks.get()
-    for number in range(100):
-        books.answer(number, "computed", redis=0.01, model=0.001)
-    books.clock.now += WINDOW_SECONDS - 0.5
-    go_on.set()
-    await ticks.get()
-    assert not books.account.bypassed
-    books.clock.now += 0.5
-    go_on.set()
-    await ticks.get()
-    assert books.account.bypassed == bypass
-    assert books.samples().get(("predict_l2_bypassed", "")) == (1 if bypass else None)
-    running.cancel()
-    await asyncio.wait([running])
-
-
-class House:
-    """A pipeline with an L2, and a predictor that counts."""
-
-    def __init__(self, l2: RedisCache, stack: AsyncExitStack) -> None:
-        self.books = Books(l2, bypass=True)
-        self.predictor = EchoPredictor()
-        settings = load_settings({})
-        self.l1 = MemoryCache(10**7, 10_000)
-        self.pipeline = Pipeline(
-            settings,
-            self.l1,
-            l2,
-            self.books.metrics,
-            observe=self.books.economics.observe,
-            bypasses=self.books.economics.bypasses,
-        )
-        batcher = Batcher(self.predictor.predict, max_batch_size=64, max_queue_size=1024)
-        self.model = Model("echo", MANIFEST, self.predictor, batcher, leased=True)
-        stack.push_async_callback(batcher.close)
-        stack.push_async_callback(self.pipeline.aclose)
-
-    async def ask(self, x: float, wants: Wants = PLAIN) -> Answer:
-        return await self.pipeline.answer(self.model, question(x), wants)
-
-
-@pytest.fixture
-async def house(l2: RedisCache) -> AsyncIterator[House]:
-    async with AsyncExitStack() as stack:
-        yield House(l2, stack)
-
-
-async def test_while_bypassed_l1_admits_at_once_and_redis_hears_of_one_question_in_a_hundred(
-    house: House, redis_server: RedisServer
-) -> None:
-    house.books.account.bypassed = True
-    first = [await house.ask(x) for x in range(500)]
-    assert {answer.source for answer in first} == {"computed"}
-    assert all(answer.stored and not answer.bypassed for answer in first)
-    stored = {name.split(b"{")[1].split(b"}")[0].decode() for name in redis_server.entries()}
-    assert stored == {answer.key for answer in first if answer.key not in house.l1._entries}
-    assert 0 < len(stored) < 500 * 3 / STILL_ASKED
-    second = [await house.ask(x) for x in range(500)]
-    assert {answer.key for answer in second if answer.source == "l2"} == stored
-    assert {answer.source for answer in second} == {"l1", "l2"}
-    assert len(house.predictor.computed) == 500
-
-
-async def test_what_still_asks_finds_what_it_stored_so_that_l2_is_seen_to_pay_again(house: House) -> None:
-    house.books.account.bypassed = True
-    chance = random.Random(0)
-    asked = [question(chance.random()) for _ in range(4000)]
-    for _ in range(2):
-        for start in range(0, len(asked), 200):
-            await house.pipeline.answer_many(house.model, asked[start : start + 200])
-        house.l1.clear()
-    window = house.books.account.window
-    assert window.lookups >= LEAST_LOOKUPS
-    assert window.found == window.lookups / 2
-
-
-async def test_an_answer_that_is_computed_anew_reaches_redis_all_the_same(
-    house: House, redis_server: RedisServer
-) -> None:
-    house.books.account.bypassed = True
-    for x in range(10):
-        assert (await house.ask(x, Wants(fresh=True))).stored
-    assert len(redis_server.entries()) == 10
-
-
 # As its users see it
 
 
@@ -409,7 +238,6 @@ async def test_the_page_of_a_model_tells_what_its_cache_is_worth(
         assert economics["hit_rate"] == economics["best_hit_rate"] == pytest.approx(5 / 6)
         assert economics["saved_seconds"] == pytest.approx(5 * economics["cost_seconds"], rel=0.01)
         assert economics["spent_seconds"] > 0
-        assert economics["bypassed"] is False
         assert audit == {"share": 1.0, "audited": 5, "mismatches": 0}
         assert server.metric("predict_distinct_questions", model="iris") == 1
         assert server.metric("predict_best_hit_ratio", model="iris") == pytest.approx(5 / 6)

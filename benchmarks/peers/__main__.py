@@ -70,8 +70,6 @@ def _turn(contestant: Contestant, model: Model, number: int, seconds: float, res
 def _sample(contestant: Contestant, row: Row, address: Address, number: int, seconds: float) -> Sample:
     shape = wrk.Shape(contestant.shape.target, contestant.shape.body, contestant.shape.headers + row.headers)
     list(one_by_one(address, [shape.request(HOT_IRIS)] * PRIME))
-    if row.settles:
-        wrk.run(address, shape, row.vary, 32, row.settles)
     processes = machine.descendants(os.getpid())
     before, busy = computed(contestant, address), machine.cpu_seconds(processes)
     many = wrk.run(address, shape, row.vary, 32, seconds)

@@ -59,17 +59,13 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a table. ``warm``: one hot key, one core; ``cold``: never-seen inputs, all cores.
-
-    ``settles``: seconds of the same requests that go before, unmeasured.
-    """
+    """One line of a table. ``warm``: one hot key, one core; ``cold``: never-seen inputs, all cores."""
 
     name: str
     title: str
     kind: Literal["warm", "cold"]
     vary: Vary
     headers: tuple[str, ...] = ()
-    settles: float = 0
 
 
 @dataclass(frozen=True, slots=True)

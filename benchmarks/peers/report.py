@@ -46,7 +46,6 @@ def targets(results: Results) -> list[Target]:
         Target("computed ÷ mosec", "ours-computed", BEST_SERVER, 1.5),
         Target("computed by two workers ÷ mosec", "ours-computed-2", BEST_SERVER, 1.5),
         Target("unique inputs, memory cache alone ÷ caches off", "ours-unique-l1", "ours-off", 0.95),
-        Target("unique inputs, Redis passed by ÷ caches off", "ours-unique", "ours-off", 0.95),
         Target("unique inputs, stored in Redis one by one ÷ caches off", "ours-unique-redis", "ours-off", 0.95),
     ]
 

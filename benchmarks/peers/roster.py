@@ -16,9 +16,6 @@ FEATURES = '{"features": [$1, $2, $3, $4]}'
 TENSOR = '{"inputs": [{"name": "features", "shape": [1, 4], "datatype": "FP64", "data": [$1, $2, $3, $4]}]}'
 NO_STORE = ("Cache-Control: no-store",)
 
-SETTLES = 12
-"""Seconds after which a worker has found out, in a window of ten, that Redis does not pay."""
-
 COUNTED = (get("/computations"), r"^(\d+)$")
 OUR_COUNTER = (get("/metrics"), rf"^{COMPUTED}(?:{{[^}}]*}})? (\S+)")
 
@@ -42,10 +39,8 @@ def _cold(name: str, title: str) -> tuple[Row, ...]:
     return (Row(name, title, "cold", "features"),)
 
 
-def _ours_cold(
-    name: str, title: str, *, redis: bool, headers: tuple[str, ...] = (), settles: float = 0, **settings: object
-) -> Contestant:
-    row = Row(name, f"**ours, {title}**", "cold", "features", headers, settles)
+def _ours_cold(name: str, title: str, *, redis: bool, headers: tuple[str, ...] = (), **settings: object) -> Contestant:
+    row = Row(name, f"**ours, {title}**", "cold", "features", headers)
     return Contestant(QUERY, (row,), ours(redis=redis, settings=settings), probabilities, OUR_COUNTER)
 
 
@@ -78,13 +73,6 @@ OURS = (
     _ours_cold("ours-computed-2", "every input computed, two workers", redis=True, headers=NO_STORE, workers=2),
     _ours_cold("ours-off", "unique inputs, both caches off", redis=False, l1_max_bytes=0),
     _ours_cold("ours-unique-l1", "unique inputs, memory cache alone", redis=False),
-    _ours_cold(
-        "ours-unique",
-        "unique inputs, Redis found not to pay and passed by",
-        redis=True,
-        settles=SETTLES,
-        l2_bypass=True,
-    ),
     _ours_cold("ours-unique-redis", "unique inputs, asked for and stored in Redis one by one", redis=True),
 )
 

@@ -60,9 +60,8 @@ _ECONOMICS = strict(
         "cost_seconds": NUMBER,
         "saved_seconds": NUMBER,
         "spent_seconds": NUMBER,
-        "bypassed": {"type": "boolean"},
     },
-    ["asked", "hits", "hit_rate", "cost_seconds", "saved_seconds", "spent_seconds", "bypassed"],
+    ["asked", "hits", "hit_rate", "cost_seconds", "saved_seconds", "spent_seconds"],
 )
 _AUDIT = strict(
     {"share": NUMBER, "audited": {"type": "integer"}, "mismatches": {"type": "integer"}},
