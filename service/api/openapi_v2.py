@@ -14,7 +14,9 @@ from service.api.schemas import (
     array,
     body,
     choice,
+    nullable,
     operation,
+    optional,
     parameter,
     record,
     ref,
@@ -28,9 +30,9 @@ BINARY = "application/octet-stream"
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 _BOOL: Schema = {"type": "boolean"}
 _TENSOR: Schema = {"name": TEXT, "datatype": TEXT, "shape": array({"type": "integer"}, 1, MAX_DIMENSIONS)}
-_REQUESTED = record({"name": TEXT, "parameters": record({"binary_data": _BOOL, "classification": _COUNT})}, ["name"])
+_REQUESTED = record({"name": TEXT, "parameters": optional({"binary_data": _BOOL, "classification": _COUNT})}, ["name"])
 _INPUT = record(
-    _TENSOR | {"data": {"type": "array"}, "parameters": record({"binary_data_size": _COUNT})},
+    _TENSOR | {"data": nullable({"type": "array"}), "parameters": optional({"binary_data_size": _COUNT})},
     ["name", "datatype", "shape"],
 )
 _HEALTH = record({"live": _BOOL, "ready": _BOOL}, ["live", "ready"])
@@ -56,10 +58,10 @@ def v2_schemas() -> dict[str, Schema]:
         ),
         "V2InferRequest": record(
             {
-                "id": TEXT,
+                "id": nullable(TEXT),
                 "inputs": array(_INPUT, 1, MAX_TENSORS),
-                "outputs": array(_REQUESTED, 0, MAX_TENSORS),
-                "parameters": record({"binary_data_output": _BOOL}),
+                "outputs": nullable(array(_REQUESTED, 0, MAX_TENSORS)),
+                "parameters": optional({"binary_data_output": _BOOL}),
             },
             ["inputs"],
         ),
@@ -89,7 +91,7 @@ def v2_paths(models: Sequence[Model]) -> dict[str, Any]:
             "post": operation(
                 "The models",
                 {"200": response("OK", index)} | _errors("400", "413"),
-                request_body=body({JSON: {"schema": record({"ready": _BOOL})}}, required=False),
+                request_body=body({JSON: {"schema": record({"ready": nullable(_BOOL)})}}, required=False),
             )
         },
     }

@@ -28,6 +28,15 @@ def record(properties: Schema, required: Sequence[str] = ()) -> Schema:
     return schema | {"required": list(required)} if required else schema
 
 
+def nullable(schema: Schema) -> Schema:
+    return schema | {"type": [schema["type"], "null"]}
+
+
+def optional(properties: Schema) -> Schema:
+    """A record that may be null, as may each of its members: null means absent."""
+    return nullable(record({name: nullable(schema) for name, schema in properties.items()}))
+
+
 def array(items: Schema, least: int = 0, most: int | None = None) -> Schema:
     bounds = {"minItems": least} | ({} if most is None else {"maxItems": most})
     return {"type": "array", "items": items} | bounds

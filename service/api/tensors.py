@@ -110,7 +110,7 @@ def _read_tensor(item: Object, binary: memoryview) -> tuple[Tensor, int]:
     size = member(_parameters(item), "binary_data_size", int, None)
     if size is None:
         return Tensor(name, datatype, shape, _from_json(name, datatype, shape, member(item, "data", list))), 0
-    if "data" in item:
+    if item.get("data") is not None:
         raise MalformedRequest(f"Input {name!r:.80} has both data and a binary_data_size.")
     if not 0 <= size <= len(binary):
         raise MalformedRequest(f"Input {name!r:.80} says {size} bytes, but {len(binary)} are left of the body.")
@@ -198,7 +198,7 @@ def _items(document: Object, name: str, required: bool = True) -> list[Object]:
 
 def _parameters(item: Object) -> Object:
     parameters: Object = member(item, "parameters", dict, {})
-    if "shared_memory_region" in parameters:
+    if parameters.get("shared_memory_region") is not None:
         raise NotSupported("Shared memory is not supported: send the tensor in the body.")
     return parameters
 
@@ -208,12 +208,12 @@ _NAMES = {str: "a string", int: "a whole number", bool: "true or false", list: "
 
 
 def member(item: Object, name: str, kind: type, default: Any = _NONE) -> Any:
-    """A JSON object's member of exactly this kind; raises MalformedRequest."""
-    if name not in item:
+    """A JSON object's member of exactly this kind; null means that it is absent. Raises MalformedRequest."""
+    value = item.get(name)
+    if value is None:
         if default is _NONE:
             raise MalformedRequest(f"The member {name!r} is missing.")
         return default
-    value = item[name]
     if type(value) is not kind:  # a bool is an int, but no number
         raise MalformedRequest(f"The member {name!r} must be {_NAMES[kind]}.")
     return value

@@ -297,6 +297,7 @@ def test_the_index_lists_what_is_served(client: httpx.Client) -> None:
     expected = [{"name": "probe", "version": version, "state": "READY", "reason": ""}]
     for body in (b"", b"{}", b'{"ready": true}'):
         assert client.post("/v2/repository/index", content=body).json() == expected
+    assert client.post("/v2/repository/index", content=b'{"ready": null}').json() == expected
     is_error(client.post("/v2/repository/index", content=b'{"ready": 1}'), 400)
 
 

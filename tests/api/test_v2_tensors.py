@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from service.api.coding import CODINGS, decode, encode, negotiate
 from service.api.predict import MAX_BATCH_ROWS
-from service.api.tensors import DTYPES, read_inference
+from service.api.tensors import DTYPES, Inference, read_inference
 from service.errors import InvalidInput, MalformedRequest, NotSupported, PayloadTooLarge, ServiceError
 
 INPUT: dict[str, Any] = {"name": "x", "datatype": "FP32", "shape": [2, 2], "data": [1, 2, 3, 4]}
@@ -77,6 +77,24 @@ def test_binary_strings_may_hold_any_bytes_and_several_inputs_follow_each_other(
     assert inference.inputs[2].values.tolist() == [[0, 1], [2, 3]]
 
 
+def test_null_for_an_optional_member_means_that_it_is_absent() -> None:
+    """As KServe's SDK sends it."""
+    parameters = {"binary_data_output": None, "shared_memory_region": None}
+    outputs = [{"name": "label", "parameters": None}, {"name": "x", "parameters": {"binary_data": None}}]
+    plain = [{"name": "label"}, {"name": "x", "parameters": {"classification": None}}]
+    null = request(INPUT | {"parameters": {"binary_data_size": None}}, id=None, parameters=parameters, outputs=outputs)
+    assert same(read_inference(null, None), read_inference(request(INPUT, outputs=plain), None))
+    nothing = request(INPUT | {"parameters": None}, id=None, parameters=None, outputs=None)
+    assert same(read_inference(nothing, None), read_inference(request(INPUT), None))
+    in_binary = read_inference(*binary(request(sized(16) | {"data": None}), bytes(16)))
+    assert same(in_binary, read_inference(*binary(request(sized(16)), bytes(16))))
+
+
+def same(left: Inference, right: Inference) -> bool:
+    """Arrays have no equality of their own."""
+    return repr(left) == repr(right)
+
+
 def test_unknown_members_and_parameters_are_accepted() -> None:
     document = request(INPUT | {"new": 1, "parameters": {"a": None}}, new={}, parameters={"priority": 1}, outputs=[])
     assert read_inference(document, None).outputs is None
@@ -122,6 +140,7 @@ BAD = {
     "nested deeper than the shape": request(INPUT | {"data": [[[1], [2]], [[3], [4]]]}),
     "data not an array": request(INPUT | {"data": 1}),
     "neither data nor size": request(without("data")),
+    "null data": request(INPUT | {"data": None}),
     "text as number": request(INPUT | {"data": [1, 2, 3, "4"]}),
     "true as number": request(INPUT | {"data": [1, 2, 3, True]}),
     "null as number": request(INPUT | {"data": [1, 2, 3, None]}),
