@@ -83,10 +83,10 @@ def _table_rows(manifest: Manifest, tensors: Sequence[Tensor]) -> Iterator[Row]:
 
 
 def _joined(names: Sequence[str], tensors: dict[str, Tensor]) -> NDArray[np.float64]:
-    if unknown := tensors.keys() - set(names):
-        raise MalformedRequest(f"The model has no feature {min(unknown)!r:.80}.")
-    if missing := set(names) - tensors.keys():
-        raise MalformedRequest(f"There is no input for the feature {min(missing)!r}.")
+    for unknown in (name for name in tensors if name not in names):
+        raise MalformedRequest(f"The model has no feature {unknown!r:.80}.")
+    for missing in (name for name in names if name not in tensors):
+        raise MalformedRequest(f"There is no input for the feature {missing!r}.")
     columns = [_numbers(tensors[name], 1) for name in names]
     if len(set(map(len, columns))) != 1:
         raise MalformedRequest("The inputs differ in their number of rows.")

@@ -147,7 +147,7 @@ class TabularPredictor:
         return values
 
     def _refuse_names(self, params: Mapping[str, Any]) -> NoReturn:
-        for name in params.keys() - self._names:
+        for name in (name for name in params if name not in self._names):
             shown = repr(name[:MAX_DIGITS])
             near = difflib.get_close_matches(name[:MAX_DIGITS], self._names, n=1)
             hint = (

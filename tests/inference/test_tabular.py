@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,19 @@ def test_what_would_overflow_a_float32_model_is_refused_before_it_is_asked() -> 
     open_ended = predictor_of(FOREST)
     assert refused(open_ended, ROW | {"a": "3.5e38"}).parameter == "a"
     assert isinstance(open_ended.predict([ask(open_ended, a="3.4e38").payload or b""])[0], bytes)
+
+
+@pytest.mark.parametrize("names", list(permutations("uvwx", 3)), ids="".join)
+def test_of_several_unknown_parameters_the_first_in_the_request_is_named(
+    bounded: TabularPredictor, names: tuple[str, ...]
+) -> None:
+    for params, content_type in (
+        (dict.fromkeys(names, "1") | ROW, None),
+        (dict.fromkeys(names, 1), "application/json"),
+    ):
+        with pytest.raises(InvalidInput) as refused:
+            bounded.parse(params, b"", content_type)
+        assert refused.value.parameter == names[0]
 
 
 def test_missing_and_unknown_parameters_are_named_with_the_nearest_known_one(bounded: TabularPredictor) -> None:
