@@ -7,7 +7,8 @@ ServiceError
     UriTooLong          414   the request target is longer than the limit
     HeadersTooLarge     431   the header section is longer than the limit
     PayloadTooLarge     413   the body is larger than the limit
-    UnsupportedContent  415   a media type or content coding that no predictor reads
+    UnsupportedContent  415   a media type that no predictor reads
+      UnsupportedCoding 415   a content coding of the body; carries Accept-Encoding
   NotFound              404   no such URL
   MethodNotAllowed      405
   NotSupported          501   a part of the Open Inference Protocol that is not served here
@@ -79,6 +80,10 @@ class UnsupportedContent(InvalidInput):
     status = 415
     type = "unsupported-content"
     title = "The media type is not supported"
+
+
+class UnsupportedCoding(UnsupportedContent):
+    title = "The content coding is not supported"
 
 
 class NotFound(ServiceError):

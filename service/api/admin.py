@@ -8,6 +8,7 @@ from hmac import compare_digest
 import orjson
 
 from service.api import predict
+from service.api.coding import read_content
 from service.api.endpoint import NO_STORE, Reply, Request
 from service.api.json_body import load_object
 from service.errors import InvalidInput, NotFound, StoreFailed, StoreUnavailable, Unauthorized
@@ -28,7 +29,7 @@ def guard(request: Request) -> None:
 
 async def purge(request: Request) -> Reply:
     """``{"model": name}``: forget every answer of one model, on every worker. O(1): its generation is replaced."""
-    document = load_object(await request.body(MAX_ADMIN_BYTES))
+    document = load_object(await read_content(request, MAX_ADMIN_BYTES))
     if document.keys() != {"model"}:
         raise InvalidInput('The body must be {"model": <name>}.', parameter="model")
     model = request.runtime.model(document["model"] if document["model"] is not None else "")

@@ -2,38 +2,54 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import re
 import zlib
 from collections.abc import Iterator
 
-from service.errors import MalformedRequest, PayloadTooLarge, UnsupportedContent
+from service.api.endpoint import CODINGS, Request
+from service.errors import MalformedRequest, PayloadTooLarge, UnsupportedCoding
 
-CODINGS = ("gzip", "deflate")
 LEVEL = 1
 STEP = 1024
 """Bytes that are decoded at a time: at most a thousand times as many come out."""
 
-_GZIP, _ZLIB = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS
+_GZIP, _ZLIB, _RAW = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS, -zlib.MAX_WBITS
 _OFFER = re.compile(r"\s*+([a-z0-9*-]++)\s*+(?:;\s*+q\s*+=\s*+([01](?:\.\d{0,3}+)?+)\s*+)?+", re.I)
 
 
+async def read_content(request: Request, limit: int) -> bytes:
+    """The whole body without its coding, at most ``limit`` bytes with it and without; raises InvalidInput."""
+    coding = coding_of(request.header(b"content-encoding"))
+    body = await request.body(limit)
+    # In a thread, for megabytes take a while. The body is this request's own, so what runs meanwhile does not matter.
+    return body if coding is None else await asyncio.to_thread(decode, body, coding, limit)
+
+
+def coding_of(content_encoding: bytes | None) -> str | None:
+    """The one of CODINGS that the field names, or None where there is none; raises UnsupportedCoding."""
+    name = (content_encoding or b"").decode("latin-1").strip().lower()
+    if name in ("", "identity"):
+        return None
+    name = name.removeprefix("x-")  # x-gzip is gzip (RFC 9110, 8.4.1.3)
+    if name not in CODINGS:
+        raise UnsupportedCoding(f"The content coding {name!r:.40} is not one of {', '.join(CODINGS)}.")
+    return name
+
+
 def decode(body: bytes, coding: str, limit: int) -> bytes:
-    """The body without its coding; raises PayloadTooLarge.
+    """The body without its coding, one of CODINGS; raises PayloadTooLarge or MalformedRequest.
 
     Decoded twice: the first time piece by piece, each forgotten at once, so that a bomb takes no memory.
     """
-    if coding in ("", "identity"):
-        return body
-    if coding not in CODINGS:
-        raise UnsupportedContent(f"The content coding {coding!r:.40} is not one of {', '.join(CODINGS)}.")
     for _ in _pieces(body, coding, limit):
         pass
     return b"".join(_pieces(body, coding, limit))
 
 
 def _pieces(body: bytes, coding: str, limit: int) -> Iterator[bytes]:
-    inflater = zlib.decompressobj(_GZIP if coding == "gzip" else _ZLIB)
+    inflater = zlib.decompressobj(_GZIP if coding == "gzip" else _ZLIB if _is_zlib(body) else _RAW)
     size = end = 0
     while end < len(body) and not inflater.eof:
         start, end = end, end + STEP
@@ -47,6 +63,11 @@ def _pieces(body: bytes, coding: str, limit: int) -> Iterator[bytes]:
         yield piece
     if not inflater.eof or inflater.unused_data or end < len(body):
         raise MalformedRequest(f"The body is not one complete {coding} stream.")
+
+
+def _is_zlib(body: bytes) -> bool:
+    """Whether a deflated body has zlib's two bytes before it, as it should: some send it bare (RFC 9110, 8.4.1.2)."""
+    return len(body) < 2 or (body[0] & 0x0F == zlib.DEFLATED and int.from_bytes(body[:2], "big") % 31 == 0)
 
 
 def encode(body: bytes, coding: str) -> bytes:

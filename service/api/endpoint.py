@@ -20,6 +20,7 @@ from service.errors import (
     PayloadTooLarge,
     ServiceError,
     Unauthorized,
+    UnsupportedCoding,
 )
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 Headers = list[tuple[bytes, bytes]]
 NO_STORE = (b"cache-control", b"no-store")
+CODINGS = ("gzip", "deflate")
+"""Content codings that bodies may have."""
 MAX_NAME = 80
 """Characters of a stranger's name for a parameter that an error repeats."""
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -138,6 +141,8 @@ def error_headers(error: ServiceError) -> Headers:
         headers.append((b"connection", b"close"))
     if isinstance(error, Unauthorized):
         headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(error, UnsupportedCoding):
+        headers.append((b"accept-encoding", ", ".join(CODINGS).encode()))
     return headers
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from service.api.caching import batch_status, cache_control, entity_tag, response_headers, server_timing
+from service.api.coding import read_content
 from service.api.directives import matches, wants_of
 from service.api.endpoint import Reply, Request, describe
 from service.api.json_body import load_object
@@ -68,7 +69,8 @@ async def query(request: Request) -> Reply:
 
 async def batch(request: Request) -> Reply:
     """Every row is looked up, deduplicated and cached on its own; a bad row fails in its own place."""
-    document = load_object(await request.body(MAX_BATCH_BYTES))
+    _media_type(request, [JSON])
+    document = load_object(await read_content(request, MAX_BATCH_BYTES))
     names = [name for name in ("inputs", "batch_inputs") if name in document]
     if len(names) != 1 or not isinstance(rows := document.pop(names[0]), list) or not rows:
         raise InvalidInput("A batch has one member `inputs`: an array of at least one row.", parameter="inputs")
@@ -102,21 +104,25 @@ def parse_get(request: Request) -> Parsed:
 
 async def _read(request: Request) -> Parsed:
     """What a request asks that has its input in the body."""
-    content_type = request.content_type
-    if content_type not in MEDIA_TYPES:
-        raise UnsupportedContent(f"A body must be one of {', '.join(MEDIA_TYPES)}.")
-    if request.header(b"content-encoding") not in (None, b"identity"):
-        raise UnsupportedContent("Content codings are not supported here.")
+    content_type = _media_type(request, MEDIA_TYPES)
     params: dict[str, Any] = dict(parse_query(request.query))
-    body = await request.body(request.runtime.settings.max_body_bytes)
+    body = await read_content(request, request.runtime.settings.max_body_bytes)
     if content_type == JSON:
         members = load_object(body)
-        if repeated := params.keys() & members.keys():
-            raise InvalidInput(f"Parameter {min(repeated)!r:.80} is repeated.", parameter=min(repeated))
-        if foreign := params.keys() - {"model", "top_k"}:
-            raise InvalidInput(f"Parameter {min(foreign)!r:.80} belongs into the body.", parameter=min(foreign))
+        for name in params:
+            if name in members:
+                raise InvalidInput(f"Parameter {name!r:.80} is repeated.", parameter=name)
+            if name not in ("model", "top_k"):
+                raise InvalidInput(f"Parameter {name!r:.80} belongs into the body.", parameter=name)
         params, body = params | members, b""
     return _understood(request.runtime, request.path_parameter("name"), params, body, content_type)
+
+
+def _media_type(request: Request, known: Sequence[str]) -> str:
+    """The body's; raises UnsupportedContent. No other is read, or any page could ask without a preflight."""
+    if request.content_type not in known:
+        raise UnsupportedContent(f"The Content-Type of a body must be {' or '.join(known)}.")
+    return request.content_type
 
 
 def _understood(

@@ -12,7 +12,7 @@ import orjson
 
 from service import __version__
 from service.api.caching import batch_status
-from service.api.coding import decode, encode, negotiate
+from service.api.coding import encode, negotiate, read_content
 from service.api.directives import wants_of
 from service.api.endpoint import NO_STORE, Endpoint, Handler, Reply, Request, error_headers
 from service.api.json_body import load_object
@@ -103,7 +103,7 @@ async def stats(request: Request) -> Reply:
 
 async def index(request: Request) -> Reply:
     """Every model that is served; ``{"ready": true}`` asks for those that are ready, which they all are."""
-    body = await request.body(SMALL_BODY_BYTES)
+    body = await read_content(request, SMALL_BODY_BYTES)
     if body:
         member(load_object(body), "ready", bool, False)
     models = request.runtime.models.values()
@@ -146,11 +146,7 @@ def _inferred(model: Model, inference: Inference, wanted: list[Wanted], predicti
 
 async def _read(request: Request) -> Inference:
     """Whatever the media type says: Triton's client sends none."""
-    body = await request.body(MAX_BATCH_BYTES)
-    coding = (request.header(b"content-encoding") or b"").decode("latin-1").strip().lower()
-    if coding:
-        # The body is this request's own, so what runs meanwhile does not matter.
-        body = await asyncio.to_thread(decode, body, coding, MAX_BATCH_BYTES)
+    body = await read_content(request, MAX_BATCH_BYTES)
     return read_inference(body, request.header(b"inference-header-content-length"))
 
 

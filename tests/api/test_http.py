@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import http_sf
 import pytest
 
 from tests.support.client import Response, fetch, fetch_json
+from tests.support.process import resident_bytes
 from tests.support.server import Server, running_server
 
 pytestmark = pytest.mark.anyio
@@ -33,6 +37,10 @@ async def ask(server: Server, width: float, method: str = "GET", **headers: str)
 async def ask_with_body(server: Server, width: float, method: str, **headers: str) -> Response:
     body = b'{"sepal_length":5.1,"sepal_width":3.5,"petal_length":1.4,"petal_width":%r}' % width
     return await fetch(server.address, "/predict", method, {**JSON, **headers}, body)
+
+
+def example_input(row: list[float]) -> dict[str, object]:
+    return {"name": "input", "shape": [1, 4], "datatype": "FP64", "data": row}
 
 
 def timing(answer: Response) -> dict[str, float]:
@@ -123,10 +131,91 @@ async def test_a_batch_is_a_hit_when_every_row_was_one(server: Server) -> None:
     assert with_a_bad_one.cache == {"fwd": "partial", "detail": "rows=4 hits=3 computed=0"}
 
 
-async def test_a_body_in_a_content_coding_is_refused_where_none_is_read(server: Server) -> None:
-    for method in ("POST", "QUERY"):
-        assert (await ask_with_body(server, 0.1, method, **{"Content-Encoding": "gzip"})).status == 415
-        assert (await ask_with_body(server, 0.1, method, **{"Content-Encoding": "identity"})).status == 200
+def raw_deflate(body: bytes) -> bytes:
+    """Without the two bytes and the checksum of zlib, as some clients understand the name."""
+    return zlib.compress(body)[2:-4]
+
+
+ROW = {**FAR, "petal_width": 1.0}
+ASKED = [
+    ("POST", "/predict", ROW),
+    ("QUERY", "/predict", ROW),
+    ("POST", "/models/iris/predict", ROW),
+    ("POST", "/predict_batch", {"inputs": [ROW]}),
+    ("POST", "/v2/models/iris/infer", {"inputs": [example_input([*FAR.values(), 1.0])]}),
+]
+EACH_WITH_A_BODY = pytest.mark.parametrize(("method", "path", "document"), ASKED)
+
+
+@EACH_WITH_A_BODY
+async def test_a_body_is_read_in_each_coding_whatever_its_case(
+    server: Server, method: str, path: str, document: object
+) -> None:
+    plain = json.dumps(document).encode()
+    coded = {
+        "identity": plain, "Identity": plain, "gzip": gzip.compress(plain), "GZip": gzip.compress(plain),
+        "x-gzip": gzip.compress(plain), "deflate": zlib.compress(plain), "DEFLATE": raw_deflate(plain),
+    }  # fmt: skip
+    answers = [await fetch(server.address, path, method, JSON, plain)]
+    answers += [
+        await fetch(server.address, path, method, {**JSON, "Content-Encoding": coding}, body)
+        for coding, body in coded.items()
+    ]
+    assert {(answer.status, answer.body) for answer in answers} == {(200, answers[0].body)}
+
+
+@EACH_WITH_A_BODY
+@pytest.mark.parametrize("coding", ["br", "gzip, gzip", "*", "é"])
+async def test_a_coding_that_is_not_read_is_refused_and_those_that_are_named(
+    server: Server, method: str, path: str, document: object, coding: str
+) -> None:
+    refused = await fetch(server.address, path, method, {**JSON, "Content-Encoding": coding}, b"{}")
+    assert (refused.status, refused.headers["accept-encoding"]) == (415, "gzip, deflate")
+    assert "accept-encoding" not in (await fetch(server.address, path, method, JSON, b"[]")).headers
+
+
+@EACH_WITH_A_BODY
+async def test_a_body_is_bounded_as_it_is_decoded_too(server: Server, method: str, path: str, document: object) -> None:
+    (worker,) = server.workers()
+    bomb = {**JSON, "Content-Encoding": "gzip"}, gzip.compress(bytes(40 * 2**20))
+    for _ in range(3):
+        assert (await fetch(server.address, path, method, *bomb)).status == 413
+    memory = resident_bytes(worker)
+    for _ in range(10):
+        assert (await fetch(server.address, path, method, *bomb)).status == 413
+    assert resident_bytes(worker) - memory < 24 * 2**20, "of the 400 MiB that they would inflate to"
+    for coding, broken in (("gzip", b"abc"), ("deflate", b"\x78\x9cabc"), ("deflate", b"abc"), ("gzip", b"")):
+        refused = await fetch(server.address, path, method, {**JSON, "Content-Encoding": coding}, broken)
+        assert refused.status == 400
+
+
+@pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded", "", "image/png", None])
+async def test_a_batch_that_a_page_of_another_origin_could_send_unasked_is_refused(
+    server: Server, media_type: str | None
+) -> None:
+    """A browser asks before it sends ``application/json`` to another origin, and sends these at once."""
+    headers = {} if media_type is None else {"Content-Type": media_type}
+    body = json.dumps({"inputs": [ROW]}).encode()
+    assert (await fetch(server.address, "/predict_batch", "POST", headers, body)).status == 415
+    charset = {"Content-Type": "Application/JSON; charset=utf-8"}
+    assert (await fetch(server.address, "/predict_batch", "POST", charset, body)).status == 200
+
+
+@pytest.mark.parametrize("names", ["zay", "yza", "azy"])
+async def test_of_several_members_in_the_wrong_place_the_first_in_the_request_is_named(
+    server: Server, names: str
+) -> None:
+    query = "/predict?" + "&".join(f"{name}=1" for name in names)
+    foreign = await fetch_json(server.address, query, {})
+    repeated = await fetch_json(server.address, query, dict.fromkeys(sorted(names), 1))
+    tensors = [{"name": name, "shape": [1, 1], "datatype": "FP64", "data": [1]} for name in names]
+    unknown = await fetch_json(server.address, "/v2/models/iris/infer", {"inputs": tensors})
+    missing = await fetch_json(
+        server.address, "/v2/models/iris/infer", {"inputs": [tensors[0] | {"name": "sepal_width"}]}
+    )
+    assert (foreign.json()["parameter"], repeated.json()["parameter"]) == (names[0], names[0])
+    assert repr(names[0]) in unknown.json()["error"]
+    assert "'sepal_length'" in missing.json()["error"]
 
 
 @pytest.mark.parametrize(

@@ -265,7 +265,7 @@ def test_an_encoded_body_is_decoded_and_has_always_the_same_bytes(coding: str) -
 
 @pytest.mark.parametrize("coding", CODINGS)
 def test_a_bomb_is_refused_before_it_is_decoded(coding: str) -> None:
-    bomb = (gzip if coding == "gzip" else zlib).compress(bytes(50 * 2**20))
+    bomb = encode(bytes(50 * 2**20), coding)
     tracemalloc.start()
     try:
         with pytest.raises(PayloadTooLarge):
@@ -288,8 +288,8 @@ GZIPPED = gzip.compress(b"hello", mtime=0)
         (GZIPPED + bytes(2**20), "gzip"),
         (GZIPPED, "deflate"),
         (zlib.compress(b"hello"), "gzip"),
-        (GZIPPED, "br"),
-        (GZIPPED, "gzip, gzip"),
+        (zlib.compress(b"hello")[:-1], "deflate"),
+        (zlib.compress(b"hello")[2:-5], "deflate"),
     ],
 )
 def test_a_body_that_is_not_in_its_coding_is_refused(body: bytes, coding: str) -> None:
