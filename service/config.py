@@ -44,6 +44,11 @@ class Settings(BaseSettings):
         description="Key of the checksum on every Redis value; set one of your own where others can write to Redis.",
     )
     cache_control: Literal["public", "private"] = Field("public", description="Whom HTTP caches may keep answers for.")
+    client_directives: Literal["obey", "ignore"] = Field(
+        "obey",
+        description="What a request's `Cache-Control` is to us; `ignore`: nobody can have an answer computed that is "
+        "stored, and of all directives only `only-if-cached` is obeyed.",
+    )
     lease: Literal["auto", "always", "never"] = Field(
         "auto",
         description="Compute each answer once in the whole cluster; `auto`: where the model costs more than a lease.",

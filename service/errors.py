@@ -11,6 +11,7 @@ ServiceError
       UnsupportedCoding 415   a content coding of the body; carries Accept-Encoding
   NotFound              404   no such URL
   MethodNotAllowed      405
+  PreconditionFailed    412   If-Match names no representation that there is
   NotSupported          501   a part of the Open Inference Protocol that is not served here
   Unauthorized          401
   UnknownModel          404
@@ -96,6 +97,12 @@ class MethodNotAllowed(ServiceError):
     status = 405
     type = "method-not-allowed"
     title = "The method is not allowed here"
+
+
+class PreconditionFailed(ServiceError):
+    status = 412
+    type = "precondition-failed"
+    title = "If-Match does not hold"
 
 
 class NotSupported(ServiceError):

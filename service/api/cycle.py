@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from typing import Any
+from uuid import uuid4
 
 import orjson
 from uvicorn._types import ASGI3Application, ASGIReceiveEvent, ASGISendEvent
@@ -30,19 +31,21 @@ class Cycle(RequestResponseCycle):
         try:
             await app(self.scope, self.receive, self.send)
             if not self.response_complete and not self.disconnected:
-                self.logger.error("The application did not complete its answer.")
-                await self._fail()
+                identifier = uuid4().hex
+                self.logger.error("The application did not complete its answer.", extra={"request_id": identifier})
+                await self._fail(identifier)
         except asyncio.CancelledError:  # By abandon(), or by the server when the time of grace is over.
             if not self.disconnected:
                 self.transport.close()
         except Exception:
-            self.logger.exception("Exception in the application")
-            await self._fail()
+            identifier = uuid4().hex
+            self.logger.exception("Exception in the application", extra={"request_id": identifier})
+            await self._fail(identifier)
         finally:
             self.on_response = _ignore
             self.scope.pop("respond", None)  # type: ignore[typeddict-item]  # it refers back to this cycle
 
-    async def _fail(self) -> None:
+    async def _fail(self, identifier: str) -> None:
         if self.response_started:
             self.transport.close()
             return
@@ -51,6 +54,7 @@ class Cycle(RequestResponseCycle):
             (b"content-type", b"application/problem+json"),
             (b"cache-control", b"no-store"),
             (b"content-length", b"%d" % len(body)),
+            (b"x-request-id", identifier.encode()),
         ]
         await self.send({"type": "http.response.start", "status": ServiceError.status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body, "more_body": False})

@@ -1,10 +1,14 @@
-"""What a request's headers ask of the caches (RFC 9111, 9110): ``Cache-Control`` and ``If-None-Match``."""
+"""What a request's headers ask (RFC 9111, 9110): ``Cache-Control``, ``If-Match`` and ``If-None-Match``."""
 
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from service.asking import PLAIN, Wants
+
+if TYPE_CHECKING:
+    from service.api.endpoint import Request
 
 # Possessive quantifiers: a stranger's header of 32 KiB is read once, not tried in as many ways as it has characters.
 _MEMBER = re.compile(r'(?:[^",]++|"(?:[^"\\]++|\\.)*+"?+)++')
@@ -13,9 +17,13 @@ _DIRECTIVE = re.compile(rf'\s*+({_TOKEN})\s*+(?:=\s*+(?:"((?:[^"\\]++|\\.)*+)"|(
 _ENTITY_TAG = re.compile(rb'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 
 
-def wants_of(cache_control: bytes | None) -> Wants:
-    """What a request with this ``Cache-Control`` field, or none, asks for."""
-    return PLAIN if cache_control is None else parse_cache_control(cache_control.decode("latin-1"))
+def wants_of(request: Request) -> Wants:
+    """What its ``Cache-Control`` asks for, as far as the operator lets it."""
+    field = request.header(b"cache-control")
+    if field is None:
+        return PLAIN
+    wants = parse_cache_control(field.decode("latin-1"))
+    return Wants(compute=wants.compute) if request.runtime.settings.client_directives == "ignore" else wants
 
 
 def parse_cache_control(value: str) -> Wants:
@@ -48,6 +56,15 @@ def parse_cache_control(value: str) -> Wants:
 
 def _seconds(argument: str | None, otherwise: float) -> float:
     return float(argument) if argument and argument.isascii() and argument.isdigit() else otherwise
+
+
+def holds(if_match: bytes, etag: bytes | None) -> bool:
+    """Whether ``If-Match`` holds for a representation with this ``ETag`` field, or without one: strong comparison."""
+    return if_match == b"*" or (
+        etag is not None
+        and not etag.startswith(b"W/")
+        and any(match[0] == etag for match in _ENTITY_TAG.finditer(if_match))
+    )
 
 
 def matches(if_none_match: bytes, tag: bytes) -> bool:

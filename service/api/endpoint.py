@@ -12,12 +12,14 @@ from uuid import uuid4
 
 import orjson
 
+from service.api.directives import holds
 from service.errors import (
     MalformedRequest,
     MethodNotAllowed,
     NotFound,
     Overloaded,
     PayloadTooLarge,
+    PreconditionFailed,
     ServiceError,
     Unauthorized,
     UnsupportedCoding,
@@ -37,6 +39,8 @@ CODINGS = ("gzip", "deflate")
 """Content codings that bodies may have."""
 MAX_NAME = 80
 """Characters of a stranger's name for a parameter that an error repeats."""
+RETRIEVALS = frozenset(("GET", "HEAD", "QUERY"))
+"""Methods whose answers a cache may keep, unless they say no-store. Those name no request: others would be given it."""
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
@@ -53,13 +57,14 @@ class Reply:
 class Request:
     """What a handler needs of the ASGI scope, read when it is asked for."""
 
-    __slots__ = ("_headers", "_receive", "runtime", "scope")
+    __slots__ = ("_headers", "_id", "_receive", "runtime", "scope")
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self.scope = scope
         self.runtime: Runtime = scope["state"]["runtime"]
         self._receive = receive
         self._headers: dict[bytes, bytes] | None = None
+        self._id: bytes | None = None
 
     @property
     def method(self) -> str:
@@ -88,6 +93,19 @@ class Request:
                 known = self._headers.get(key)
                 self._headers[key] = value if known is None else known + b", " + value
         return self._headers.get(name)
+
+    @property
+    def given_id(self) -> bytes | None:
+        """The client's X-Request-ID, where it is one."""
+        given = self.header(b"x-request-id")
+        return given if given is not None and REQUEST_ID.fullmatch(given) else None
+
+    @property
+    def id(self) -> bytes:
+        """What errors and our log call this request: what its client calls it, or else a name of our own."""
+        if self._id is None:
+            self._id = self.given_id or uuid4().hex.encode()
+        return self._id
 
     @property
     def content_type(self) -> str:
@@ -177,11 +195,8 @@ class Endpoint:
             headers.append((b"content-type", reply.content_type))
         if reply.status not in (204, 304):
             headers.append((b"content-length", b"%d" % len(reply.body)))
-        identifier = request.header(b"x-request-id")
-        if identifier is not None and REQUEST_ID.fullmatch(identifier):
-            headers.append((b"x-request-id", identifier))
-        elif reply.status >= 400:
-            headers.append((b"x-request-id", uuid4().hex.encode()))
+        if reply.status >= 400 or ((request.method not in RETRIEVALS or NO_STORE in headers) and request.given_id is not None):
+            headers.append((b"x-request-id", request.id))
         if reply.hot is not None and "received" in scope:
             scope["state"]["hits"].enter(self.route, *scope["received"], scope["headers"], reply)
         # Our protocol offers to write an answer whole; any other server is sent it as ASGI has it.
@@ -196,7 +211,7 @@ class Endpoint:
             if self.guard is not None:
                 self.guard(request)
             if handler is not None:
-                return await handler(request)
+                return _checked(request, await handler(request))
             if not self.handlers:
                 raise NotFound
             if request.method == "OPTIONS":
@@ -207,5 +222,15 @@ class Endpoint:
         except ServiceError as error:
             return self.render_error(error)
         except Exception:
-            logger.exception("%s %s failed", request.method, self.route)
+            extra = {"request_id": request.id.decode()}
+            logger.exception("%s %s failed", request.method, self.route, extra=extra)
             return self.render_error(ServiceError())
+
+
+def _checked(request: Request, reply: Reply) -> Reply:
+    """The reply to a retrieval whose If-Match holds, as it does without one; raises PreconditionFailed."""
+    if request.method in RETRIEVALS and reply.status in (200, 304):
+        if_match = request.header(b"if-match")
+        if if_match is not None and not holds(if_match, dict(reply.headers).get(b"etag")):
+            raise PreconditionFailed
+    return reply

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from service.api.caching import response_headers
-from service.api.endpoint import REQUEST_ID, Headers, Reply
+from service.api.endpoint import Headers, Reply
 from service.asking import Answer
 from service.cache.memory import Kept
 from service.runtime import Runtime
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SPECIAL = frozenset(
     (
-        *(b"cache-control", b"if-none-match", b"authorization", b"expect", b"upgrade", b"traceparent"),
+        *(b"cache-control", b"if-match", b"if-none-match", b"authorization", b"expect", b"upgrade", b"traceparent"),
         *(b"content-length", b"transfer-encoding"),
     )
 )
@@ -89,7 +89,6 @@ class Hit:
     heads: list[bytes] = field(default_factory=list)
     until: float = 0.0
     server_headers: Headers | None = None
-    status_and_headers: bytes = b""
     whole: bytes = b""
 
     @property
@@ -102,12 +101,6 @@ def is_plain(headers: Headers) -> bool:
     return all(
         name not in SPECIAL and (name != b"connection" or value.lower() == b"keep-alive") for name, value in headers
     )
-
-
-def echoed_request_id(headers: Headers) -> bytes:
-    """The response header line for an X-Request-ID, as the ordinary path answers it; empty when there is none."""
-    given = [value for name, value in headers if name == b"x-request-id"]
-    return b"x-request-id: %b\r\n" % given[0] if len(given) == 1 and REQUEST_ID.fullmatch(given[0]) else b""
 
 
 class HitTable:
@@ -139,11 +132,12 @@ class HitTable:
             return
         if hit is None and self._is_new(target):
             return
-        is_head = self._is_head(received, target) and not echoed_request_id(headers)
+        # A head that names its request does not come again.
+        is_head = self._is_head(received, target) and not any(name == b"x-request-id" for name, _ in headers)
         if hit is not None and hit.kept is kept and (not is_head or received in hit.heads):
             return
         if hit is None or hit.kept is not kept:
-            fixed = [header for header in reply.headers if header[0] not in VARYING and header[0] != b"x-request-id"]
+            fixed = [header for header in reply.headers if header[0] not in VARYING]
             hit = Hit(target, answer.key, kept, fixed, reply.body, self._tally(route, model.name))
         self._forget(target)
         if is_head:
@@ -232,7 +226,7 @@ class HitTable:
         entry = hit.kept.entry
         answer = Answer(hit.key, entry, "l1")
         headers = [*server_headers, *response_headers(answer, self._settings, now), *hit.fixed]
-        hit.status_and_headers = b"HTTP/1.1 200 OK\r\n" + b"".join(b"%b: %b\r\n" % header for header in headers)
-        hit.whole = hit.status_and_headers + b"\r\n" + hit.body
+        fields = b"".join(b"%b: %b\r\n" % header for header in headers)
+        hit.whole = b"HTTP/1.1 200 OK\r\n" + fields + b"\r\n" + hit.body
         hit.server_headers = server_headers
         hit.until = min(hit.kept.until, now + min(1 - entry.age(now) % 1, entry.left(now) % 1))

@@ -12,12 +12,12 @@ import orjson
 from service.api.caching import batch_status, cache_control, entity_tag, response_headers, server_timing
 from service.api.coding import read_content
 from service.api.directives import matches, wants_of
-from service.api.endpoint import Reply, Request, describe
+from service.api.endpoint import Headers, Reply, Request, describe
 from service.api.json_body import load_object
 from service.api.query import parse_query
 from service.api.render import default_top_k, render, take_top_k
 from service.asking import Answer, Model, Wants
-from service.errors import InvalidInput, NotCached, ServiceError, UnsupportedContent
+from service.errors import InvalidInput, NotCached, PreconditionFailed, ServiceError, UnsupportedContent
 from service.inference.predictor import Question
 from service.runtime import Runtime
 
@@ -54,7 +54,7 @@ def get(request: Request) -> Awaitable[Reply]:
 async def post(request: Request) -> Reply:
     """A POST is not cacheable by HTTP caches: its answer says how it came about, and no more (RFC 9110, 9.3.3)."""
     parsed = await _read(request)
-    wants = wants_of(request.header(b"cache-control"))
+    wants = wants_of(request)
     answer = await request.runtime.pipeline.answer(parsed.model, parsed.question, wants)
     reply = _reply(request, answer, parsed)
     reply.headers = [header for header in reply.headers if header[0] not in (b"cache-control", b"age")]
@@ -81,7 +81,7 @@ async def batch(request: Request) -> Reply:
     if document:
         raise InvalidInput(f"Unknown member {next(iter(document))!r:.80}.", parameter=next(iter(document)))
     questions = [_parse_row(model, row) for row in rows]
-    answers = await request.runtime.pipeline.answer_many(model, questions, wants_of(request.header(b"cache-control")))
+    answers = await request.runtime.pipeline.answer_many(model, questions, wants_of(request))
     bodies = [
         orjson.dumps({"error": describe(answer)})
         if isinstance(answer, ServiceError)
@@ -144,27 +144,46 @@ def _take_model(params: dict[str, Any]) -> object:
 
 
 async def _cached_reply(request: Request, parsed: Parsed) -> Reply:
-    """The order of decisions: no-cache computes; a matching tag is 304 unseen; ``*`` looks up; then the cache."""
+    """The order of decisions (RFC 9110, 13.2.2): If-Match; a matching tag is 304 unseen, or once no-cache has had it
+    computed; ``*`` looks up; then the cache."""
     runtime, model, question, tag = request.runtime, parsed.model, parsed.question, parsed.tag
-    wants = wants_of(request.header(b"cache-control"))
-    condition = None if wants.fresh else request.header(b"if-none-match")
-    if condition == b"*":
-        try:
-            answer = await runtime.pipeline.answer(model, question, Wants(compute=False))
-            headers = response_headers(answer, runtime.settings, runtime.clock())
-            return Reply(status=304, content_type=None, headers=[*headers, (b"etag", b"W/" + tag)])
-        except NotCached:
-            pass
-    elif condition is not None and matches(condition, tag):
-        control = cache_control(runtime.settings, runtime.settings.ttl_seconds)
-        status = (b"cache-status", b"predict; hit; detail=ETAG")
-        return Reply(status=304, content_type=None, headers=[status, control, (b"etag", b"W/" + tag)])
+    wants, if_match, condition = wants_of(request), request.header(b"if-match"), request.header(b"if-none-match")
+    # Our tags are weak, so that none of a list holds.
+    if if_match is not None and (if_match != b"*" or await _stored(request, parsed) is None):
+        raise PreconditionFailed
+    unchanged = None if condition is None else await _unchanged(request, parsed, condition)
+    if unchanged is not None and not wants.fresh:
+        return _not_modified(unchanged, tag)
     answer = await runtime.pipeline.answer(model, question, wants)
+    if unchanged is not None:
+        return _not_modified(response_headers(answer, runtime.settings, runtime.clock()), tag)
     reply = _reply(request, answer, parsed)
     reply.headers.append((b"etag", b"W/" + tag))
     if answer.source == "l1" and request.method == "GET":
         reply.hot = (model, answer)
     return reply
+
+
+async def _unchanged(request: Request, parsed: Parsed, if_none_match: bytes) -> Headers | None:
+    """How we know that the client has the answer, or None when it has not."""
+    settings = request.runtime.settings
+    if if_none_match == b"*":
+        stored = await _stored(request, parsed)
+        return None if stored is None else response_headers(stored, settings, request.runtime.clock())
+    if not matches(if_none_match, parsed.tag):
+        return None
+    return [(b"cache-status", b"predict; hit; detail=ETAG"), cache_control(settings, settings.ttl_seconds)]
+
+
+async def _stored(request: Request, parsed: Parsed) -> Answer | None:
+    try:
+        return await request.runtime.pipeline.answer(parsed.model, parsed.question, Wants(compute=False))
+    except NotCached:
+        return None
+
+
+def _not_modified(headers: Headers, tag: bytes) -> Reply:
+    return Reply(status=304, content_type=None, headers=[*headers, (b"etag", b"W/" + tag)])
 
 
 def _reply(request: Request, answer: Answer, parsed: Parsed) -> Reply:

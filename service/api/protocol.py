@@ -27,7 +27,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from service.api.closing import Lingering, refusal
 from service.api.cycle import Cycle
-from service.api.hits import Hit, HitTable, echoed_request_id, is_plain
+from service.api.hits import Hit, HitTable, is_plain
 from service.config import Settings
 from service.errors import HeadersTooLarge, MalformedRequest, RequestTimeout, ServiceError, UriTooLong
 
@@ -266,7 +266,7 @@ class Connection(HttpToolsProtocol):
             return False
         if not hits.current(hit):
             return False
-        answer = hit.status_and_headers + echoed_request_id(self.headers) + b"\r\n" + hit.body
+        answer = hit.whole
         self._answered = True
         sent = 0
         if not self.transport.get_write_buffer_size():

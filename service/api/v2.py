@@ -118,7 +118,7 @@ async def infer(request: Request) -> Reply:
     model = _model(request)
     inference = await _read(request)
     asked, wanted = questions(model, inference.inputs), wanted_outputs(inference)
-    answers = await request.runtime.pipeline.answer_many(model, asked, wants_of(request.header(b"cache-control")))
+    answers = await request.runtime.pipeline.answer_many(model, asked, wants_of(request))
     reply = _inferred(model, inference, wanted, _predictions(answers))
     reply.headers.append((b"cache-status", batch_status(answers)))
     return await _encoded(request, reply)

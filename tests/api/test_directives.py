@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from service.api.directives import matches, parse_cache_control
+from service.api.directives import holds, matches, parse_cache_control
 from service.asking import PLAIN, Wants
 
 
@@ -54,3 +54,22 @@ def test_a_long_header_is_read_in_the_time_of_a_short_one(value: str) -> None:
 )
 def test_tags_are_compared_weakly(condition: bytes, expected: bool) -> None:
     assert matches(condition, b'"abc"') is expected
+
+
+@pytest.mark.parametrize(
+    ("condition", "etag", "expected"),
+    [
+        (b"*", None, True),
+        (b"*", b'W/"abc"', True),
+        (b'"abc"', b'"abc"', True),
+        (b'"x", "abc"', b'"abc"', True),
+        (b'W/"abc"', b'"abc"', False),
+        (b'"abc"', b'W/"abc"', False),
+        (b'W/"abc"', b'W/"abc"', False),
+        (b'"abcd"', b'"abc"', False),
+        (b'"abc"', None, False),
+        (b"", b'"abc"', False),
+    ],
+)
+def test_if_match_compares_tags_strongly(condition: bytes, etag: bytes | None, expected: bool) -> None:
+    assert holds(condition, etag) is expected

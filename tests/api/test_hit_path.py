@@ -132,6 +132,7 @@ async def test_both_paths_answer_with_the_same_bytes(server: Server) -> None:
         {"Cache-Control": "no-cache"},
         {"Cache-Control": "max-age=0"},
         {"If-None-Match": "*"},
+        {"If-Match": "*"},
         {"Authorization": "Bearer x"},
         {"Expect": "100-continue"},
         {"Upgrade": "websocket", "Connection": "upgrade"},
@@ -147,6 +148,16 @@ async def test_any_special_header_takes_the_ordinary_path(server: Server, specia
         below = answered_below(server)
         assert (await connection.get(target(), special)).status in (200, 304)
     assert answered_below(server) == below
+
+
+async def test_an_answer_below_never_has_a_request_id(server: Server) -> None:
+    """Whoever keeps it would give it to others."""
+    async with await Connection.open(server.address) as connection:
+        await heat(connection, target())
+        below = answered_below(server)
+        answers = [await raw(connection, target(), {"X-Request-ID": f"id-{number}"}) for number in range(5)]
+        assert not any(b"id-" in answer for answer in answers)
+    assert answered_below(server) - below == 5
 
 
 async def test_if_none_match_is_heard_though_the_same_target_is_hot(server: Server) -> None:
@@ -213,9 +224,11 @@ async def test_a_request_that_arrives_in_pieces_is_answered_whole(server: Server
 
 async def test_blanks_around_a_header_are_not_part_of_it(server: Server) -> None:
     async with await Connection.open(server.address) as connection:
-        for question in (target(), "/livez"):
-            connection.send("GET", question, {"X-Request-ID": "\t abc \t "})
-            assert (await connection.read()).headers["x-request-id"] == "abc"
+        tag = (await connection.get(target())).headers["etag"]
+        connection.send("GET", target(), {"If-None-Match": f"\t {tag} \t "})
+        assert (await connection.read()).status == 304
+        connection.send("GET", "/livez", {"X-Request-ID": "\t abc \t "})
+        assert (await connection.read()).headers["x-request-id"] == "abc"
 
 
 @pytest.mark.parametrize("behind", ["a piece of the head", "a body"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import http_sf
 import pytest
 
-from tests.support.client import Response, fetch, fetch_json
+from tests.support.client import Connection, Response, fetch, fetch_json
 from tests.support.process import resident_bytes
 from tests.support.server import Server, running_server
 
@@ -61,13 +61,37 @@ async def test_a_computed_answer_says_what_took_its_time_and_a_hit_does_not(serv
 
 async def test_a_request_id_is_echoed_when_it_is_one_and_made_for_errors(server: Server) -> None:
     for known in ("a", "A.b_c-9", "x" * 64):
-        assert (await ask(server, 0.1, **{"X-Request-ID": known})).headers["x-request-id"] == known
+        for method in ("POST", "OPTIONS"):
+            echoed = await ask_with_body(server, 0.1, method, **{"X-Request-ID": known})
+            assert echoed.headers["x-request-id"] == known
     for strange in ("", "x" * 65, "a b", "a,b", "<script>", "é"):
-        assert "x-request-id" not in (await ask(server, 0.1, **{"X-Request-ID": strange})).headers
+        assert "x-request-id" not in (await ask_with_body(server, 0.1, "POST", **{"X-Request-ID": strange})).headers
         refused = await fetch(server.address, "/predict?x=1", headers={"X-Request-ID": strange})
         assert refused.headers["x-request-id"] not in ("", strange)
     made = {(await fetch(server.address, "/nothing")).headers["x-request-id"] for _ in range(2)}
     assert len(made) == 2
+
+
+async def test_no_answer_that_a_cache_may_keep_has_a_request_id(server: Server) -> None:
+    """A cache would give it to others with the answer."""
+    headers = {"X-Request-ID": "mine"}
+    async with await Connection.open(server.address) as connection:
+        tag = (await connection.get(f"/predict?{OTHERS}&petal_width=0.1")).headers["etag"]
+        kept = [await connection.get(f"/predict?{OTHERS}&petal_width=0.1", headers) for _ in range(5)]
+    kept += [
+        await ask(server, 0.12, **headers),
+        await ask(server, 0.1, "HEAD", **headers),
+        await ask(server, 0.1, **headers, **{"If-None-Match": tag}),
+        await ask(server, 0.1, **headers, **{"If-None-Match": "*"}),
+        await ask_with_body(server, 0.1, "QUERY", **headers),
+        *[await fetch(server.address, path, headers=headers) for path in ("/docs", "/openapi.json")],
+    ]
+    for answer in kept:
+        assert "x-request-id" not in answer.headers
+        assert "no-store" not in answer.headers["cache-control"]
+    for path in ("/models", "/livez", "/v2", "/nothing"):
+        answer = await fetch(server.address, path, headers=headers)
+        assert (answer.headers["x-request-id"], answer.headers["cache-control"]) == ("mine", "no-store")
 
 
 async def test_nothing_varies_where_nothing_is_negotiated(server: Server) -> None:

@@ -197,12 +197,55 @@ async def test_a_tag_that_does_not_match_is_answered_in_full(server: Server, fre
     assert (other.status, other.headers["etag"] != tag) == (200, True), "another rendering has another tag"
 
 
-async def test_no_cache_computes_even_when_the_tag_matches(server: Server, book: Book, fresh: Fresh) -> None:
+async def test_a_tag_that_matches_what_no_cache_has_computed_anew_is_not_modified(
+    server: Server, redis_server: RedisServer, book: Book, fresh: Fresh
+) -> None:
     """D3"""
     x = fresh()
     tag = (await ask(server, x)).headers["etag"]
-    answer = await ask(server, x, "no-cache", **{"If-None-Match": tag})
-    assert (answer.status, book.count(x)) == (200, 2)
+    await becomes(lambda: redis_server.entries())
+    for count, condition in enumerate((tag, f'"a", {tag}', "*"), 2):
+        answer = await ask(server, x, "no-cache", **{"If-None-Match": condition})
+        assert is_not_modified(answer, tag)
+        assert (answer.cache["fwd"], answer.cache["stored"], book.count(x)) == ("request", True, count)
+    other = await ask(server, x, "no-cache", **{"If-None-Match": '"a"'})
+    assert (other.status, book.count(x)) == (200, 5)
+    unknown = fresh()
+    assert (await ask(server, unknown, "no-cache", **{"If-None-Match": "*"})).status == 200
+
+
+async def by_query(server: Server, x: float, **headers: str) -> Response:
+    body = b'{"x": %r, "act": 0, "seconds": 0}' % x
+    return await fetch(server.address, "/models/probe/predict", "QUERY", JSON_BODY | headers, body)
+
+
+async def test_a_weak_tag_fails_if_match_and_any_needs_a_stored_answer(
+    server: Server, redis_server: RedisServer, book: Book, fresh: Fresh
+) -> None:
+    """D3; RFC 9110, 13.1.1: the comparison is strong, and a weak tag strongly matches nothing."""
+    x = fresh()
+    refused = [await ask(server, x, None, **{"If-Match": "*"}), await by_query(server, x, **{"If-Match": "*"})]
+    tag = (await warm(server, redis_server, x)).headers["etag"]
+    for given in (tag, tag.removeprefix("W/"), f'"a", {tag}', "a", ""):
+        refused.append(await ask(server, x, None, **{"If-Match": given, "If-None-Match": tag}))
+        refused.append(await ask(server, x, "no-cache", **{"If-Match": given}))
+        refused.append(await fetch(server.address, target(x), "HEAD", {"If-Match": given}))
+        refused.append(await by_query(server, x, **{"If-Match": given}))
+    assert {answer.status for answer in refused} == {412}
+    is_problem(refused[0], 412)
+    assert book.count(x) == 1
+    assert (await ask(server, x, None, **{"If-Match": "*"})).hit
+    assert is_not_modified(await ask(server, x, None, **{"If-Match": "*", "If-None-Match": tag}), tag)
+    assert (await fetch(server.address, "/predict?nothing=1", headers={"If-Match": tag})).status == 422
+
+
+async def test_a_resource_without_a_tag_fails_if_match_for_any_but_any(server: Server) -> None:
+    """D3"""
+    for path in ("/models", "/models/probe", "/livez", "/v2", "/v2/models/probe"):
+        for method in ("GET", "HEAD"):
+            assert (await fetch(server.address, path, method, {"If-Match": '"a"'})).status == 412
+            assert (await fetch(server.address, path, method, {"If-Match": "*"})).status == 200
+    assert (await fetch(server.address, "/models/nobody", headers={"If-Match": '"a"'})).status == 404
 
 
 async def test_any_tag_is_decided_by_a_look_up(
