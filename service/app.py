@@ -7,18 +7,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.exceptions import HTTPException
-from starlette.requests import Request as StarletteRequest
-from starlette.responses import Response
-from starlette.routing import Mount, compile_path
+from starlette.routing import compile_path
 from starlette.types import Receive, Scope, Send
 
 from service import __version__
 from service.api import admin, docs, predict, status, v2
-from service.api.endpoint import Endpoint, problem
+from service.api.endpoint import Endpoint
 from service.api.hits import HitTable
 from service.config import Settings
-from service.errors import MethodNotAllowed, NotFound
 from service.runtime import open_runtime
 
 ACCEPT_QUERY = [(b"accept-query", ", ".join(predict.MEDIA_TYPES).encode())]
@@ -35,6 +31,7 @@ ENDPOINTS = [
     Endpoint("/metrics", {"GET": status.metrics}),
     Endpoint("/openapi.json", {"GET": docs.openapi}),
     Endpoint("/docs", {"GET": docs.docs}),
+    Endpoint(f"{docs.ASSETS}/{{name}}", {"GET": docs.asset}),
     Endpoint("/admin/purge", {"POST": admin.purge}, guard=admin.guard),
     Endpoint("/admin/key", {"GET": admin.key_of}, guard=admin.guard),
     Endpoint("/admin/cache/stats", {"GET": admin.cache_stats}, guard=admin.guard),
@@ -83,16 +80,7 @@ def create_app(settings: Settings, lost: Callable[[], None] = lambda: None) -> F
         version=__version__,
         lifespan=lifespan,
         openapi_url=None,  # ours is made from the manifests
-        exception_handlers={HTTPException: _http_problem},
     )
-    app.router.routes.append(Mount(docs.ASSETS, docs.assets()))
     app.router.redirect_slashes = False
     app.router.default = Endpoint("unknown", {})
     return app
-
-
-async def _http_problem(request: StarletteRequest, error: Any) -> Response:
-    """What Starlette itself refuses, as a problem document too."""
-    reply = problem(NotFound() if error.status_code == 404 else MethodNotAllowed(str(error.detail)))
-    headers = {name.decode(): value.decode() for name, value in reply.headers} | dict(error.headers or {})
-    return Response(reply.body, error.status_code, headers, reply.content_type.decode() if reply.content_type else None)

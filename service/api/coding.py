@@ -70,16 +70,17 @@ def _is_zlib(body: bytes) -> bool:
     return len(body) < 2 or (body[0] & 0x0F == zlib.DEFLATED and int.from_bytes(body[:2], "big") % 31 == 0)
 
 
-def encode(body: bytes, coding: str) -> bytes:
+def encode(body: bytes, coding: str, level: int = LEVEL) -> bytes:
     """``coding`` is one of CODINGS. The same body has the same bytes whenever it is encoded."""
-    return gzip.compress(body, LEVEL, mtime=0) if coding == "gzip" else zlib.compress(body, LEVEL)
+    return gzip.compress(body, level, mtime=0) if coding == "gzip" else zlib.compress(body, level)
 
 
-def negotiate(accept_encoding: str) -> str | None:
-    """The coding of ours that the client prefers, or None for no coding."""
+def negotiate(accept_encoding: bytes | None) -> str | None:
+    """The coding of ours that a client with this field, or none, prefers, or None for no coding."""
+    field = (accept_encoding or b"").decode("latin-1").lower()
     offers = {
-        match[1].lower(): float(match[2] or 1)
-        for match in filter(None, map(_OFFER.fullmatch, accept_encoding.split(",")))
+        match[1].removeprefix("x-"): float(match[2] or 1)
+        for match in filter(None, map(_OFFER.fullmatch, field.split(",")))
     }
     weights = {coding: offers.get(coding, offers.get("*", 0.0)) for coding in CODINGS}
     best = max(CODINGS, key=weights.__getitem__)

@@ -195,7 +195,9 @@ class Endpoint:
             headers.append((b"content-type", reply.content_type))
         if reply.status not in (204, 304):
             headers.append((b"content-length", b"%d" % len(reply.body)))
-        if reply.status >= 400 or ((request.method not in RETRIEVALS or NO_STORE in headers) and request.given_id is not None):
+        if reply.status >= 400 or (
+            (request.method not in RETRIEVALS or NO_STORE in headers) and request.given_id is not None
+        ):
             headers.append((b"x-request-id", request.id))
         if reply.hot is not None and "received" in scope:
             scope["state"]["hits"].enter(self.route, *scope["received"], scope["headers"], reply)

@@ -27,6 +27,7 @@ from service.asking import Model
 _ERRORS = {
     "400": "Malformed request",
     "404": "Unknown model or digest",
+    "412": "If-Match does not hold",
     "413": "Body too large",
     "414": "Request target too long",
     "415": "Unsupported media type or content coding",

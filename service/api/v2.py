@@ -152,7 +152,7 @@ async def _read(request: Request) -> Inference:
 
 async def _encoded(request: Request, reply: Reply) -> Reply:
     reply.headers.append((b"vary", b"accept-encoding"))
-    coding = negotiate((request.header(b"accept-encoding") or b"").decode("latin-1"))
+    coding = negotiate(request.header(b"accept-encoding"))
     if coding is not None:
         if len(reply.body) <= SMALL_BODY_BYTES:
             reply.body = encode(reply.body, coding)

@@ -7,11 +7,16 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import http_sf
+import httpx
 import pytest
 
+from service.app import FIXED, create_app
+from service.config import load_settings
 from tests.support.client import Connection, Response, fetch, fetch_json
 from tests.support.process import resident_bytes
 from tests.support.server import Server, running_server
@@ -272,6 +277,91 @@ async def test_a_body_that_is_small_to_send_and_huge_to_hold_is_refused(server: 
     refused = [await fetch(server.address, path, "POST", json, bomb) for _ in range(3)]
     assert [answer.status for answer in refused] == [400] * 3
     assert min(answer.seconds for answer in refused) < 5 * 0.1
+
+
+DOCUMENTS = ["/docs", "/openapi.json", "/docs/assets/swagger-ui-bundle.js", "/docs/assets/favicon.png"]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS)
+async def test_a_document_may_be_kept_and_is_revalidated_in_each_coding(server: Server, path: str) -> None:
+    plain = await fetch(server.address, path)
+    tags = {plain.headers["etag"]}
+    for accepted, decompress in (("gzip", gzip.decompress), ("gzip;q=0, deflate;q=0.5", zlib.decompress)):
+        picky = {"Accept-Encoding": accepted}
+        coded, head = await fetch(server.address, path, headers=picky), await fetch(server.address, path, "HEAD", picky)
+        assert coded.headers.keys() == head.headers.keys()
+        assert coded.headers["content-length"] == head.headers["content-length"]
+        if "content-encoding" in coded.headers:
+            assert len(coded.body) < len(plain.body) / 2 or path == "/docs"
+            assert decompress(coded.body) == plain.body
+        else:
+            assert (path, coded.body) == ("/docs/assets/favicon.png", plain.body)
+        tags.add(coded.headers["etag"])
+        for condition in (coded.headers["etag"], f'"a", W/{coded.headers["etag"]}', "*"):
+            unchanged = await fetch(server.address, path, headers={**picky, "If-None-Match": condition})
+            assert (unchanged.status, unchanged.body) == (304, b"")
+            for name in ("etag", "cache-control", "vary"):
+                assert unchanged.headers[name] == coded.headers[name]
+        assert (await fetch(server.address, path, headers={**picky, "If-None-Match": '"a"'})).status == 200
+        assert (await fetch(server.address, path, headers={**picky, "If-Match": coded.headers["etag"]})).status == 200
+        assert (await fetch(server.address, path, headers={**picky, "If-Match": '"a", W/"b"'})).status == 412
+    assert plain.headers["vary"] == "accept-encoding"
+    assert len(tags) == (1 if path.endswith(".png") else 3), "strong tags differ where the bytes do"
+    assert (
+        "content-encoding" not in (await fetch(server.address, path, headers={"Accept-Encoding": "br, *;q=0"})).headers
+    )
+
+
+async def test_what_is_no_file_of_the_documentation_is_not_found(server: Server) -> None:
+    for name in ("", "nothing.js", "../docs.py", "%2e%2e%2fdocs.py", "swagger-ui.css/"):
+        missing = await fetch(server.address, f"/docs/assets/{name}")
+        assert (missing.status, missing.headers["content-type"]) == (404, "application/problem+json")
+
+
+async def test_nobody_has_stored_answers_computed_where_the_operator_ignores_directives(
+    tmp_path: Path, iris_models: Path
+) -> None:
+    with running_server(tmp_path, models_dir=iris_models, client_directives="ignore") as server:
+        missing = await ask(server, 0.1, **{"Cache-Control": "only-if-cached, no-cache"})
+        tag = (await ask(server, 0.1, **{"Cache-Control": "no-store"})).headers["etag"]
+        for directive in ("no-cache", "no-store", "max-age=0", "min-fresh=1000", "only-if-cached"):
+            asked = {"Cache-Control": directive}
+            row = {"inputs": [[5.1, 3.5, 1.4, 0.1]]}
+            tensor = {"inputs": [example_input([5.1, 3.5, 1.4, 0.1])]}
+            answers = [
+                await ask(server, 0.1, **asked),
+                await ask_with_body(server, 0.1, "POST", **asked),
+                await ask_with_body(server, 0.1, "QUERY", **asked),
+                await ask(server, 0.1, **asked, **{"If-None-Match": tag}),
+                await fetch_json(server.address, "/predict_batch", row, asked),
+                await fetch_json(server.address, "/v2/models/iris/infer", tensor, asked),
+            ]
+            assert [(answer.status, answer.hit) for answer in answers] == [
+                (304 if index == 3 else 200, True) for index in range(len(answers))
+            ]
+        assert missing.status == 504
+        assert server.metric("predict_computations_total", model="iris") == 1
+
+
+async def test_an_unexpected_error_stands_in_the_log_with_the_id_that_its_client_was_told(
+    iris_models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(request: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setitem(FIXED["/livez"].handlers, "GET", fail)
+    app = create_app(load_settings({"PREDICT_MODELS_DIR": str(iris_models)}))
+    async with app.router.lifespan_context(app) as state:
+        transport = httpx.ASGITransport(partial(_with_state, app, state))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            for headers in ({}, {"X-Request-ID": "mine"}):
+                failed = await client.get("/livez", headers=headers)
+                assert failed.headers["x-request-id"] == caplog.records[-1].request_id  # type: ignore[attr-defined]
+    assert caplog.records[-1].request_id == "mine"  # type: ignore[attr-defined]
+
+
+async def _with_state(app: Any, state: object, scope: dict[str, object], receive: object, send: object) -> None:
+    await app({**scope, "state": state}, receive, send)
 
 
 async def test_the_documentation_page_needs_nothing_from_elsewhere(server: Server) -> None:
