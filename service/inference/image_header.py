@@ -6,7 +6,7 @@ A stranger's file may name any size and hold any number of parts, so the reading
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,15 +55,23 @@ def _png(file: bytes) -> Header:
     if file[12:16] != b"IHDR" or len(file) < 33:
         raise damaged("PNG")
     width, height = struct.unpack_from(">2I", file, 16)
-    frames, start = 1, 8
+    frames = 1
+    for kind, start, length in png_chunks(file):
+        if kind == b"acTL" and length >= 4:
+            (frames,) = struct.unpack_from(">I", file, start)
+    return Header("PNG", width, height, frames)
+
+
+def png_chunks(file: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start and length of the contents of each chunk up to the last, IEND; raises InvalidInput."""
+    start = 8
     for _ in range(MAX_PARTS):
         if start + 12 > len(file):
-            raise damaged("PNG")
+            break
         length, kind = struct.unpack_from(">I4s", file, start)
-        if kind == b"acTL" and length >= 4:
-            (frames,) = struct.unpack_from(">I", file, start + 8)
         if kind == b"IEND":
-            return Header("PNG", width, height, frames)
+            return
+        yield kind, start + 8, length
         start += 12 + length
     raise damaged("PNG")
 

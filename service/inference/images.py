@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from PIL import ImageOps
 
 from service.errors import InvalidInput
+from service.inference.completeness import jpeg_is_complete, png_is_complete
 from service.inference.image_header import MAX_PIXELS, damaged, read_header
+from service.inference.jpeg_scans import find_scans
 from service.inference.manifest import Image
 
 # What Pillow has to say about a stranger's file is no line for our log.
@@ -38,13 +40,18 @@ def read_pixels(file: bytes, spec: Image) -> NDArray[np.uint8]:
 def decode(file: bytes) -> PIL.Image.Image:
     """The picture upright, in whatever mode the file has; raises InvalidInput."""
     header = read_header(file)
-    if header.format == "JPEG" and file.count(b"\xff\xda") > MAX_JPEG_SCANS:
+    scans = find_scans(file, MAX_JPEG_SCANS) if header.format == "JPEG" else None
+    if scans is not None and len(scans.ends) > MAX_JPEG_SCANS:
         raise InvalidInput(f"The JPEG file has more than {MAX_JPEG_SCANS} scans.", parameter="image")
     try:
         picture = PIL.Image.open(io.BytesIO(file), formats=(header.format,))
         if picture.size != (header.width, header.height):
             raise ValueError("the decoder reads another size than the header says")
         picture.load()
+        if scans is not None and not jpeg_is_complete(file, scans, picture):
+            raise ValueError("the decoder has made up the last pixels")
+        if header.format == "PNG" and not png_is_complete(file, header, picture):
+            raise ValueError("the decoder has made up the last pixels")
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises a dozen types, and each means that the stranger's file is at fault

@@ -32,11 +32,27 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes, *more: tu
     )
 
 
-def jpeg_of_size(width: int, height: int) -> bytes:
+def jpeg_of_size(width: int, height: int, **how: Any) -> bytes:
     """A small JPEG whose header claims another size."""
-    file = bytearray(encode(picture(), "JPEG"))
-    start = file.index(b"\xff\xc0")
+    file = bytearray(encode(picture((64, 64)), "JPEG", **how))
+    start = file.index(b"\xff\xc2" if how.get("progressive") else b"\xff\xc0")
     file[start + 5 : start + 9] = struct.pack(">2H", height, width)
+    return bytes(file)
+
+
+def cut_jpeg(size: tuple[int, int], share: float, mode: str = "RGB", **how: Any) -> bytes:
+    """A JPEG that says that it is at its end after a share of its first scan."""
+    file = encode(picture(size).convert(mode), "JPEG", **how)
+    first = file.index(b"\xff\xda") + 14
+    end = min(at for at in (file.find(b"\xff" + bytes([marker]), first) for marker in (0xC4, 0xD9, 0xDA)) if at >= 0)
+    return file if share == 1 else file[: first + int(share * (end - first))].rstrip(b"\xff") + b"\xff\xd9"
+
+
+def interlaced_png(width: int, height: int, depth: int, colour: int, data: bytes) -> bytes:
+    """``data``: the rows of all seven passes."""
+    file = bytearray(png(width, height, depth, colour, data))
+    file[28] = 1
+    file[29:33] = struct.pack(">I", zlib.crc32(file[12:29]))
     return bytes(file)
 
 
