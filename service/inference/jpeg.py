@@ -39,7 +39,7 @@ def suits(file: bytes, spec: Image) -> bool:
             header = read_header(file)
             place((header.width, header.height), spec)
             return data[:1] == b"\3"  # all colours in one scan
-        if marker in _OTHER_FRAMES or (marker == _BASELINE and not _is_plain(data)):
+        if marker in _OTHER_FRAMES or (marker == _BASELINE and not (_is_plain(data) and _may_fill(data, len(file)))):
             return False
         if marker == _EXIF_OR_XMP and _is_turned(data):
             return False
@@ -62,6 +62,15 @@ def _segments(file: bytes) -> Iterator[tuple[int, bytes]]:
 def _is_plain(frame: bytes) -> bool:
     """Eight bits, and three colours not named R, G and B."""
     return len(frame) == 15 and frame[0] == 8 and frame[5] == 3 and frame[6::3] != b"RGB"
+
+
+def _may_fill(frame: bytes, size: int) -> bool:
+    """Whether so many bytes can be this frame's, at two bits a block: nvJPEG may not say what is missing."""
+    height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
+    factors = [(part >> 4, part & 15) for part in frame[7::3]]
+    across, down = (8 * max(1, *column) for column in zip(*factors, strict=True))
+    blocks = -(-width // across) * -(-height // down) * sum(x * y for x, y in factors)
+    return 2 * blocks <= 8 * size
 
 
 def _is_turned(data: bytes) -> bool:

@@ -24,7 +24,7 @@ from service.inference.limit import RECOVERY_SECONDS, buckets
 from service.inference.predictor import Options, Predictor, unpack
 from service.inference.torch_network import restore
 from service.inference.vision import TOLERANCES, VisionPredictor, load
-from tests.inference.pictures import encode, jpeg_of_scans, picture
+from tests.inference.pictures import encode, jpeg_of_scans, jpeg_of_size, picture
 from tests.inference.test_vision import JPEG, PNG, SPEC, artifact, many
 from tests.support.twin import Memory, Twin
 
@@ -331,6 +331,7 @@ SUITED = {
     "with zeros at its end": photograph() + bytes(9),
 }
 UNSUITED = {
+    "short": jpeg_of_size(4000, 4000),
     "PNG": PNG,
     "turned": turned(6),
     "turned by XMP": xmp(),
