@@ -68,7 +68,7 @@ def _may_fill(frame: bytes, size: int) -> bool:
     """Whether so many bytes can be this frame's, at two bits a block: nvJPEG may not say what is missing."""
     height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
     factors = [(part >> 4, part & 15) for part in frame[7::3]]
-    across, down = (8 * max(1, *column) for column in zip(*factors, strict=True))
+    across, down = 8 * max(1, *(x for x, _ in factors)), 8 * max(1, *(y for _, y in factors))
     blocks = -(-width // across) * -(-height // down) * sum(x * y for x, y in factors)
     return 2 * blocks <= 8 * size
 
