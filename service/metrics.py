@@ -95,7 +95,7 @@ class Metrics:
         # Questions, and what the cache is worth.
         self.cache_results = self._tallied_counter(
             "predict_cache_results",
-            "Questions by how they were answered: l1, l2, collapsed, computed, not_cached, failed.",
+            "Questions by how they ended: l1, l2, collapsed, computed, not_cached, cancelled (the client left), failed.",
             *("model", "result"),
         )
         self.cache_result_seconds = self._tallied_counter(

@@ -248,6 +248,9 @@ class Pipeline:
         except NotCached:
             result = "not_cached"
             raise
+        except asyncio.CancelledError:  # its client has left: nothing has failed
+            result = "cancelled"
+            raise
         finally:
             self.metrics.resolved(ask.model.name, result, self._clock() - started)
         self._observe(ask, answer)

@@ -195,7 +195,8 @@ async def test_who_looks_into_redis_for_all_may_leave(house: House, shared: Shar
     await asyncio.gather(first, return_exceptions=True)
     shared.gate.set()
     assert {answer.source for answer in await asyncio.gather(*others)} == {"l2"}
-    assert (shared.looks, house.count("failed"), house.predictor.computed) == (2, 1, [5])
+    assert (shared.looks, house.count("failed"), house.predictor.computed) == (2, 0, [5])
+    assert house.count("cancelled") == 1
 
 
 async def test_the_deadline_holds_for_who_looks_into_redis_and_who_waits_for_it(house: House, shared: Shared) -> None:
