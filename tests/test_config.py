@@ -39,7 +39,7 @@ def test_a_choice_may_be_written_in_any_case(setting: str, given: str, monkeypat
 
 @pytest.mark.parametrize("secret", ["", " "])
 def test_an_empty_secret_is_refused(secret: str) -> None:
-    with pytest.raises(ConfigurationError, match="PREDICT_CACHE_SECRET=.*empty secret"):
+    with pytest.raises(ConfigurationError, match=r"PREDICT_CACHE_SECRET=.*empty secret"):
         load_settings({"PREDICT_CACHE_SECRET": secret})
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, suppress
 from itertools import repeat
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from service.cache import census
+from service.cache.breaker import State
 from service.cache.census import Census
 from service.cache.codec import Codec
 from service.cache.entry import Entry
@@ -25,6 +27,14 @@ from service.cache.observer import Observer, Silent
 from service.cache.scripts import DISCARD, PUT, READ, Argument, Command
 from service.cache.subscriber import Subscriber
 from service.errors import StoreUnavailable
+
+logger = logging.getLogger(__name__)
+
+_MEANING = {
+    "up": "Redis answers: it is used.",
+    "read-only": "Redis takes no writes: what it has is read, and nothing is stored there.",
+    "down": "Redis is not used: every worker has only its own cache.",
+}
 
 TRIPS = 4  # under way at once: as many connections, one more for PING
 ITEMS_PER_TRIP = 128
@@ -50,7 +60,7 @@ class RedisCache:
     An ``allowance`` is what Redis may still cost one request: give the same one to all calls on its behalf.
     """
 
-    state: Literal["up", "down"]
+    state: State
 
     def __init__(
         self,
@@ -65,11 +75,12 @@ class RedisCache:
         follow_seconds: float,
     ) -> None:
         self.state = "down"
+        self._troubled = False
         self._observer = observer
         self._codec = Codec(secret, observer, clock)
         self._on_reconnect = on_reconnect
         waiting = LoopClock()
-        self._node = Node(url, waiting, self._on_state, observer)
+        self._node = Node(url, waiting, self._on_state, observer, lambda: self._subscriber.reconnect())
         self._joined: Joined[Read | Write | Command, Any] = Joined(self._travel, TRIPS, ITEMS_PER_TRIP, waiting)
         self._generations = Generations(self._joined.ask, on_generation_change)
         self._leases = Leases(self._ask_to_write, self._codec, random, compute_seconds, follow_seconds)
@@ -78,7 +89,10 @@ class RedisCache:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
-        """Start what runs beside the requests. Waits for the first PING, one deadline at most; Redis may be down."""
+        """Start what runs beside the requests. Waits for the first PING, one deadline at most; Redis may be down.
+
+        Raises ConfigurationError for a Redis Cluster.
+        """
         await self._node.breaker.probe()
         for watch in (self._node.breaker.watch, self._generations.watch, self._subscriber.watch):
             task = asyncio.create_task(watch(), name=watch.__qualname__)
@@ -195,10 +209,12 @@ class RedisCache:
         if not usable:
             raise StoreUnavailable("Redis is down, full or read-only")
 
-    def _on_state(self, up: bool) -> None:
-        self.state = "up" if up else "down"
-        self._observer.state(up)
-        if up:
+    def _on_state(self, state: State, reason: str) -> None:
+        level = logging.INFO if state == "up" and not self._troubled else logging.WARNING
+        logger.log(level, _MEANING[state], extra={"state": state, "reason": reason})
+        self.state, self._troubled = state, state != "up"
+        self._observer.state(state == "up")
+        if state != "down":
             self._generations.reread()
             self._leases.reconnected()
 

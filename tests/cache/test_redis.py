@@ -323,11 +323,12 @@ async def test_a_full_Redis_still_serves_reads_and_writes_pause(l2: RedisCache, 
     with pytest.raises(StoreUnavailable, match="maxmemory"):
         await l2.put("L", entry())
     assert await value_of(l2, "K") == b"value"
-    assert l2.state == "up"
+    assert l2.state == "read-only"
     server.configure(maxmemory="64mb")
     with pytest.raises(StoreUnavailable):  # nothing is tried before the pause is over
         await l2.put("L", entry())
     assert server.client.keys("*:v") == [b"p1:{K}:v"]
+    await becomes(lambda: l2.state == "up")
 
 
 async def test_a_read_only_replica_still_serves_reads(l2: RedisCache, server: RedisServer) -> None:
@@ -336,7 +337,7 @@ async def test_a_read_only_replica_still_serves_reads(l2: RedisCache, server: Re
     with pytest.raises(StoreUnavailable, match=r"(?i)read only"):
         await l2.put("L", entry())
     assert await value_of(l2, "K") == b"value"
-    assert l2.state == "up"
+    assert l2.state == "read-only"
 
 
 async def test_a_wrong_password_is_an_unavailable_store(server: RedisServer, workers: Workers) -> None:
