@@ -43,8 +43,8 @@ NO_CLUSTER = (
 class Node:
     """Round trips to one server, each in the task of its caller, which must not be a request's.
 
-    It has as many connections as it ever had round trips under way at once: its callers bound them. ``on_leave``: the
-    server is a replica now, so its connections are closed; whoever has one beside them is to do the same.
+    It has as many connections as it ever had round trips under way at once: its callers bound them. ``on_move``: the
+    server that takes writes may be another one from now on; who has a connection of his own is to make it anew.
     """
 
     def __init__(
@@ -53,12 +53,13 @@ class Node:
         clock: LoopClock,
         on_change: Callable[[State, str], None],
         observer: Observer | None = None,
-        on_leave: Callable[[], None] = lambda: None,
+        on_move: Callable[[], None] = lambda: None,
     ) -> None:
         self._connect, self._options = _parsed(url)
         self._clock = clock
         self._observer = observer or Silent()
-        self._on_leave = on_leave
+        self._on_move = on_move
+        self._demoted = False
         self._closed = False
         self._idle: list[Wire] = []
         self.breaker = Breaker(self._ping, on_change)
@@ -91,6 +92,9 @@ class Node:
         if _refuses_writes(written):
             self._pause_writes(written)
             return _reason(written)
+        if self._demoted:
+            self._demoted = False
+            self._on_move()
         return ""
 
     async def _round_trip(self, kind: Trip, commands: Sequence[Command], questions: int, seconds: float) -> list[Any]:
@@ -164,9 +168,9 @@ class Node:
         if "READONLY" not in str(refusal):
             self.breaker.pause_writes(_reason(refusal))
             return
+        self._demoted = True
         self.breaker.pause_writes(_reason(refusal), 0)
         self._close_idle()
-        self._on_leave()
 
 
 def _refuses_writes(reply: object) -> bool:

@@ -157,7 +157,13 @@ def clients(server: RedisServer) -> int:
     return sum(c["id"] != str(own["id"]) and c["flags"] == "N" for c in server.client.client_list())
 
 
-async def test_a_replica_that_stays_one_is_never_called_up(l2: RedisCache, server: RedisServer, told: Told) -> None:
+async def test_a_replica_that_stays_one_is_never_called_up_and_goes_on_being_listened_to(
+    workers: Workers, server: RedisServer, told: Told
+) -> None:
+    reconnected: list[None] = []
+    l2 = await workers.start(on_reconnect=lambda: reconnected.append(None))
+    await subscribed(server, "p1:purges")
+    told.clear()
     await l2.put("K", entry())
     server.client.replicaof("127.0.0.1", "1")
     assert not await is_stored(l2, "L")
@@ -166,7 +172,7 @@ async def test_a_replica_that_stays_one_is_never_called_up(l2: RedisCache, serve
         await asyncio.sleep(PING_SECONDS / 8)
         states.add(l2.state)
         assert await l2.get("K") is not None
-    assert states == {"read-only"}
+    assert (states, reconnected) == ({"read-only"}, [])
     assert len(told) == 1 and "read only" in told[0][2]
 
 
