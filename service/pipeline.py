@@ -135,7 +135,7 @@ class Pipeline:
             return computed.entry.value, self.settings.ttl_seconds
 
         try:
-            resolved = await self.l2.once(ask.key, compute, ask.allowance)
+            resolved = await self.l2.once(ask.key, compute, ask.allowance, ask.model.is_answer)
         except TooManyClaims:
             raise PredictionFailed("This input has ended three workers; it is not tried again for a minute.") from None
         if computed is None:
@@ -157,7 +157,7 @@ class Pipeline:
         if not ask.shared:
             return None
         try:
-            entry = await self.l2.get(ask.key, ask.allowance)
+            entry = await self.l2.get(ask.key, ask.allowance, ask.model.is_answer)
         except StoreUnavailable:
             return None
         if entry is None:
@@ -192,6 +192,8 @@ class Pipeline:
             reservation=ask.reservation,
         )
         self.metrics.queued(ask.model.name, computed.queue_seconds)
+        if not ask.model.is_answer(computed.prediction):
+            raise PredictionFailed("The model's answer is not like that to its example.")
         entry = born(computed.prediction, self.settings.ttl_seconds, self._clock(), self._random)
         return Answer(
             ask.key, entry, "computed", queue_seconds=computed.queue_seconds, model_seconds=computed.model_seconds
@@ -202,7 +204,9 @@ class Pipeline:
         if not ask.shared:
             return self._keep_here(ask, answer)
         try:
-            answer.entry = await self.l2.put(ask.key, answer.entry, overwrite=overwrite, allowance=ask.allowance)
+            answer.entry = await self.l2.put(
+                ask.key, answer.entry, overwrite=overwrite, allowance=ask.allowance, accepts=ask.model.is_answer
+            )
         except StoreUnavailable:
             return self._keep_here(ask, answer)
         answer.stored = True

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from service.asking import PLAIN, Answer, Model, Wants
+from service.cache.codec import Accepts, anything
 from service.cache.entry import Entry
 from service.cache.joined import Allowance
 from service.cache.memory import MemoryCache
@@ -116,13 +117,19 @@ class Shared(NoRedis):
         self.gate, self.looks, self.kept = asyncio.Event(), 0, {}
         self.gate.set()
 
-    async def get(self, key: str, allowance: Allowance | None = None) -> Any:
+    async def get(self, key: str, allowance: Allowance | None = None, accepts: Accepts = anything) -> Any:
         self.looks += 1
         await self.gate.wait()
         return self.kept.get(key)
 
     async def put(
-        self, key: str, entry: Entry, *, overwrite: bool = False, allowance: Allowance | None = None
+        self,
+        key: str,
+        entry: Entry,
+        *,
+        overwrite: bool = False,
+        allowance: Allowance | None = None,
+        accepts: Accepts = anything,
     ) -> Entry:
         self.kept[key] = entry
         return entry

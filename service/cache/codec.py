@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 from service.cache.entry import Entry, seal, unseal
 from service.cache.observer import Observer
+
+Accepts: TypeAlias = Callable[[bytes], bool]
+"""Whether a value could be one: what its reader knows of values, and the cache does not."""
+
+
+def anything(value: bytes) -> bool:
+    return True
 
 
 class Codec:
@@ -23,8 +31,8 @@ class Codec:
             raise ValueError("expired")
         return seal(key, entry.value, round(entry.ttl * 1000), self._secret), left_ms
 
-    def open(self, key: str, blob: bytes, left_ms: int, asked: float) -> Entry | None:
-        """The entry, or None when it has just expired; raises ValueError when it is corrupt.
+    def open(self, key: str, blob: bytes, left_ms: int, asked: float, accepts: Accepts) -> Entry | None:
+        """The entry, or None when it has just expired; raises ValueError when it is corrupt, or not accepted.
 
         ``left_ms`` is Redis's PTTL; ``asked``, the clock's reading before Redis was asked, is what it is counted from:
         the entry may seem older than Redis has it, never younger.
@@ -35,6 +43,8 @@ class Codec:
             value, ttl_ms = unseal(key, blob, self._secret)
             if left_ms == -1:
                 raise ValueError("without a TTL")
+            if not accepts(value):
+                raise ValueError("sealed rightly, but no answer of its model")
         except ValueError as error:
             self._observer.corrupt(str(error))
             raise

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 from service.cache import census
 from service.cache.breaker import State
 from service.cache.census import Census
-from service.cache.codec import Codec
+from service.cache.codec import Accepts, Codec, anything
 from service.cache.entry import Entry
 from service.cache.generations import PURGES, Generations
 from service.cache.joined import Allowance, Asked, Joined
@@ -119,8 +119,9 @@ class RedisCache:
         """Forget all answers of the model, on every worker; raises StoreUnavailable, having forgotten nothing."""
         await self._generations.purge(model)
 
-    async def get(self, key: str, allowance: Allowance | None = None) -> Entry | None:
-        """The entry. A value that this service did not write there under this key is counted, removed, and a miss."""
+    async def get(self, key: str, allowance: Allowance | None = None, accepts: Accepts = anything) -> Entry | None:
+        """The entry. A value that this service did not write there under this key, or that is not accepted, is counted,
+        removed, and a miss."""
         self._require(self._node.breaker.closed)
         allowance = allowance or Allowance()
         asked = self._codec.clock()
@@ -128,13 +129,19 @@ class RedisCache:
         if blob is None:
             return None
         try:
-            return self._codec.open(key, blob, left_ms, asked)
+            return self._codec.open(key, blob, left_ms, asked, accepts)
         except ValueError:
             await self._discard(key, blob, allowance)
             return None
 
     async def put(
-        self, key: str, entry: Entry, *, overwrite: bool = False, allowance: Allowance | None = None
+        self,
+        key: str,
+        entry: Entry,
+        *,
+        overwrite: bool = False,
+        allowance: Allowance | None = None,
+        accepts: Accepts = anything,
     ) -> Entry:
         """The entry that is stored now: the one committed first by anybody, or this one.
 
@@ -152,7 +159,7 @@ class RedisCache:
         if first is None:
             return entry
         try:
-            return self._codec.open(key, first, first_left_ms, asked) or entry
+            return self._codec.open(key, first, first_left_ms, asked, accepts) or entry
         except ValueError:  # what lies there is no entry at all
             return await self.put(key, entry, overwrite=True, allowance=allowance)
 
@@ -164,12 +171,14 @@ class RedisCache:
         """Tell Redis, which evicts what is asked least, that these are asked; raises StoreUnavailable."""
         await Allowance().wait(self._ask_to_write(("TOUCH", *map(entry_key, keys))))
 
-    async def once(self, key: str, compute: Compute, allowance: Allowance | None = None) -> Resolved:
+    async def once(
+        self, key: str, compute: Compute, allowance: Allowance | None = None, accepts: Accepts = anything
+    ) -> Resolved:
         """The entry, computed at most once in the cluster. Raises what ``compute`` raises, or TooManyClaims.
 
         Redis's failures are not raised: the entry is then computed here, and not stored.
         """
-        return await self._leases.once(key, compute, allowance or Allowance())
+        return await self._leases.once(key, compute, allowance or Allowance(), accepts)
 
     async def count(self, model: str, keys: Collection[str], asked: int, hits: int) -> Census:
         """Add to the model's census: cache keys, and counts of questions and hits; raises StoreUnavailable."""
