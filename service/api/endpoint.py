@@ -8,7 +8,6 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import orjson
 
@@ -21,6 +20,7 @@ from service.errors import (
     ServiceError,
     Unauthorized,
 )
+from service.logs import RequestId, current_request
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -50,13 +50,21 @@ class Reply:
 class Request:
     """What a handler needs of the ASGI scope, read when it is asked for."""
 
-    __slots__ = ("_headers", "_receive", "runtime", "scope")
+    __slots__ = ("_headers", "_receive", "id", "route", "runtime", "scope")
 
-    def __init__(self, scope: Scope, receive: Receive) -> None:
+    def __init__(self, scope: Scope, receive: Receive, route: str = "unknown") -> None:
         self.scope = scope
+        self.route = route
         self.runtime: Runtime = scope["state"]["runtime"]
         self._receive = receive
         self._headers: dict[bytes, bytes] | None = None
+        self.id = RequestId(self.given_id)
+
+    @property
+    def given_id(self) -> bytes | None:
+        """The client's X-Request-ID, where it is one."""
+        given = self.header(b"x-request-id")
+        return given if given is not None and REQUEST_ID.fullmatch(given) else None
 
     @property
     def method(self) -> str:
@@ -112,6 +120,11 @@ class Request:
             more = message.get("more_body", False)
         return bytes(body)
 
+    def refused(self, error: ServiceError) -> None:
+        """Tell the operator, where it is his affair, that this request, or a row of it, is answered with an error."""
+        client = self.scope.get("client")
+        self.runtime.refusals.add(error, route=self.route, client=client[0] if client else None)
+
 
 Handler = Callable[[Request], Awaitable[Reply]]
 Guard = Callable[[Request], None]
@@ -165,18 +178,16 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
-        request = Request(scope, receive)
+        request = Request(scope, receive, self.route)
+        current_request.set(request.id)
         reply = await self._reply(request)
         headers = reply.headers
         if reply.content_type is not None:
             headers.append((b"content-type", reply.content_type))
         if reply.status not in (204, 304):
             headers.append((b"content-length", b"%d" % len(reply.body)))
-        identifier = request.header(b"x-request-id")
-        if identifier is not None and REQUEST_ID.fullmatch(identifier):
-            headers.append((b"x-request-id", identifier))
-        elif reply.status >= 400:
-            headers.append((b"x-request-id", uuid4().hex.encode()))
+        if reply.status >= 400 or request.given_id is not None:
+            headers.append((b"x-request-id", request.id.text.encode()))
         if reply.hot is not None and "received" in scope:
             scope["state"]["hits"].enter(self.route, *scope["received"], scope["headers"], reply)
         # Our protocol offers to write an answer whole; any other server is sent it as ASGI has it.
@@ -200,6 +211,7 @@ class Endpoint:
             reply.headers += self._allow
             return reply
         except ServiceError as error:
+            request.refused(error)
             return self.render_error(error)
         except Exception:
             logger.exception("%s %s failed", request.method, self.route)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TypeAlias
 
 from service.cache.entry import Entry, seal, unseal
 from service.cache.observer import Observer
+from service.logs import FloodLog
+
+logger = logging.getLogger(__name__)
+
+CORRUPT_SECONDS = 60.0
 
 Accepts: TypeAlias = Callable[[bytes], bool]
 """Whether a value could be one: what its reader knows of values, and the cache does not."""
@@ -22,7 +28,11 @@ class Codec:
     def __init__(self, secret: bytes, observer: Observer, clock: Callable[[], float]) -> None:
         self._secret = secret
         self._observer = observer
+        self._corrupt = FloodLog(logger, "A value in Redis is not what was stored there: a miss.", CORRUPT_SECONDS)
         self.clock = clock
+
+    def close(self) -> None:
+        self._corrupt.close()
 
     def seal(self, key: str, entry: Entry) -> tuple[bytes, int]:
         """The sealed entry and the milliseconds it has left; raises ValueError when it is too large or has expired."""
@@ -47,6 +57,7 @@ class Codec:
                 raise ValueError("sealed rightly, but no answer of its model")
         except ValueError as error:
             self._observer.corrupt(str(error))
+            self._corrupt.add(key=key, reason=str(error))
             raise
         left = min(left_ms, ttl_ms) / 1000
         return Entry(value, ttl_ms / 1000, asked + left) if left > 0 else None

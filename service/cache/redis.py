@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, suppress
+from contextvars import Context
 from itertools import repeat
 from typing import Any, NamedTuple, TypeAlias
 
@@ -106,6 +107,7 @@ class RedisCache:
         self._leases.close()
         await self._joined.close()
         await self._node.close()
+        self._codec.close()
 
     def generation(self, model: str) -> bytes | None:
         """Eight bytes for the model's keys; None before they have been read: L2 must not be used for it until then."""
@@ -220,7 +222,8 @@ class RedisCache:
 
     def _on_state(self, state: State, reason: str) -> None:
         level = logging.INFO if state == "up" and not self._troubled else logging.WARNING
-        logger.log(level, _MEANING[state], extra={"state": state, "reason": reason})
+        extra = {"state": state, "reason": reason}
+        Context().run(logger.log, level, _MEANING[state], extra=extra)  # not about the request that found it out
         self.state, self._troubled = state, state != "up"
         self._observer.state(state == "up")
         if state != "down":
