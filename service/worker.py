@@ -131,7 +131,7 @@ class Worker(uvicorn.Server):
         return should_exit
 
     def _on_signal(self, signum: int) -> None:
-        if not self._draining:
+        if self.started and not self._draining:
             logger.info("This worker drains and stops.", extra={"signal": signal.Signals(signum).name})
         self.drain()
 

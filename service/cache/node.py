@@ -19,7 +19,7 @@ from redis.exceptions import RedisError, ResponseError
 from service.cache.breaker import Breaker, State
 from service.cache.loop_clock import LoopClock
 from service.cache.observer import Observer, Silent, Trip
-from service.cache.scripts import Command, Invocation
+from service.cache.scripts import READ, Command, Invocation
 from service.cache.wire import Wire
 from service.errors import ConfigurationError, StoreUnavailable
 
@@ -28,8 +28,13 @@ CONNECT_SECONDS = PING_SECONDS = 0.1
 # Redis takes no writes now, though it answers. Redis 6 puts the code into the middle of the message.
 _WRITE_REFUSALS = ("OOM", "READONLY", "MISCONF", "NOREPLICAS")
 
-# A write that changes nothing, for the key does not exist; and what only a Redis Cluster does not refuse.
-_PROBE: tuple[Command, ...] = (("PING",), ("SET", "p1:probe", "", "XX", "PX", 1), ("READWRITE",))
+# A read as all are; a write that changes nothing, for the key does not exist; what only a Redis Cluster accepts.
+_PROBE: tuple[Command, ...] = (
+    ("PING",),
+    READ(["p1:probe"]),
+    ("SET", "p1:probe", "", "XX", "PX", 1),
+    ("READWRITE",),
+)
 
 MAX_REASON = 200
 """Characters of an error that Redis, or the way there, has given."""
@@ -84,12 +89,13 @@ class Node:
 
     async def _ping(self) -> str:
         """Why the server takes no writes, or nothing."""
-        pong, written, in_cluster = await self._round_trip("ping", _PROBE, 0, PING_SECONDS)
-        if pong != b"PONG":
-            raise StoreUnavailable(f"PING was answered with {str(pong)[:MAX_REASON]}")
+        pong, found, written, in_cluster = await self._round_trip("ping", _PROBE, 0, PING_SECONDS)
         if in_cluster == b"OK":
             raise ConfigurationError(NO_CLUSTER)
-        if _refuses_writes(written):
+        for reply in (pong, found):
+            if isinstance(reply, ResponseError):
+                raise StoreUnavailable(_reason(reply))
+        if isinstance(written, ResponseError):
             self._pause_writes(written)
             return _reason(written)
         if self._demoted:

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 _MEANING = {
     "up": "Redis answers: it is used.",
     "read-only": "Redis takes no writes: what it has is read, and nothing is stored there.",
-    "down": "Redis is not used: every worker has only its own cache.",
+    "down": "Redis is not used: this worker has only its own cache.",
 }
 
 TRIPS = 4  # under way at once: as many connections, one more for PING

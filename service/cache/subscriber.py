@@ -42,7 +42,7 @@ class Subscriber:
 
     def reconnect(self) -> None:
         """Listen on another connection: the name of the server may lead elsewhere now."""
-        if self._listening is not None:
+        if self._listening is not None and not self._listening.expired():
             self._listening.reschedule(0)
 
     async def _listen(self) -> None:

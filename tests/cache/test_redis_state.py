@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import shutil
 import socket
 import subprocess
@@ -102,6 +103,25 @@ def restart_with_tls(server: RedisServer) -> None:
     tls = ("--tls-port", str(server.port), "--tls-cert-file", certificate, "--tls-key-file", key)
     server.restart("--port", "0", *tls, "--tls-auth-clients", "no", wait=False)
     eventually(lambda: listens(server.port))
+
+
+@pytest.mark.parametrize(("forbidden", "state"), [("-get", "down"), ("-evalsha", "down"), ("-set", "read-only")])
+async def test_a_permission_that_is_missing_is_told_once_however_much_is_asked(
+    l2: RedisCache, server: RedisServer, told: Told, forbidden: str, state: str
+) -> None:
+    server.client.execute_command("ACL SETUSER", "default", forbidden)
+    try:
+        while l2.state == "up":
+            await is_stored(l2, "K")
+        end = asyncio.get_running_loop().time() + 2.5 * PING_SECONDS
+        while asyncio.get_running_loop().time() < end:
+            assert not await is_stored(l2, "K")
+            await asyncio.sleep(0.05)
+        assert l2.state == state
+        assert re.search("permission|can't run", told[-1][2])
+        assert len(told) <= 2
+    finally:
+        server.client.execute_command("ACL SETUSER", "default", forbidden.replace("-", "+"))
 
 
 def listens(port: int) -> bool:
