@@ -50,7 +50,7 @@ class Reply:
 class Request:
     """What a handler needs of the ASGI scope, read when it is asked for."""
 
-    __slots__ = ("_headers", "_receive", "id", "route", "runtime", "scope")
+    __slots__ = ("_headers", "_receive", "name", "route", "runtime", "scope")
 
     def __init__(self, scope: Scope, receive: Receive, route: str = "unknown") -> None:
         self.scope = scope
@@ -58,13 +58,7 @@ class Request:
         self.runtime: Runtime = scope["state"]["runtime"]
         self._receive = receive
         self._headers: dict[bytes, bytes] | None = None
-        self.id = RequestId(self.given_id)
-
-    @property
-    def given_id(self) -> bytes | None:
-        """The client's X-Request-ID, where it is one."""
-        given = self.header(b"x-request-id")
-        return given if given is not None and REQUEST_ID.fullmatch(given) else None
+        self.name = RequestId(self.given_id)
 
     @property
     def method(self) -> str:
@@ -99,6 +93,17 @@ class Request:
         """The media type without parameters, in lower case; empty when the client names none."""
         value = self.header(b"content-type") or b""
         return value.partition(b";")[0].strip().lower().decode("latin-1")
+
+    @property
+    def given_id(self) -> bytes | None:
+        """The client's X-Request-ID, where it is one."""
+        given = self.header(b"x-request-id")
+        return given if given is not None and REQUEST_ID.fullmatch(given) else None
+
+    @property
+    def id(self) -> bytes:
+        """What errors and our log call this request: what its client calls it, or else a name of our own."""
+        return self.name.text.encode()
 
     async def body(self, limit: int) -> bytes:
         """The whole body; raises PayloadTooLarge as soon as it is known to exceed ``limit`` bytes."""
@@ -179,7 +184,7 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
         request = Request(scope, receive, self.route)
-        current_request.set(request.id)
+        current_request.set(request.name)
         reply = await self._reply(request)
         headers = reply.headers
         if reply.content_type is not None:
@@ -187,7 +192,7 @@ class Endpoint:
         if reply.status not in (204, 304):
             headers.append((b"content-length", b"%d" % len(reply.body)))
         if reply.status >= 400 or request.given_id is not None:
-            headers.append((b"x-request-id", request.id.text.encode()))
+            headers.append((b"x-request-id", request.id))
         if reply.hot is not None and "received" in scope:
             scope["state"]["hits"].enter(self.route, *scope["received"], scope["headers"], reply)
         # Our protocol offers to write an answer whole; any other server is sent it as ASGI has it.

@@ -92,7 +92,8 @@ local function drop_damaged(key, longest_ms)  -- one that would outlive all that
   if left == -1 or left > tonumber(longest_ms) then redis.call('DEL', key) end
 end
 
-local function tell_waiting(channel, key)  -- who may not publish lets them find out by themselves
+local function tell_waiting(channel, key)
+  -- A hint may be lost, so a user without permission for channels does without: the script must not fail.
   if redis.call('DEL', waits) == 1 then redis.pcall('PUBLISH', channel, key) end
 end
 """
