@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,7 +10,7 @@ from service.cache.entry import Entry
 from service.cache.joined import Allowance
 from service.inference.batcher import Batcher, Reservation
 from service.inference.manifest import Manifest
-from service.inference.predictor import Predictor, Question
+from service.inference.predictor import Predictor, Question, answer_check
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,12 @@ class Model:
     predictor: Predictor
     batcher: Batcher
     leased: bool
+    is_answer: Callable[[bytes], bool] = field(init=False, repr=False)
+    """Whether a value could be one of its answers: asked of whatever Redis has, and of what it has computed."""
+
+    def __post_init__(self) -> None:
+        dtype = "<f8" if self.manifest.image is None else "<f4"
+        object.__setattr__(self, "is_answer", answer_check(self.manifest.example.golden, dtype))
 
     @property
     def version(self) -> str:

@@ -6,14 +6,16 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_origin
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.errors import ConfigurationError
 
 PREFIX = "PREDICT_"
+
+PUBLIC_SECRET = "cached-prediction-service"
 
 
 class Settings(BaseSettings):
@@ -40,7 +42,7 @@ class Settings(BaseSettings):
         30, gt=0, description="Longest stay of a shared answer in a worker's own cache, in seconds."
     )
     cache_secret: SecretStr = Field(
-        SecretStr("cached-prediction-service"),
+        SecretStr(PUBLIC_SECRET),
         description="Key of the checksum on every Redis value; set one of your own where others can write to Redis.",
     )
     cache_control: Literal["public", "private"] = Field("public", description="Whom HTTP caches may keep answers for.")
@@ -116,6 +118,25 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line that is written."
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _in_any_case(cls, value: Any, info: ValidationInfo) -> Any:
+        """``INFO`` is ``info``, for every setting that is one of several words."""
+        is_choice = info.field_name and get_origin(cls.model_fields[info.field_name].annotation) is Literal
+        return value.lower() if is_choice and isinstance(value, str) else value
+
+    @field_validator("cache_secret")
+    @classmethod
+    def _is_a_secret(cls, secret: SecretStr) -> SecretStr:
+        if not secret.get_secret_value().strip():
+            raise ValueError("an empty secret protects nothing; unset it, or set one that nobody else knows")
+        return secret
+
+    @property
+    def secret_is_public(self) -> bool:
+        """Whether everybody who can write to Redis can forge answers."""
+        return self.cache_secret.get_secret_value() == PUBLIC_SECRET
 
     @property
     def hit_path_bytes(self) -> int:

@@ -30,8 +30,12 @@ MAX_SENTENCE = 1000
 
 
 class ServiceError(Exception):
-    """An error with an HTTP answer: ``status``, a stable ``type`` slug, a ``title``, and ``str(self)`` as detail."""
+    """An error with an HTTP answer: ``status``, a stable ``type`` slug, a ``title``, and ``str(self)`` as detail.
 
+    ``logged``: whether it is the operator's affair, too. The detail then holds nothing that a client has sent.
+    """
+
+    logged = False
     status = 500
     type = "internal-error"
     title = "Internal error"
@@ -112,6 +116,7 @@ class NotSupported(ServiceError):
 
 
 class Unauthorized(ServiceError):
+    logged = True
     status = 401
     type = "unauthorized"
     title = "A bearer token is needed"
@@ -138,6 +143,7 @@ class OnlyIfCached(NotCached):
 class Overloaded(ServiceError):
     """``retry_after``: whole seconds after which the queue should have room again."""
 
+    logged = True
     status = 503
     type = "overloaded"
     title = "The service is overloaded"
@@ -156,6 +162,7 @@ class DeviceLost(Overloaded):
 
 
 class DeadlineExceeded(ServiceError):
+    logged = True
     status = 504
     type = "deadline-exceeded"
     title = "The answer was not ready in time"
@@ -168,6 +175,7 @@ class PredictionFailed(ServiceError):
 
 
 class StoreFailed(ServiceError):
+    logged = True
     status = 503
     type = "store-failed"
     title = "Redis could not be told"

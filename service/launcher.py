@@ -38,6 +38,7 @@ def main() -> int:
     try:
         settings = load_settings()
         set_up_logging(settings.log_level)
+        warn_of_a_public_secret(settings)
         with listen(settings.host, settings.port) as listener:
             return asyncio.run(launch(settings, listener))
     except ConfigurationError as error:
@@ -83,6 +84,15 @@ async def launch(settings: Settings, listener: socket.socket) -> int:
                 await asyncio.wait([keeping])
                 await redis.stop()
             supervisor.ignore_signals()
+
+
+def warn_of_a_public_secret(settings: Settings) -> None:
+    """Here, since a worker cannot tell the embedded Redis, which nobody else can reach, from another one."""
+    if settings.redis_url not in ("", "embedded") and settings.secret_is_public:
+        logger.warning(
+            "PREDICT_CACHE_SECRET is the public default: whoever can write to this Redis can forge answers. "
+            "Set a secret of your own, the same for all that share this Redis."
+        )
 
 
 async def start_redis(scratch: Scratch) -> EmbeddedRedis | None:

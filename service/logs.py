@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
+from collections.abc import Callable
+from contextvars import Context, ContextVar
 from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
 
+class RequestId:
+    """What its client calls a request, or else a name of our own, made when it is first asked for: few ever are."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, given: bytes | None) -> None:
+        self._text = None if given is None else given.decode("ascii")
+
+    @property
+    def text(self) -> str:
+        if self._text is None:
+            self._text = uuid4().hex
+        return self._text
+
+
+current_request: ContextVar[RequestId | None] = ContextVar("current_request", default=None)
+"""Of the request that this task answers, or whose flight it is."""
+
+
 class JsonFormatter(logging.Formatter):
-    """``time`` (UTC), ``level``, ``logger``, ``message``, ``pid``, the record's extras, and ``exception`` if any."""
+    """``time`` (UTC), ``level``, ``logger``, ``message``, ``pid``, the record's extras, and ``exception`` if any;
+    ``request_id`` where the line is about a request."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -22,6 +46,8 @@ class JsonFormatter(logging.Formatter):
             "message": _clean(record.getMessage()),
             "pid": record.process,
         }
+        if (request_id := current_request.get()) is not None:
+            line["request_id"] = request_id.text
         line |= {name: _clean(value) for name, value in vars(record).items() if name not in _STANDARD}
         if record.exc_info:
             line["exception"] = _clean(self.formatException(record.exc_info))
@@ -42,3 +68,57 @@ def set_up_logging(level: str) -> None:
 def _clean(value: object) -> object:
     """Lone surrogates, which strict JSON readers refuse, become question marks."""
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
+class FloodLog:
+    """Tells in few lines of what may come in floods: one when it begins, one a period while it lasts, and one when it
+    is over. Each has the ``count`` of what it tells of, and the details of the latest. Used on the event loop."""
+
+    def __init__(
+        self,
+        logger: logging.Logger,
+        message: str,
+        seconds: float,
+        call_later: Callable[[float, Callable[[], None]], asyncio.TimerHandle] | None = None,
+    ) -> None:
+        self._logger, self._message, self._seconds = logger, message, seconds
+        self._call_later = call_later or _call_later
+        self._timer: asyncio.TimerHandle | None = None
+        self._details: dict[str, object] = {}
+        self._count = self._total = 0
+
+    def add(self, **details: object) -> None:
+        self._count += 1
+        self._details = details
+        if self._timer is None:
+            self._tell()
+
+    def close(self) -> None:
+        """Tell of what has not been told."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._write()
+
+    def _tell(self) -> None:
+        if self._write():
+            self._timer = self._call_later(self._seconds, self._tell)
+            return
+        self._timer = None
+        if self._total > 1:
+            extra = {"count": self._total}
+            self._logger.warning("For %g s no more of this: %s", self._seconds, self._message, extra=extra)
+        self._total = 0
+
+    def _write(self) -> bool:
+        if not self._count:
+            return False
+        self._logger.warning(self._message, extra={**self._details, "count": self._count})
+        self._total += self._count
+        self._count = 0
+        return True
+
+
+def _call_later(seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+    """In no request's context: what is told later is not about the request that came first."""
+    return asyncio.get_running_loop().call_later(seconds, callback, context=Context())

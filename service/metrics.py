@@ -95,7 +95,7 @@ class Metrics:
         # Questions, and what the cache is worth.
         self.cache_results = self._tallied_counter(
             "predict_cache_results",
-            "Questions by how they were answered: l1, l2, collapsed, computed, not_cached, failed.",
+            "Questions by how they ended: l1, l2, collapsed, computed, not_cached, cancelled (client left), failed.",
             *("model", "result"),
         )
         self.cache_result_seconds = self._tallied_counter(
@@ -148,7 +148,7 @@ class Metrics:
         # The two caches.
         self.l1_bytes = self._gauge("predict_l1_bytes", "Bytes held by the workers' own caches.")
         self.l1_entries = self._gauge("predict_l1_entries", "Entries held by the workers' own caches.")
-        self.l2_up = self._gauge("predict_l2_up", "Workers for which Redis answers.")
+        self.l2_up = self._gauge("predict_l2_up", "Workers for which Redis answers and takes writes.")
         self.l2_seconds = self._tallied_histogram(
             "predict_l2_round_trip_seconds", "Time of one round trip to Redis, by its kind.", "kind"
         )

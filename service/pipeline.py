@@ -9,6 +9,7 @@ key ─ L1 ─hit─────────────────────
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -37,6 +38,8 @@ from service.errors import (
 from service.inference.batcher import Unwanted
 from service.inference.predictor import Question
 from service.metrics import Metrics
+
+logger = logging.getLogger(__name__)
 
 LEASE_COST_SECONDS = 0.001
 """What a lease costs: two round trips to Redis and a little waiting. Models cheaper than that do without one."""
@@ -135,7 +138,7 @@ class Pipeline:
             return computed.entry.value, self.settings.ttl_seconds
 
         try:
-            resolved = await self.l2.once(ask.key, compute, ask.allowance)
+            resolved = await self.l2.once(ask.key, compute, ask.allowance, ask.model.is_answer)
         except TooManyClaims:
             raise PredictionFailed("This input has ended three workers; it is not tried again for a minute.") from None
         if computed is None:
@@ -157,7 +160,7 @@ class Pipeline:
         if not ask.shared:
             return None
         try:
-            entry = await self.l2.get(ask.key, ask.allowance)
+            entry = await self.l2.get(ask.key, ask.allowance, ask.model.is_answer)
         except StoreUnavailable:
             return None
         if entry is None:
@@ -185,12 +188,18 @@ class Pipeline:
     async def _compute(self, ask: Ask, call: Call[Answer] | None = None) -> Answer:
         """Raises Unwanted when everybody had left before its turn came."""
         assert ask.question.payload is not None
-        computed = await ask.model.batcher.submit(
-            ask.question.payload,
-            wanted=lambda: call is None or call.waiters > 0,
-            deadline=ask.deadline,
-            reservation=ask.reservation,
-        )
+        try:
+            computed = await ask.model.batcher.submit(
+                ask.question.payload,
+                wanted=lambda: call is None or call.waiters > 0,
+                deadline=ask.deadline,
+                reservation=ask.reservation,
+            )
+            if not ask.model.is_answer(computed.prediction):
+                raise PredictionFailed from ValueError("the model's answer is not like that to its example")
+        except PredictionFailed as error:
+            logger.error("A prediction failed.", extra=_names(ask), exc_info=error.__cause__ or error)
+            raise
         self.metrics.queued(ask.model.name, computed.queue_seconds)
         entry = born(computed.prediction, self.settings.ttl_seconds, self._clock(), self._random)
         return Answer(
@@ -202,7 +211,9 @@ class Pipeline:
         if not ask.shared:
             return self._keep_here(ask, answer)
         try:
-            answer.entry = await self.l2.put(ask.key, answer.entry, overwrite=overwrite, allowance=ask.allowance)
+            answer.entry = await self.l2.put(
+                ask.key, answer.entry, overwrite=overwrite, allowance=ask.allowance, accepts=ask.model.is_answer
+            )
         except StoreUnavailable:
             return self._keep_here(ask, answer)
         answer.stored = True
@@ -248,10 +259,20 @@ class Pipeline:
         except NotCached:
             result = "not_cached"
             raise
+        except PredictionFailed:  # of each who waited for it, and in his own task: the line has his request's id
+            logger.warning("A question has no answer: its prediction failed.", extra=_names(ask))
+            raise
+        except asyncio.CancelledError:  # its client has left: nothing has failed
+            result = "cancelled"
+            raise
         finally:
             self.metrics.resolved(ask.model.name, result, self._clock() - started)
         self._observe(ask, answer)
         return answer
+
+
+def _names(ask: Ask) -> dict[str, str]:
+    return {"model": ask.model.name, "key": ask.key}
 
 
 def _own(outcome: Answer | BaseException) -> Answer | ServiceError:

@@ -23,6 +23,7 @@ from service.inference.manifest import Manifest
 from service.inference.predictor import Options
 from service.metrics import Metrics
 from service.pipeline import LEASE_COST_SECONDS, Pipeline
+from service.refusals import Refusals
 from service.remembered import Remembered
 
 METRICS_SECONDS = 0.5
@@ -53,6 +54,7 @@ class Runtime:
         self.models = models
         self.auditor = auditor
         self.economics = economics
+        self.refusals = Refusals()
         self.draining = False
         self.clock = time.monotonic
         self.tallies: list[Callable[[], None]] = []
@@ -122,6 +124,7 @@ async def open_runtime(settings: Settings, lost: Callable[[], None] = lambda: No
 
         pipeline = Pipeline(settings, l1, l2, metrics, observe=observe)
         runtime = Runtime(settings, metrics, pipeline, models, auditor, economics)
+        stack.callback(runtime.refusals.close)
         stack.callback(runtime.update_metrics)  # what the last requests were counted for
         stack.push_async_callback(pipeline.aclose)
         for background in (auditor.run(), economics.run(), _keep_metrics(runtime), _keep_hot(l1, l2)):

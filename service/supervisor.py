@@ -67,7 +67,7 @@ class Supervisor:
         """Until a signal: 0 when every worker then ended well, else 1. Raises ConfigurationError for a first start
         that fails: what is wrong before anything ever worked is not cured by trying again."""
         for signum in STOP_SIGNALS:
-            asyncio.get_running_loop().add_signal_handler(signum, self._on_signal)
+            asyncio.get_running_loop().add_signal_handler(signum, self._on_signal, signum)
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._settings.workers):
@@ -88,12 +88,14 @@ class Supervisor:
             asyncio.get_running_loop().remove_signal_handler(signum)
             signal.signal(signum, signal.SIG_IGN)
 
-    def _on_signal(self) -> None:
+    def _on_signal(self, signum: int) -> None:
         now = time.monotonic()
         if not self._stopping.is_set():
+            logger.info("Told to stop: the workers drain.", extra={"signal": signal.Signals(signum).name})
             self._told_to_stop = now
             self._stopping.set()
         elif now - self._told_to_stop > SAME_WISH_SECONDS:
+            logger.warning("Told to stop again: the workers are killed.", extra={"signal": signal.Signals(signum).name})
             self._kill()
 
     def _stop(self) -> None:

@@ -108,7 +108,7 @@ class Worker(uvicorn.Server):
         self.lifespan: Any = Lifespan(self.config.loaded_app)
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, self.drain)
+            loop.add_signal_handler(signum, self._on_signal, signum)
         loop.add_reader(self._channel, self._launcher_left)
         await self.startup(sockets)
         settle_memory()
@@ -129,6 +129,11 @@ class Worker(uvicorn.Server):
         if self._hits is not None and self.server_state.default_headers is not before:
             self._hits.turn()
         return should_exit
+
+    def _on_signal(self, signum: int) -> None:
+        if self.started and not self._draining:
+            logger.info("This worker drains and stops.", extra={"signal": signal.Signals(signum).name})
+        self.drain()
 
     def lose_device(self) -> None:
         """Nothing but hits can be answered here any more: drain, and let the launcher start another worker."""

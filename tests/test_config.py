@@ -30,6 +30,19 @@ def test_a_secret_is_never_shown() -> None:
     assert "hunter" not in str(settings.model_dump())
 
 
+@pytest.mark.parametrize(("setting", "given"), [("LOG_LEVEL", "INFO"), ("DEVICE", "CPU"), ("CACHE_CONTROL", "Private")])
+def test_a_choice_may_be_written_in_any_case(setting: str, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PREFIX + setting, given)
+    for settings in (load_settings(), load_settings({PREFIX + setting: given})):
+        assert getattr(settings, setting.lower()) == given.lower()
+
+
+@pytest.mark.parametrize("secret", ["", " "])
+def test_an_empty_secret_is_refused(secret: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"PREDICT_CACHE_SECRET=.*empty secret"):
+        load_settings({"PREDICT_CACHE_SECRET": secret})
+
+
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_every_setting_stands_in_the_readme_with_its_description(name: str) -> None:
     field = Settings.model_fields[name]

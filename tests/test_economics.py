@@ -203,7 +203,7 @@ async def test_an_empty_census_makes_its_keys_so_that_questions_make_none(
 async def test_what_redis_does_not_take_is_forgotten_as_a_whole(l2: RedisCache, redis_server: RedisServer) -> None:
     books = Books(l2)
     books.answer(1, "computed")
-    l2._node.breaker.pause_writes()
+    l2._node.breaker.pause_writes("full")
     assert await books.economics.census("echo") is None
     assert (books.account.asked, books.account.keys) == (0, set())
 
@@ -251,8 +251,7 @@ async def test_a_worker_that_ends_leaves_no_task(iris_models: Any) -> None:
 
 
 async def test_a_census_of_a_redis_that_is_down_says_so(l2: RedisCache) -> None:
-    l2._node.breaker.failed()
-    l2._node.breaker.failed()
-    l2._node.breaker.failed()
+    for _ in range(3):
+        l2._node.breaker.failed("silent")
     with pytest.raises(StoreUnavailable):
         await l2.count("echo", [], 0, 0)

@@ -17,6 +17,7 @@ RANKS = {
     "remembered": 0,
     "config": 1,
     "deadlines": 1,
+    "refusals": 1,
     "cache": 2,
     "inference": 2,
     "metrics": 2,

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from service.asking import PLAIN, Answer, Model, Wants
+from service.cache.codec import Accepts, anything
 from service.cache.entry import Entry
 from service.cache.joined import Allowance
 from service.cache.memory import MemoryCache
@@ -116,13 +117,19 @@ class Shared(NoRedis):
         self.gate, self.looks, self.kept = asyncio.Event(), 0, {}
         self.gate.set()
 
-    async def get(self, key: str, allowance: Allowance | None = None) -> Any:
+    async def get(self, key: str, allowance: Allowance | None = None, accepts: Accepts = anything) -> Any:
         self.looks += 1
         await self.gate.wait()
         return self.kept.get(key)
 
     async def put(
-        self, key: str, entry: Entry, *, overwrite: bool = False, allowance: Allowance | None = None
+        self,
+        key: str,
+        entry: Entry,
+        *,
+        overwrite: bool = False,
+        allowance: Allowance | None = None,
+        accepts: Accepts = anything,
     ) -> Entry:
         self.kept[key] = entry
         return entry
@@ -195,7 +202,8 @@ async def test_who_looks_into_redis_for_all_may_leave(house: House, shared: Shar
     await asyncio.gather(first, return_exceptions=True)
     shared.gate.set()
     assert {answer.source for answer in await asyncio.gather(*others)} == {"l2"}
-    assert (shared.looks, house.count("failed"), house.predictor.computed) == (2, 1, [5])
+    assert (shared.looks, house.count("failed"), house.predictor.computed) == (2, 0, [5])
+    assert house.count("cancelled") == 1
 
 
 async def test_the_deadline_holds_for_who_looks_into_redis_and_who_waits_for_it(house: House, shared: Shared) -> None:

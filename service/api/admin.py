@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from hmac import compare_digest
 
@@ -12,6 +13,8 @@ from service.api.coding import read_content
 from service.api.endpoint import NO_STORE, Reply, Request
 from service.api.json_body import load_object
 from service.errors import InvalidInput, NotFound, StoreFailed, StoreUnavailable, Unauthorized
+
+logger = logging.getLogger(__name__)
 
 MAX_ADMIN_BYTES = 64 * 2**10
 _KEY = re.compile(r"[A-Za-z0-9_-]{43}")
@@ -40,6 +43,7 @@ async def purge(request: Request) -> Reply:
         await l2.purge(model.name)
     except StoreUnavailable as error:
         raise StoreFailed(f"Nothing was purged: {error}.") from None
+    logger.info("The answers of a model are purged.", extra={"model": model.name})
     return Reply(orjson.dumps({"purged": model.name}), headers=[NO_STORE])
 
 
@@ -76,6 +80,7 @@ async def forget(request: Request) -> Reply:
         await pipeline.l2.delete(key)
     except StoreUnavailable as error:
         raise StoreFailed(f"{error}.") from None
+    logger.info("An answer is deleted.", extra={"key": key})
     return Reply(status=204, content_type=None, headers=[NO_STORE])
 
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import orjson
 
@@ -24,6 +23,7 @@ from service.errors import (
     Unauthorized,
     UnsupportedCoding,
 )
+from service.logs import RequestId, current_request
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -57,14 +57,15 @@ class Reply:
 class Request:
     """What a handler needs of the ASGI scope, read when it is asked for."""
 
-    __slots__ = ("_headers", "_id", "_receive", "runtime", "scope")
+    __slots__ = ("_headers", "_receive", "name", "route", "runtime", "scope")
 
-    def __init__(self, scope: Scope, receive: Receive) -> None:
+    def __init__(self, scope: Scope, receive: Receive, route: str = "unknown") -> None:
         self.scope = scope
+        self.route = route
         self.runtime: Runtime = scope["state"]["runtime"]
         self._receive = receive
         self._headers: dict[bytes, bytes] | None = None
-        self._id: bytes | None = None
+        self.name = RequestId(self.given_id)
 
     @property
     def method(self) -> str:
@@ -95,6 +96,12 @@ class Request:
         return self._headers.get(name)
 
     @property
+    def content_type(self) -> str:
+        """The media type without parameters, in lower case; empty when the client names none."""
+        value = self.header(b"content-type") or b""
+        return value.partition(b";")[0].strip().lower().decode("latin-1")
+
+    @property
     def given_id(self) -> bytes | None:
         """The client's X-Request-ID, where it is one."""
         given = self.header(b"x-request-id")
@@ -103,15 +110,7 @@ class Request:
     @property
     def id(self) -> bytes:
         """What errors and our log call this request: what its client calls it, or else a name of our own."""
-        if self._id is None:
-            self._id = self.given_id or uuid4().hex.encode()
-        return self._id
-
-    @property
-    def content_type(self) -> str:
-        """The media type without parameters, in lower case; empty when the client names none."""
-        value = self.header(b"content-type") or b""
-        return value.partition(b";")[0].strip().lower().decode("latin-1")
+        return self.name.text.encode()
 
     async def body(self, limit: int) -> bytes:
         """The whole body; raises PayloadTooLarge as soon as it is known to exceed ``limit`` bytes."""
@@ -132,6 +131,11 @@ class Request:
                 raise PayloadTooLarge(too_large)
             more = message.get("more_body", False)
         return bytes(body)
+
+    def refused(self, error: ServiceError) -> None:
+        """Tell the operator, where it is his affair, that this request, or a row of it, is answered with an error."""
+        client = self.scope.get("client")
+        self.runtime.refusals.add(error, route=self.route, client=client[0] if client else None)
 
 
 Handler = Callable[[Request], Awaitable[Reply]]
@@ -188,7 +192,8 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
-        request = Request(scope, receive)
+        request = Request(scope, receive, self.route)
+        current_request.set(request.name)
         reply = await self._reply(request)
         headers = reply.headers
         if reply.content_type is not None:
@@ -222,10 +227,10 @@ class Endpoint:
             reply.headers += self._allow
             return reply
         except ServiceError as error:
+            request.refused(error)
             return self.render_error(error)
         except Exception:
-            extra = {"request_id": request.id.decode()}
-            logger.exception("%s %s failed", request.method, self.route, extra=extra)
+            logger.exception("%s %s failed", request.method, self.route)
             return self.render_error(ServiceError())
 
 

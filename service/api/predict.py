@@ -82,6 +82,9 @@ async def batch(request: Request) -> Reply:
         raise InvalidInput(f"Unknown member {next(iter(document))!r:.80}.", parameter=next(iter(document)))
     questions = [_parse_row(model, row) for row in rows]
     answers = await request.runtime.pipeline.answer_many(model, questions, wants_of(request))
+    for answer in answers:
+        if isinstance(answer, ServiceError):
+            request.refused(answer)
     bodies = [
         orjson.dumps({"error": describe(answer)})
         if isinstance(answer, ServiceError)

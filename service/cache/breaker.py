@@ -3,73 +3,106 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
+from typing import Literal, TypeAlias
 
-from service.errors import StoreUnavailable
+from service.errors import ConfigurationError, StoreUnavailable
+
+State: TypeAlias = Literal["up", "read-only", "down"]
+"""``read-only``: it answers, and refuses to write."""
 
 FAILURES = 3
 PING_SECONDS = 1.0
 WRITE_PAUSE_SECONDS = 5.0
+SAME_STATE_SECONDS = 60.0
+"""How often another reason for the same state is told of at most."""
 
 
 class Breaker:
-    """Open from the start, until ``probe`` has heard the first PONG: nobody has seen this Redis yet."""
+    """Open, or ``down``, from the start, until ``probe`` has heard the first PONG: nobody has seen this Redis yet.
+
+    ``ping`` says why Redis refuses to write, or nothing; it raises StoreUnavailable, or ConfigurationError for a Redis
+    that is not one to use. ``on_change`` is told of each state and its reason, the first failure to connect included.
+    """
 
     def __init__(
         self,
-        ping: Callable[[], Awaitable[None]],
-        on_change: Callable[[bool], None],
+        ping: Callable[[], Awaitable[str]],
+        on_change: Callable[[State, str], None],
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        self.state: State = "down"
         self._ping = ping
         self._on_change = on_change
         self._clock = clock
         self._sleep = sleep
         self._failures = 0
-        self._opened = asyncio.Event()
-        self._opened.set()
+        self._reason: str | None = None
+        self._told_at = -math.inf
+        self._not_up = asyncio.Event()
+        self._not_up.set()
         self._writes_from = clock()
 
     @property
     def closed(self) -> bool:
         """Whether Redis may be asked."""
-        return not self._opened.is_set()
+        return self.state != "down"
 
     @property
     def writable(self) -> bool:
-        return self.closed and self._clock() >= self._writes_from
+        return self.state == "up"
 
-    def failed(self) -> None:
+    def failed(self, reason: str) -> None:
         self._failures += 1
         if self._failures >= FAILURES and self.closed:
-            self._opened.set()
-            self._on_change(False)
+            self._become("down", reason)
 
     def succeeded(self) -> None:
         """While open this changes nothing: a reply that was still under way says less than a PONG."""
         self._failures = 0
 
-    def pause_writes(self) -> None:
-        """Redis is full or read-only: no writes for a while, reads go on."""
-        self._writes_from = self._clock() + WRITE_PAUSE_SECONDS
+    def pause_writes(self, reason: str, seconds: float = WRITE_PAUSE_SECONDS) -> None:
+        """Redis is full or read-only: no writes for so long, and until it takes one again; reads go on."""
+        self._writes_from = self._clock() + seconds
+        if self.closed:
+            self._become("read-only", reason)
 
     async def probe(self) -> None:
-        """One PING; closes the breaker when Redis answers it."""
+        """One PING, whose answer is the state. Raises ConfigurationError."""
         try:
-            await self._ping()
-        except StoreUnavailable:
+            refusal = await self._ping()
+        except StoreUnavailable as error:
+            if not self.closed:
+                self._become("down", str(error))
             return
         # Whoever failed while the PING was under way counts from here on anew.
         self._failures = 0
-        if not self.closed:
-            self._opened.clear()
-            self._on_change(True)
+        self._become("read-only" if refusal else "up", refusal)
 
     async def watch(self) -> None:
-        """Probe once a second for as long as the breaker is open. Runs until cancelled."""
+        """Probe once a second for as long as Redis is not up. Runs until cancelled."""
         while True:
-            await self._opened.wait()
+            await self._not_up.wait()
             await self._sleep(PING_SECONDS)
-            await self.probe()
+            if self.closed and self._clock() < self._writes_from:
+                continue
+            try:
+                await self.probe()
+            except ConfigurationError as error:
+                self._become("down", str(error))
+
+    def _become(self, state: State, reason: str) -> None:
+        """Another reason for the same state counts as a change, once in a while: a server that comes up may refuse."""
+        now = self._clock()
+        is_news = reason != self._reason and now - self._told_at >= SAME_STATE_SECONDS
+        if state == self.state and not is_news and self._reason is not None:
+            return
+        self.state, self._reason, self._told_at = state, reason, now
+        if state == "up":
+            self._not_up.clear()
+        else:
+            self._not_up.set()
+        self._on_change(state, reason)

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from typing import TypeAlias
 
 from service.cache.entry import Entry, seal, unseal
 from service.cache.observer import Observer
+from service.logs import FloodLog
+
+logger = logging.getLogger(__name__)
+
+CORRUPT_SECONDS = 60.0
+
+Accepts: TypeAlias = Callable[[bytes], bool]
+"""Whether a value could be one: what its reader knows of values, and the cache does not."""
+
+
+def anything(value: bytes) -> bool:
+    return True
 
 
 class Codec:
@@ -14,7 +28,11 @@ class Codec:
     def __init__(self, secret: bytes, observer: Observer, clock: Callable[[], float]) -> None:
         self._secret = secret
         self._observer = observer
+        self._corrupt = FloodLog(logger, "A value in Redis is not what was stored there: a miss.", CORRUPT_SECONDS)
         self.clock = clock
+
+    def close(self) -> None:
+        self._corrupt.close()
 
     def seal(self, key: str, entry: Entry) -> tuple[bytes, int]:
         """The sealed entry and the milliseconds it has left; raises ValueError when it is too large or has expired."""
@@ -23,8 +41,8 @@ class Codec:
             raise ValueError("expired")
         return seal(key, entry.value, round(entry.ttl * 1000), self._secret), left_ms
 
-    def open(self, key: str, blob: bytes, left_ms: int, asked: float) -> Entry | None:
-        """The entry, or None when it has just expired; raises ValueError when it is corrupt.
+    def open(self, key: str, blob: bytes, left_ms: int, asked: float, accepts: Accepts) -> Entry | None:
+        """The entry, or None when it has just expired; raises ValueError when it is corrupt, or not accepted.
 
         ``left_ms`` is Redis's PTTL; ``asked``, the clock's reading before Redis was asked, is what it is counted from:
         the entry may seem older than Redis has it, never younger.
@@ -35,8 +53,11 @@ class Codec:
             value, ttl_ms = unseal(key, blob, self._secret)
             if left_ms == -1:
                 raise ValueError("without a TTL")
+            if not accepts(value):
+                raise ValueError("sealed rightly, but no answer of its model")
         except ValueError as error:
             self._observer.corrupt(str(error))
+            self._corrupt.add(key=key, reason=str(error))
             raise
         left = min(left_ms, ttl_ms) / 1000
         return Entry(value, ttl_ms / 1000, asked + left) if left > 0 else None

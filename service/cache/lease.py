@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from service.cache.codec import Codec
+from service.cache.codec import Accepts, Codec
 from service.cache.entry import Entry, born
 from service.cache.joined import Allowance, Asked
 from service.cache.keys import entry_key, lease_keys
@@ -104,7 +104,7 @@ class Leases:
         self._held: dict[bytes, str] = {}
         self._unheard: dict[bytes, str] = {}
 
-    async def once(self, key: str, compute: Compute, allowance: Allowance) -> Resolved:
+    async def once(self, key: str, compute: Compute, allowance: Allowance, accepts: Accepts) -> Resolved:
         """The key's entry, computed at most once in the cluster. Raises what ``compute`` raises, or TooManyClaims."""
         until = self._codec.clock() + self._follow_seconds
         waited = False  # after that, polls that succeed are no cost of Redis's
@@ -113,13 +113,14 @@ class Leases:
                 hint.clear()  # before the claim: a hint that comes while it is under way must wake us
                 token = os.urandom(16)
                 try:
-                    claim = await self._claim(key, token, Allowance(allowance.left) if waited else allowance)
+                    claiming = Allowance(allowance.left) if waited else allowance
+                    claim = await self._claim(key, token, claiming, accepts)
                 except StoreUnavailable:
                     return await self._alone(compute, down=True)
                 if isinstance(claim, Entry):
                     return Resolved(claim, "followed" if waited else "stored")
                 if claim == "lead":
-                    return await self._lead(key, token, compute, allowance)
+                    return await self._lead(key, token, compute, allowance, accepts)
                 if self._codec.clock() >= until:
                     return await self._alone(compute, down=False)
                 waited = True
@@ -132,7 +133,9 @@ class Leases:
         for token, key in self._held.items():
             self._give_up(key, token)
 
-    async def _claim(self, key: str, token: bytes, allowance: Allowance) -> Entry | Literal["lead", "follow"]:
+    async def _claim(
+        self, key: str, token: bytes, allowance: Allowance, accepts: Accepts
+    ) -> Entry | Literal["lead", "follow"]:
         """The committed entry, or this worker's part. A corrupt entry is removed, and claimed for once more."""
         command = CLAIM(lease_keys(key), (token, LEASE_MS, MAX_CLAIMS, CLAIMS_MS))
         try:
@@ -146,7 +149,7 @@ class Leases:
                 if part != b"stored":
                     return "lead" if part == b"lead" else "follow"
                 try:
-                    if entry := self._codec.open(key, blob, left_ms, asked):
+                    if entry := self._codec.open(key, blob, left_ms, asked, accepts):
                         return entry
                 except ValueError:
                     await allowance.wait(self._ask(DISCARD([entry_key(key)], [blob])))
@@ -155,12 +158,12 @@ class Leases:
             self._give_up(key, token)  # the claim may have reached Redis, or may yet
             raise
 
-    async def _lead(self, key: str, token: bytes, compute: Compute, allowance: Allowance) -> Resolved:
+    async def _lead(self, key: str, token: bytes, compute: Compute, allowance: Allowance, accepts: Accepts) -> Resolved:
         self._held[token] = key
         try:
             entry = await self._computed(key, token, compute)
             try:
-                return Resolved(await self._commit(key, token, entry, allowance), "computed")
+                return Resolved(await self._commit(key, token, entry, allowance, accepts), "computed")
             except (StoreUnavailable, ValueError) as error:
                 self._give_up(key, token)
                 return Resolved(entry, "computed", stored=False, down=isinstance(error, StoreUnavailable))
@@ -191,7 +194,7 @@ class Leases:
                 if not await Allowance().wait(self._ask(RENEW(lease_keys(key), (token, LEASE_MS)))):
                     return
 
-    async def _commit(self, key: str, token: bytes, entry: Entry, allowance: Allowance) -> Entry:
+    async def _commit(self, key: str, token: bytes, entry: Entry, allowance: Allowance, accepts: Accepts) -> Entry:
         """What is stored now: this entry, or the one committed first. Raises ValueError when it cannot be stored."""
         blob, left_ms = self._codec.seal(key, entry)
         command = COMMIT(lease_keys(key), (token, LEASE_MS, blob, left_ms, HINTS, key))
@@ -201,7 +204,7 @@ class Leases:
             if first is None:
                 return entry
             try:
-                if committed := self._codec.open(key, first, first_left_ms, asked):
+                if committed := self._codec.open(key, first, first_left_ms, asked, accepts):
                     return committed
             except ValueError:
                 await allowance.wait(self._ask(DISCARD([entry_key(key)], [first])))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Literal
 
+from service.cache.codec import Accepts, anything
 from service.cache.entry import Entry, born
 from service.cache.generations import new_generation
 from service.cache.joined import Allowance
@@ -37,11 +38,17 @@ class NoRedis:
         self._generations[model] = new_generation()
         self._on_generation_change(model)
 
-    async def get(self, key: str, allowance: Allowance | None = None) -> None:
+    async def get(self, key: str, allowance: Allowance | None = None, accepts: Accepts = anything) -> None:
         return None
 
     async def put(
-        self, key: str, entry: Entry, *, overwrite: bool = False, allowance: Allowance | None = None
+        self,
+        key: str,
+        entry: Entry,
+        *,
+        overwrite: bool = False,
+        allowance: Allowance | None = None,
+        accepts: Accepts = anything,
     ) -> Entry:
         return entry
 
@@ -54,6 +61,8 @@ class NoRedis:
     async def count(self, model: str, keys: Collection[str], asked: int, hits: int) -> None:
         """Nobody counts."""
 
-    async def once(self, key: str, compute: Compute, allowance: Allowance | None = None) -> Resolved:
+    async def once(
+        self, key: str, compute: Compute, allowance: Allowance | None = None, accepts: Accepts = anything
+    ) -> Resolved:
         value, ttl = await compute()
         return Resolved(born(value, ttl, self._clock(), self._random), "computed", stored=False)

@@ -16,10 +16,10 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
-from service.cache.breaker import Breaker
+from service.cache.breaker import Breaker, State
 from service.cache.loop_clock import LoopClock
 from service.cache.observer import Observer, Silent, Trip
-from service.cache.scripts import Command, Invocation
+from service.cache.scripts import READ, Command, Invocation
 from service.cache.wire import Wire
 from service.errors import ConfigurationError, StoreUnavailable
 
@@ -28,19 +28,43 @@ CONNECT_SECONDS = PING_SECONDS = 0.1
 # Redis takes no writes now, though it answers. Redis 6 puts the code into the middle of the message.
 _WRITE_REFUSALS = ("OOM", "READONLY", "MISCONF", "NOREPLICAS")
 
+# A read as all are; a write that changes nothing, for the key does not exist; what only a Redis Cluster accepts.
+_PROBE: tuple[Command, ...] = (
+    ("PING",),
+    READ(["p1:probe"]),
+    ("SET", "p1:probe", "", "XX", "PX", 1),
+    ("READWRITE",),
+)
+
+MAX_REASON = 200
+"""Characters of an error that Redis, or the way there, has given."""
+
+NO_CLUSTER = (
+    "PREDICT_REDIS_URL names a node of a Redis Cluster, which is not supported: name a Redis that is not in "
+    "cluster mode."
+)
+
 
 class Node:
     """Round trips to one server, each in the task of its caller, which must not be a request's.
 
-    It has as many connections as it ever had round trips under way at once: its callers bound them.
+    It has as many connections as it ever had round trips under way at once: its callers bound them. ``on_move``: the
+    server that takes writes may be another one from now on; who has a connection of his own is to make it anew.
     """
 
     def __init__(
-        self, url: str, clock: LoopClock, on_change: Callable[[bool], None], observer: Observer | None = None
+        self,
+        url: str,
+        clock: LoopClock,
+        on_change: Callable[[State, str], None],
+        observer: Observer | None = None,
+        on_move: Callable[[], None] = lambda: None,
     ) -> None:
         self._connect, self._options = _parsed(url)
         self._clock = clock
         self._observer = observer or Silent()
+        self._on_move = on_move
+        self._demoted = False
         self._closed = False
         self._idle: list[Wire] = []
         self.breaker = Breaker(self._ping, on_change)
@@ -63,10 +87,21 @@ class Node:
         self._closed = True
         self._close_idle()
 
-    async def _ping(self) -> None:
-        [reply] = await self._round_trip("ping", [("PING",)], 0, PING_SECONDS)
-        if reply != b"PONG":
-            raise StoreUnavailable(f"PING was answered with {reply!r}")
+    async def _ping(self) -> str:
+        """Why the server takes no writes, or nothing."""
+        pong, found, written, in_cluster = await self._round_trip("ping", _PROBE, 0, PING_SECONDS)
+        if in_cluster == b"OK":
+            raise ConfigurationError(NO_CLUSTER)
+        for reply in (pong, found):
+            if isinstance(reply, ResponseError):
+                raise StoreUnavailable(_reason(reply))
+        if isinstance(written, ResponseError):
+            self._pause_writes(written)
+            return _reason(written)
+        if self._demoted:
+            self._demoted = False
+            self._on_move()
+        return ""
 
     async def _round_trip(self, kind: Trip, commands: Sequence[Command], questions: int, seconds: float) -> list[Any]:
         started, ok = self._clock.now(), False
@@ -74,13 +109,14 @@ class Node:
             replies = await self._exchange(commands, started + seconds)
             ok = True
         except (RedisError, OSError) as error:  # TimeoutError is an OSError
-            self.breaker.failed()
-            raise StoreUnavailable(str(error) or "Redis did not answer in time") from error
+            self.breaker.failed(_reason(error))
+            raise StoreUnavailable(_reason(error)) from error
         finally:
             self._observer.round_trip(kind, questions, self._clock.now() - started, ok)
         return replies
 
     async def _exchange(self, commands: Sequence[Command], until: float) -> list[Any]:
+        idle = self._idle
         wire = await self._wire(until)
         try:
             replies = await self._clock.wait(wire.send([_packed(command) for command in commands]), until)
@@ -95,13 +131,17 @@ class Node:
             if isinstance(error, TimeoutError):  # then the others may be as silent, and each would cost a deadline
                 self._close_idle()
             raise
-        self._idle.append(wire)
+        if idle is self._idle:
+            idle.append(wire)
+        else:
+            wire.close()
         return replies
 
     def _close_idle(self) -> None:
-        for wire in self._idle:
+        """Those in use end with their round trip: nobody finds this list again."""
+        idle, self._idle = self._idle, []
+        for wire in idle:
             wire.close()
-        self._idle.clear()
 
     async def _wire(self, until: float) -> Wire:
         while self._idle:
@@ -121,16 +161,30 @@ class Node:
 
     def _judge(self, replies: Sequence[Any]) -> None:
         errors = [reply for reply in replies if isinstance(reply, ResponseError)]
-        if any(map(_refuses_writes, errors)):
-            self.breaker.pause_writes()
+        refusal = next(filter(_refuses_writes, errors), None)
+        if refusal is not None:
+            self._pause_writes(refusal)
         if len(errors) < len(replies):
             self.breaker.succeeded()  # what errs is one command's own affair, like a permission that is missing
         elif not all(map(_refuses_writes, errors)):
-            self.breaker.failed()
+            self.breaker.failed(_reason(errors[0]))
+
+    def _pause_writes(self, refusal: ResponseError) -> None:
+        """A master that has become a replica stays one: what its name leads to now may be another server."""
+        if "READONLY" not in str(refusal):
+            self.breaker.pause_writes(_reason(refusal))
+            return
+        self._demoted = True
+        self.breaker.pause_writes(_reason(refusal), 0)
+        self._close_idle()
 
 
-def _refuses_writes(error: ResponseError) -> bool:
-    return any(code in str(error) for code in _WRITE_REFUSALS)
+def _refuses_writes(reply: object) -> bool:
+    return isinstance(reply, ResponseError) and any(code in str(reply) for code in _WRITE_REFUSALS)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:MAX_REASON] or "Redis did not answer in time"
 
 
 def _is_unknown_script(reply: object) -> bool:

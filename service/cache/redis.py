@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, suppress
+from contextvars import Context
 from itertools import repeat
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from service.cache import census
+from service.cache.breaker import State
 from service.cache.census import Census
-from service.cache.codec import Codec
+from service.cache.codec import Accepts, Codec, anything
 from service.cache.entry import Entry
 from service.cache.generations import PURGES, Generations
 from service.cache.joined import Allowance, Asked, Joined
@@ -25,6 +28,14 @@ from service.cache.observer import Observer, Silent
 from service.cache.scripts import DISCARD, PUT, READ, Argument, Command
 from service.cache.subscriber import Subscriber
 from service.errors import StoreUnavailable
+
+logger = logging.getLogger(__name__)
+
+_MEANING = {
+    "up": "Redis answers: it is used.",
+    "read-only": "Redis takes no writes: what it has is read, and nothing is stored there.",
+    "down": "Redis is not used: this worker has only its own cache.",
+}
 
 TRIPS = 4  # under way at once: as many connections, one more for PING
 ITEMS_PER_TRIP = 128
@@ -50,7 +61,7 @@ class RedisCache:
     An ``allowance`` is what Redis may still cost one request: give the same one to all calls on its behalf.
     """
 
-    state: Literal["up", "down"]
+    state: State
 
     def __init__(
         self,
@@ -65,11 +76,12 @@ class RedisCache:
         follow_seconds: float,
     ) -> None:
         self.state = "down"
+        self._troubled = False
         self._observer = observer
         self._codec = Codec(secret, observer, clock)
         self._on_reconnect = on_reconnect
         waiting = LoopClock()
-        self._node = Node(url, waiting, self._on_state, observer)
+        self._node = Node(url, waiting, self._on_state, observer, lambda: self._subscriber.reconnect())
         self._joined: Joined[Read | Write | Command, Any] = Joined(self._travel, TRIPS, ITEMS_PER_TRIP, waiting)
         self._generations = Generations(self._joined.ask, on_generation_change)
         self._leases = Leases(self._ask_to_write, self._codec, random, compute_seconds, follow_seconds)
@@ -78,7 +90,10 @@ class RedisCache:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
-        """Start what runs beside the requests. Waits for the first PING, one deadline at most; Redis may be down."""
+        """Start what runs beside the requests. Waits for the first PING, one deadline at most; Redis may be down.
+
+        Raises ConfigurationError for a Redis Cluster.
+        """
         await self._node.breaker.probe()
         for watch in (self._node.breaker.watch, self._generations.watch, self._subscriber.watch):
             task = asyncio.create_task(watch(), name=watch.__qualname__)
@@ -92,6 +107,7 @@ class RedisCache:
         self._leases.close()
         await self._joined.close()
         await self._node.close()
+        self._codec.close()
 
     def generation(self, model: str) -> bytes | None:
         """Eight bytes for the model's keys; None before they have been read: L2 must not be used for it until then."""
@@ -105,8 +121,9 @@ class RedisCache:
         """Forget all answers of the model, on every worker; raises StoreUnavailable, having forgotten nothing."""
         await self._generations.purge(model)
 
-    async def get(self, key: str, allowance: Allowance | None = None) -> Entry | None:
-        """The entry. A value that this service did not write there under this key is counted, removed, and a miss."""
+    async def get(self, key: str, allowance: Allowance | None = None, accepts: Accepts = anything) -> Entry | None:
+        """The entry. A value that this service did not write there under this key, or that is not accepted, is counted,
+        removed, and a miss."""
         self._require(self._node.breaker.closed)
         allowance = allowance or Allowance()
         asked = self._codec.clock()
@@ -114,13 +131,19 @@ class RedisCache:
         if blob is None:
             return None
         try:
-            return self._codec.open(key, blob, left_ms, asked)
+            return self._codec.open(key, blob, left_ms, asked, accepts)
         except ValueError:
             await self._discard(key, blob, allowance)
             return None
 
     async def put(
-        self, key: str, entry: Entry, *, overwrite: bool = False, allowance: Allowance | None = None
+        self,
+        key: str,
+        entry: Entry,
+        *,
+        overwrite: bool = False,
+        allowance: Allowance | None = None,
+        accepts: Accepts = anything,
     ) -> Entry:
         """The entry that is stored now: the one committed first by anybody, or this one.
 
@@ -138,7 +161,7 @@ class RedisCache:
         if first is None:
             return entry
         try:
-            return self._codec.open(key, first, first_left_ms, asked) or entry
+            return self._codec.open(key, first, first_left_ms, asked, accepts) or entry
         except ValueError:  # what lies there is no entry at all
             return await self.put(key, entry, overwrite=True, allowance=allowance)
 
@@ -150,12 +173,14 @@ class RedisCache:
         """Tell Redis, which evicts what is asked least, that these are asked; raises StoreUnavailable."""
         await Allowance().wait(self._ask_to_write(("TOUCH", *map(entry_key, keys))))
 
-    async def once(self, key: str, compute: Compute, allowance: Allowance | None = None) -> Resolved:
+    async def once(
+        self, key: str, compute: Compute, allowance: Allowance | None = None, accepts: Accepts = anything
+    ) -> Resolved:
         """The entry, computed at most once in the cluster. Raises what ``compute`` raises, or TooManyClaims.
 
         Redis's failures are not raised: the entry is then computed here, and not stored.
         """
-        return await self._leases.once(key, compute, allowance or Allowance())
+        return await self._leases.once(key, compute, allowance or Allowance(), accepts)
 
     async def count(self, model: str, keys: Collection[str], asked: int, hits: int) -> Census:
         """Add to the model's census: cache keys, and counts of questions and hits; raises StoreUnavailable."""
@@ -195,10 +220,13 @@ class RedisCache:
         if not usable:
             raise StoreUnavailable("Redis is down, full or read-only")
 
-    def _on_state(self, up: bool) -> None:
-        self.state = "up" if up else "down"
-        self._observer.state(up)
-        if up:
+    def _on_state(self, state: State, reason: str) -> None:
+        level = logging.INFO if state == "up" and not self._troubled else logging.WARNING
+        extra = {"state": state, "reason": reason}
+        Context().run(logger.log, level, _MEANING[state], extra=extra)  # not about the request that found it out
+        self.state, self._troubled = state, state != "up"
+        self._observer.state(state == "up")
+        if state != "down":
             self._generations.reread()
             self._leases.reconnected()
 

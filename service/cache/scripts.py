@@ -93,7 +93,8 @@ local function drop_damaged(key, longest_ms)  -- one that would outlive all that
 end
 
 local function tell_waiting(channel, key)
-  if redis.call('DEL', waits) == 1 then redis.call('PUBLISH', channel, key) end
+  -- A hint may be lost, so a user without permission for channels does without: the script must not fail.
+  if redis.call('DEL', waits) == 1 then redis.pcall('PUBLISH', channel, key) end
 end
 """
 

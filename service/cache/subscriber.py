@@ -31,6 +31,7 @@ class Subscriber:
         self._handlers = {channel.encode(): handler for channel, handler in handlers.items()}
         self._on_reconnect = on_reconnect
         self._seen_before = False
+        self._listening: asyncio.Timeout | None = None
 
     async def watch(self) -> None:
         """Listen, and listen again whenever the connection is lost. Runs until cancelled."""
@@ -38,6 +39,11 @@ class Subscriber:
             with suppress(RedisError, OSError):
                 await self._listen()
             await asyncio.sleep(RECONNECT_SECONDS)
+
+    def reconnect(self) -> None:
+        """Listen on another connection: the name of the server may lead elsewhere now."""
+        if self._listening is not None and not self._listening.expired():
+            self._listening.reschedule(0)
 
     async def _listen(self) -> None:
         connection = self._node.new_connection()
@@ -50,8 +56,10 @@ class Subscriber:
             if self._seen_before:
                 self._on_reconnect()
             self._seen_before = True
-            await self._deliver(connection)
+            async with asyncio.timeout(None) as self._listening:
+                await self._deliver(connection)
         finally:
+            self._listening = None
             await connection.disconnect(nowait=True)
 
     async def _deliver(self, connection: AbstractConnection) -> None:

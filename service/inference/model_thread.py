@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -16,8 +15,6 @@ from service.inference.predictor import Prediction
 Outcome: TypeAlias = "Prediction | Exception"
 Predict: TypeAlias = Callable[[Sequence[bytes]], Sequence[Outcome]]
 
-logger = logging.getLogger(__name__)
-
 
 class ModelThreads:
     """Call ``predict``, each one batch at a time. Daemons: a call that never ends must not keep the process alive.
@@ -28,7 +25,6 @@ class ModelThreads:
     def __init__(self, predict: Predict, loop: asyncio.AbstractEventLoop, name: str, count: int = 1) -> None:
         self._predict = predict
         self._loop = loop
-        self._name = name
         self._batches: queue.SimpleQueue[tuple[list[bytes], asyncio.Future[list[Outcome]]] | None] = queue.SimpleQueue()
         self._count = count
         for _ in range(count):
@@ -71,11 +67,12 @@ class ModelThreads:
         return [outcome if isinstance(outcome, bytes) else self._failed(outcome) for outcome in outcomes]
 
     def _failed(self, error: BaseException) -> Exception:
-        """An error made for clients passes; of any other only the log hears the details."""
+        """An error made for clients passes; any other is the cause of one, for the log."""
         if isinstance(error, ServiceError) and not isinstance(error, PredictionFailed):
             return error
-        logger.error("model %s failed: %r", self._name, error, exc_info=error)
-        return PredictionFailed()
+        failed = PredictionFailed()
+        failed.__cause__ = error
+        return failed
 
 
 def _resolve(done: asyncio.Future[list[Outcome]], outcomes: list[Outcome]) -> None:

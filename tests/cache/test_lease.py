@@ -6,7 +6,7 @@ import os
 import pytest
 
 from service.cache.keys import lease_keys
-from service.cache.lease import HINTS, LEASE_MS, MAX_CLAIMS, TooManyClaims
+from service.cache.lease import HINTS, LEASE_MS, MAX_CLAIMS, Resolved, TooManyClaims
 from service.cache.redis import RedisCache, open_redis
 from service.cache.scripts import CLAIM
 from tests.cache.stand_ins import SECRET, Witness, Workers, entry, subscribed
@@ -48,7 +48,7 @@ def claim_and_die(server: RedisServer) -> None:
     assert server.client.eval(CLAIM.lua, 4, VALUE, LEASE, WAITS, CLAIMS, *arguments)[0] == b"lead"
 
 
-async def follower(server: RedisServer, cache: RedisCache, work: Work) -> asyncio.Task[object]:
+async def follower(server: RedisServer, cache: RedisCache, work: Work) -> asyncio.Task[Resolved]:
     """Asks, and has been told to follow."""
     task = asyncio.create_task(cache.once("K", work))
     await becomes(lambda: server.client.exists(WAITS))
@@ -56,6 +56,21 @@ async def follower(server: RedisServer, cache: RedisCache, work: Work) -> asynci
 
 
 # Leading, committing, following
+
+
+async def test_who_may_not_publish_commits_all_the_same(server: RedisServer, workers: Workers, l2: RedisCache) -> None:
+    other = await workers.start()
+    server.client.execute_command("ACL SETUSER", "default", "resetchannels")
+    try:
+        work = Work()
+        leading = asyncio.create_task(l2.once("K", work))
+        await work.started.wait()
+        following = await follower(server, other, done())
+        work.gate.set()
+        led, followed = await leading, await following
+        assert (led.stored, led.down, followed.source, followed.entry.value) == (True, False, "followed", b"answer")
+    finally:
+        server.client.execute_command("ACL SETUSER", "default", "allchannels")
 
 
 async def test_who_claims_first_computes_and_stores_and_leaves_nothing_else_behind(

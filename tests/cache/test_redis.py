@@ -6,11 +6,12 @@ import pickle
 import random
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 
-from service.cache.entry import seal
+from service.cache.codec import Accepts
+from service.cache.entry import Entry, seal
 from service.cache.joined import ROUND_TRIP_SECONDS, Allowance
 from service.cache.keys import entry_key
 from service.cache.no_redis import NoRedis
@@ -215,6 +216,34 @@ async def test_a_corrupt_value_does_not_pass_for_the_first_committed_one(
     assert await value_of(l2, "K") == b"mine"
 
 
+WAYS: dict[str, Callable[[RedisCache, Accepts], Awaitable[Entry | None]]] = {
+    "get": lambda l2, accepts: l2.get("K", accepts=accepts),
+    "put": lambda l2, accepts: l2.put("K", entry(b"mine"), accepts=accepts),
+    "claim": lambda l2, accepts: led(l2, accepts),
+    "commit": lambda l2, accepts: led(l2, accepts, overtaken_by=b"theirs"),
+}
+
+
+async def led(l2: RedisCache, accepts: Accepts, overtaken_by: bytes | None = None) -> Entry:
+    async def compute() -> tuple[bytes, float]:
+        if overtaken_by is not None:
+            await l2.put("K", entry(overtaken_by), overwrite=True)
+        return b"mine", 300.0
+
+    return (await l2.once("K", compute, accepts=accepts)).entry
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+async def test_a_value_that_its_reader_does_not_accept_is_a_counted_miss_and_gone(
+    l2: RedisCache, witness: Witness, way: Callable[[RedisCache, Accepts], Awaitable[Entry | None]]
+) -> None:
+    await l2.put("K", entry(b"theirs"))
+    got = await way(l2, lambda value: value != b"theirs")
+    assert got is None or got.value == b"mine"
+    assert len(witness.corruptions) >= 1
+    assert await value_of(l2, "K") != b"theirs"
+
+
 async def test_one_corrupt_value_spoils_no_neighbour(l2: RedisCache, server: RedisServer) -> None:
     await l2.put("K", entry())
     await l2.put("L", entry(b"good"))
@@ -323,11 +352,12 @@ async def test_a_full_Redis_still_serves_reads_and_writes_pause(l2: RedisCache, 
     with pytest.raises(StoreUnavailable, match="maxmemory"):
         await l2.put("L", entry())
     assert await value_of(l2, "K") == b"value"
-    assert l2.state == "up"
+    assert l2.state == "read-only"
     server.configure(maxmemory="64mb")
     with pytest.raises(StoreUnavailable):  # nothing is tried before the pause is over
         await l2.put("L", entry())
     assert server.client.keys("*:v") == [b"p1:{K}:v"]
+    await becomes(lambda: l2.state == "up")
 
 
 async def test_a_read_only_replica_still_serves_reads(l2: RedisCache, server: RedisServer) -> None:
@@ -336,7 +366,7 @@ async def test_a_read_only_replica_still_serves_reads(l2: RedisCache, server: Re
     with pytest.raises(StoreUnavailable, match=r"(?i)read only"):
         await l2.put("L", entry())
     assert await value_of(l2, "K") == b"value"
-    assert l2.state == "up"
+    assert l2.state == "read-only"
 
 
 async def test_a_wrong_password_is_an_unavailable_store(server: RedisServer, workers: Workers) -> None:

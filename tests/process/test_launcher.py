@@ -19,7 +19,7 @@ from service import embedded
 from service.config import Settings
 from service.embedded import EmbeddedRedis, find_server
 from service.errors import ConfigurationError
-from service.launcher import describe_redis, listen, start_redis, url
+from service.launcher import describe_redis, listen, start_redis, url, warn_of_a_public_secret
 from service.logs import JsonFormatter
 from service.scratch import Scratch
 from service.supervisor import forget_metrics, restart_delay, send
@@ -60,6 +60,18 @@ def test_port_0_takes_a_free_port_of_either_family_and_says_which(host: str, sho
 def test_the_redis_that_is_announced_has_no_password() -> None:
     described = describe_redis(Settings(redis_url="redis://me:secret@cache.example:6379/0"), None)
     assert described == "cache.example"
+
+
+@pytest.mark.parametrize(
+    ("settings", "warnings"),
+    [({}, 1), ({"cache_secret": "mine"}, 0), ({"redis_url": "embedded"}, 0), ({"redis_url": ""}, 0)],
+    ids=["the default one", "an own one", "embedded Redis", "no Redis"],
+)
+def test_a_secret_that_everybody_knows_is_warned_of_once_where_others_reach_Redis(
+    settings: dict[str, str], warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_a_public_secret(Settings(**{"redis_url": "redis://cache.example", **settings}))
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * warnings
 
 
 @pytest.mark.anyio

@@ -17,6 +17,7 @@ import pytest
 
 from tests.support.client import fetch
 from tests.support.process import PATIENCE, command_line, descendants, eventually, is_running
+from tests.support.redis_server import running_redis
 from tests.support.server import Server, close_all, running_server
 
 QUESTION = "/predict?sepal_length=5.1&sepal_width=3.5&petal_length=1.4&petal_width=0.2"
@@ -138,6 +139,15 @@ def test_an_unknown_setting_stops_the_start_with_one_sentence(launch: Launch) ->
     assert server.process.wait(PATIENCE) == 2
     assert "PREDICT_PORT" in server.process.errors()
     assert len(server.process.errors().splitlines()) == 1
+
+
+def test_a_redis_cluster_stops_the_start_with_one_sentence(launch: Launch, scratch: Path, tmp_path: Path) -> None:
+    with running_redis(tmp_path / "cluster", "--cluster-enabled", "yes") as node:
+        server = launch(redis_url=node.url, cache_secret="of-our-own", workers=2)
+        assert server.process.wait(PATIENCE) == 2
+    assert "Redis Cluster" in server.process.errors()
+    assert len(server.process.errors().splitlines()) == 1
+    assert_gone([], scratch)
 
 
 # Death

@@ -9,9 +9,14 @@ import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from service.cache.entry import seal
+from service.config import PUBLIC_SECRET
+from service.inference.predictor import pack
 from tests.scenarios.conftest import Fresh, Start
 from tests.support.client import Response, fetch, fetch_json
 from tests.support.probe import Book, Probe, expected, inputs, register, target
@@ -208,6 +213,33 @@ async def test_a_damaged_value_is_a_miss_and_is_replaced(
     }[damage]
     redis_server.client.set(key, new, px=100_000)
     await recovers(server, x)
+
+
+PROBABILITIES = np.array([0.2, 0.3, 0.5])
+NO_ANSWERS = {
+    "another length": np.array([0.5, 0.5]),
+    "another shape": PROBABILITIES.reshape(3, 1),
+    "another dtype": PROBABILITIES.astype(np.float32),
+    "NaN": np.array([0.5, 0.5, np.nan]),
+    "infinite": np.array([np.inf, 0.0, 0.0]),
+    "above 1": np.array([7.0, 0.0, 0.0]),
+    "below 0": np.array([1.5, -0.5, 0.0]),
+    "a sum above 1": np.array([0.7, 0.7, 0.7]),
+    "a sum below 1": np.zeros(3),
+}
+
+
+@pytest.mark.parametrize("values", NO_ANSWERS.values(), ids=NO_ANSWERS.keys())
+async def test_a_value_that_is_sealed_rightly_and_no_answer_of_the_model_is_a_miss_and_is_replaced(
+    server: Server, redis_server: RedisServer, fresh: Fresh, values: Any
+) -> None:
+    x = fresh()
+    key = await entry_of(server, redis_server, x)
+    corrupt = server.metric("predict_l2_corrupt_total")
+    sealed = seal(key.decode()[4:-3], pack(values), 300_000, PUBLIC_SECRET.encode())
+    redis_server.client.set(key, sealed, px=300_000)
+    await recovers(server, x)
+    assert server.metric("predict_l2_corrupt_total") == corrupt + 1
 
 
 async def test_every_flipped_bit_of_a_value_is_a_miss(server: Server, redis_server: RedisServer, fresh: Fresh) -> None:

@@ -15,12 +15,12 @@ import pytest
 import redis
 
 from tests.scenarios.conftest import Fresh, Start
-from tests.support.client import Connection, Response, fetch
+from tests.support.client import Connection, Response, fetch, fetch_json
 from tests.support.probe import expected, target
 from tests.support.process import PATIENCE, SLACK, descriptors, eventually
 from tests.support.proxy import FaultProxy, fault_proxy
 from tests.support.redis_server import RedisServer, load_slowly, running_redis
-from tests.support.server import Server
+from tests.support.server import ADMIN_TOKEN, Server
 
 pytestmark = pytest.mark.anyio
 
@@ -28,6 +28,7 @@ PER_SECOND = 50
 STALL = 2.0
 HOT = 10
 POOL = 16
+OPERATOR = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
 
 
 @dataclass
@@ -91,12 +92,12 @@ def full(rig: Rig) -> Iterator[None]:
 
 
 @contextmanager
-def read_only(rig: Rig) -> Iterator[None]:
-    rig.redis.client.replicaof("127.0.0.1", "1")
+def read_only(server: RedisServer) -> Iterator[None]:
+    server.client.replicaof("127.0.0.1", "1")
     try:
         yield
     finally:
-        rig.redis.client.replicaof("NO", "ONE")
+        server.client.replicaof("NO", "ONE")
 
 
 @contextmanager
@@ -169,7 +170,7 @@ FAULTS: dict[str, Fault] = {
     "500 ms latency": lambda rig: through_proxy(rig, delay=0.25),
     "1-byte slices": lambda rig: through_proxy(rig, "slices"),
     "cut mid-reply": lambda rig: through_proxy(rig, "cut mid-reply"),
-    "READONLY": read_only,
+    "READONLY": lambda rig: read_only(rig.redis),
     "LOADING": loading,
     "password changed": password_changed,
     "maxclients": no_room_for_clients,
@@ -267,6 +268,27 @@ async def test_a_service_started_without_redis_is_ready_and_finds_it_later(
             late.start()
             await until_hits_are_back(server, fresh, within=12 * SLACK)
             assert (await fetch(server.address, "/readyz")).json()["cache"] == "up"
+
+
+async def test_after_a_failover_the_cache_is_not_called_up_before_answers_are_stored_and_purges_done_again(
+    start: Start, redis_server: RedisServer, fresh: Fresh, tmp_path: Path
+) -> None:
+    """The proxy is the service's name: after the failover it leads new connections to the new master."""
+    with (
+        running_redis(tmp_path) as new,
+        fault_proxy(redis_server.port) as name,
+        start(redis_url=name.url, l1_max_bytes=0) as server,
+    ):
+        await until_hits_are_back(server, fresh)
+        with read_only(redis_server):
+            name.upstream = new.port
+            await fetch(server.address, target(fresh()))
+            while (state := (await fetch(server.address, "/readyz")).json()["cache"]) != "up":
+                assert state == "read-only"
+                await asyncio.sleep(0.05)
+            assert await hits_from_redis(server, fresh)
+            purged = await fetch_json(server.address, "/admin/purge", {"model": "probe"}, OPERATOR)
+            assert purged.status < 300
 
 
 LEAVING = 1_000

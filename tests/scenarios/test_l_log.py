@@ -1,0 +1,173 @@
+"""L: what an operator reads in the log. Every line is one JSON object; a flood of requests is none of lines."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.scenarios.conftest import Fresh, Start
+from tests.support.client import Connection, burst, caught_up, fetch, fetch_json
+from tests.support.probe import NAN, RAISE, WAIT, Book, inputs, target
+from tests.support.process import becomes
+from tests.support.redis_server import RedisServer
+from tests.support.server import ADMIN_TOKEN, Server
+
+pytestmark = pytest.mark.anyio
+
+DEADLINE = 1.0
+FLOOD = 100
+OPERATOR = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+
+Line = dict[str, Any]
+
+
+class Log:
+    """The lines of a service from here on."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._seen = len(server.process.errors().splitlines())
+
+    def lines(self, **wanted: object) -> list[Line]:
+        whole = self._server.process.errors().rpartition("\n")[0]  # without a line that is being written
+        lines: list[Line] = [json.loads(line) for line in whole.splitlines()[self._seen :]]
+        return [line for line in lines if wanted.items() <= line.items()]
+
+    async def has(self, count: int = 1, **wanted: object) -> list[Line]:
+        await becomes(lambda: len(self.lines(**wanted)) >= count)
+        return self.lines(**wanted)
+
+
+@pytest.fixture(scope="module")
+def server(start: Start, redis_server: RedisServer) -> Iterator[Server]:
+    limits = {"max_queue_size": 1, "max_batch_size": 1, "deadline_seconds": DEADLINE}
+    with start(redis_url=redis_server.url, l1_max_bytes=0, log_level="INFO", **limits) as server:
+        yield server
+
+
+@pytest.fixture
+def log(server: Server) -> Log:
+    return Log(server)
+
+
+async def held(server: Server, book: Book, x: float) -> asyncio.Task[Any]:
+    """The model is busy until the gate of ``x`` is opened."""
+    task = asyncio.ensure_future(fetch(server.address, target(x, WAIT)))
+    await becomes(lambda: book.count(x))
+    return task
+
+
+async def test_a_flood_of_shed_and_late_requests_is_a_few_lines_whose_counts_are_theirs(
+    start: Start, book: Book, fresh: Fresh
+) -> None:
+    with start(max_queue_size=1, max_batch_size=1, deadline_seconds=DEADLINE) as server:
+        log, gate = Log(server), fresh()
+        holding = await held(server, book, gate)
+        answers = await burst(server.address, [target(fresh()) for _ in range(FLOOD)])
+        assert sorted({answer.status for answer in answers}) == [503, 504]
+        book.open_gate(gate)
+        await holding
+        assert server.stop() == 0
+        for status, kind in ((503, "overloaded"), (504, "deadline-exceeded")):
+            lines = log.lines(status=status, type=kind, level="warning", route="/models/{name}/predict")
+            refused = [answer.headers["x-request-id"] for answer in answers if answer.status == status]
+            late_holder = kind == "deadline-exceeded"
+            assert 1 <= len(lines) <= 3
+            assert sum(line["count"] for line in lines) == len(refused) + late_holder
+            assert late_holder or lines[0]["request_id"] in refused
+
+
+async def test_a_late_row_of_a_batch_is_told_of_as_a_late_request_is(
+    server: Server, log: Log, book: Book, fresh: Fresh
+) -> None:
+    gate = fresh()
+    holding = await held(server, book, gate)
+    answer = await fetch_json(server.address, "/predict_batch", {"model": "probe", "inputs": [inputs(fresh())]})
+    assert answer.json()["results"][0]["error"]["status"] == 504
+    book.open_gate(gate)
+    await holding
+    assert await log.has(type="deadline-exceeded")
+
+
+@pytest.mark.parametrize("act", [RAISE, NAN])
+async def test_a_failed_prediction_is_told_of_with_model_key_and_the_id_of_each_request(
+    server: Server, log: Log, fresh: Fresh, act: int
+) -> None:
+    x = fresh()
+    asked = f"/predict?model=probe&x={x!r}&act={act}&seconds=0.2"
+    names = [f"asker-{act}-{number}" for number in range(3)]
+    answers = await asyncio.gather(*(fetch(server.address, asked, headers={"X-Request-ID": n}) for n in names))
+    assert {answer.status for answer in answers} == {500}
+    key = (await fetch(server.address, "/admin/key?" + asked.partition("?")[2], headers=OPERATOR)).json()["key"]
+    lines = await log.has(4, model="probe", key=key)
+    assert sorted(line["request_id"] for line in lines if line["level"] == "warning") == names
+    failures = [line for line in lines if "exception" in line]
+    assert failures
+    for line in failures:
+        assert line["request_id"] in names
+        assert ("told to raise" if act == RAISE else "not finite") in line["exception"]
+
+
+async def test_what_an_operator_does_and_who_only_tries_to_is_told(server: Server, log: Log, fresh: Fresh) -> None:
+    for number in range(FLOOD):
+        wrong = {"Authorization": f"Bearer guess-{number}", "X-Request-ID": f"guess-{number}"}
+        assert (await fetch(server.address, "/admin/cache/stats", headers=wrong)).status == 401
+    purge = {**OPERATOR, "X-Request-ID": "purge-1"}
+    assert (await fetch_json(server.address, "/admin/purge", {"model": "probe"}, purge)).status < 300
+    assert await log.has(model="probe", request_id="purge-1", level="info")
+    refused = log.lines(status=401, client="127.0.0.1")
+    assert len(refused) == 1 and refused[0]["request_id"] == "guess-0"
+    assert "guess" not in json.dumps([{**line, "request_id": ""} for line in log.lines()])
+    assert ADMIN_TOKEN not in server.process.errors()
+
+
+async def test_corrupt_values_are_told_of_once_a_minute(
+    server: Server, log: Log, redis_server: RedisServer, fresh: Fresh
+) -> None:
+    x, before = fresh(), redis_server.entries()
+    await fetch(server.address, target(x))
+    [key] = redis_server.entries() - before
+    for _ in range(20):
+        await fetch(server.address, target(x))
+        redis_server.client.set(key, os.urandom(40), px=100_000)
+    [line] = await log.has(level="warning", key=key.decode()[4:-3])
+    assert "not an entry" in line["reason"]
+
+
+async def test_a_client_that_leaves_is_no_failure(server: Server, log: Log, book: Book, fresh: Fresh) -> None:
+    def count(result: str) -> float:
+        return server.metric("predict_cache_results_total", model="probe", result=result)
+
+    failed, cancelled, gate = count("failed"), count("cancelled"), fresh()
+    leaver = await Connection.open(server.address)
+    leaver.send("GET", target(gate, WAIT))
+    await becomes(lambda: book.count(gate))
+    leaver.abort()
+    await caught_up(server.address)
+    book.open_gate(gate)
+    await becomes(lambda: count("cancelled") == cancelled + 1)
+    assert (count("failed"), log.lines()) == (failed, [])
+
+
+HOSTILE = {"X-Request-ID": 'a"b\x1b[31m', "User-Agent": '"}\x7f{"level":"error"}'}
+
+
+async def test_whatever_strangers_send_nothing_of_it_is_logged(server: Server, log: Log) -> None:
+    for method in ("GET", "POST", "DELETE"):
+        for path in ("/predict?sepal_length=RAW", "/admin/RAW", "/RAW", "/v2/models/RAW/infer", "/models/RAW"):
+            await fetch(server.address, path, method, HOSTILE, b'{"RAW":"RAW"}')
+    assert "RAW" not in json.dumps(log.lines())
+    assert "31m" not in json.dumps(log.lines())
+
+
+def test_being_told_to_stop_is_a_line_of_the_launcher_and_one_of_each_worker(start: Start) -> None:
+    with start(workers=2) as server:
+        log = Log(server)
+        assert server.stop() == 0
+        lines = log.lines(signal="SIGTERM", level="info")
+        assert len(lines) == 3 and len({line["pid"] for line in lines}) == 3
