@@ -34,6 +34,13 @@ current_request: ContextVar[RequestId | None] = ContextVar("current_request", de
 """Of the request that this task answers, or whose flight it is."""
 
 
+def named_request() -> RequestId:
+    """The current request's name; from now on it has one."""
+    name = current_request.get() or RequestId(None)
+    current_request.set(name)
+    return name
+
+
 class JsonFormatter(logging.Formatter):
     """``time`` (UTC), ``level``, ``logger``, ``message``, ``pid``, the record's extras, and ``exception`` if any;
     ``request_id`` where the line is about a request."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from typing import Any
-from uuid import uuid4
 
 import orjson
 from uvicorn._types import ASGI3Application, ASGIReceiveEvent, ASGISendEvent
@@ -14,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 
 from service.api.endpoint import Headers, describe
 from service.errors import ServiceError
+from service.logs import named_request
 
 
 class Cycle(RequestResponseCycle):
@@ -31,21 +31,19 @@ class Cycle(RequestResponseCycle):
         try:
             await app(self.scope, self.receive, self.send)
             if not self.response_complete and not self.disconnected:
-                identifier = uuid4().hex
-                self.logger.error("The application did not complete its answer.", extra={"request_id": identifier})
-                await self._fail(identifier)
+                await self._fail("The application did not complete its answer.")
         except asyncio.CancelledError:  # By abandon(), or by the server when the time of grace is over.
             if not self.disconnected:
                 self.transport.close()
         except Exception:
-            identifier = uuid4().hex
-            self.logger.exception("Exception in the application", extra={"request_id": identifier})
-            await self._fail(identifier)
+            await self._fail("Exception in the application", exc_info=True)
         finally:
             self.on_response = _ignore
             self.scope.pop("respond", None)  # type: ignore[typeddict-item]  # it refers back to this cycle
 
-    async def _fail(self, identifier: str) -> None:
+    async def _fail(self, message: str, exc_info: bool = False) -> None:
+        identifier = named_request().text
+        self.logger.error(message, exc_info=exc_info)
         if self.response_started:
             self.transport.close()
             return

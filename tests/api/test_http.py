@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from service.app import FIXED, create_app
 from service.config import load_settings
+from service.logs import JsonFormatter
 from tests.support.client import Connection, Response, fetch, fetch_json
 from tests.support.server import Server, running_server
 
@@ -185,6 +187,7 @@ async def test_an_unexpected_error_stands_in_the_log_with_the_id_that_its_client
     async def fail(request: object) -> None:
         raise RuntimeError
 
+    caplog.handler.setFormatter(JsonFormatter())
     monkeypatch.setitem(FIXED["/livez"].handlers, "GET", fail)
     app = create_app(load_settings({"PREDICT_MODELS_DIR": str(iris_models)}))
     async with app.router.lifespan_context(app) as state:
@@ -192,8 +195,9 @@ async def test_an_unexpected_error_stands_in_the_log_with_the_id_that_its_client
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             for headers in ({}, {"X-Request-ID": "mine"}):
                 failed = await client.get("/livez", headers=headers)
-                assert failed.headers["x-request-id"] == caplog.records[-1].request_id  # type: ignore[attr-defined]
-    assert caplog.records[-1].request_id == "mine"  # type: ignore[attr-defined]
+                line = json.loads(next(line for line in reversed(caplog.text.splitlines()) if "/livez" in line))
+                assert line["request_id"] == failed.headers["x-request-id"]
+    assert line["request_id"] == "mine"
 
 
 async def _with_state(app: Any, state: object, scope: dict[str, object], receive: object, send: object) -> None:
