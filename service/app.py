@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import unquote
 
 from fastapi import FastAPI
 from starlette.routing import compile_path
@@ -49,8 +51,16 @@ class App(FastAPI):
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if b"%2" in scope.get("raw_path", b""):
+            scope["path"] = _decoded(scope["raw_path"])
         endpoint = _find(scope) if scope["type"] == "http" else None
         await (endpoint or super().__call__)(scope, receive, send)
+
+
+def _decoded(raw_path: bytes) -> str:
+    """The path, in which a coded slash stays one: it is data, and separates nothing (RFC 3986, 2.2), so that a proxy
+    and this service see the same segments."""
+    return unquote(re.sub("%2[Ff]", "%252F", raw_path.decode("latin-1")))
 
 
 def _find(scope: Scope) -> Endpoint | None:

@@ -12,7 +12,8 @@ ServiceError
   NotFound              404   no such URL
   MethodNotAllowed      405
   PreconditionFailed    412   If-Match names no representation that there is
-  NotSupported          501   a part of the Open Inference Protocol that is not served here
+  NotSupported          501   a method, a transfer coding or a part of the Open Inference Protocol not served here
+  VersionNotSupported   505   of HTTP
   Unauthorized          401
   UnknownModel          404
   NotCached             404   a digest-only question whose answer is not cached
@@ -113,6 +114,12 @@ class NotSupported(ServiceError):
     status = 501
     type = "not-supported"
     title = "This is not supported"
+
+
+class VersionNotSupported(ServiceError):
+    status = 505
+    type = "version-not-supported"
+    title = "This version of HTTP is not supported"
 
 
 class Unauthorized(ServiceError):

@@ -28,6 +28,15 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from service.api.closing import Lingering, refusal
 from service.api.cycle import Cycle
 from service.api.hits import Hit, HitTable, is_plain
+from service.api.request_line import (
+    check_codings,
+    check_method,
+    check_version,
+    is_host,
+    new_parser,
+    refused_by_parser,
+    split_target,
+)
 from service.config import Settings
 from service.errors import HeadersTooLarge, MalformedRequest, RequestTimeout, ServiceError, UriTooLong
 
@@ -36,6 +45,8 @@ FIELD_OVERHEAD = 4
 """Bytes of a header field besides name and value."""
 NOTHING, HEAD, BODY, REFUSED = range(4)
 """What the next input belongs to; after a refusal none is looked at."""
+NOT_ONE = 2
+"""What a Host field that names no host adds to their number, which must be one."""
 NO_HEADS: Mapping[bytes, Hit] = {}
 
 
@@ -74,6 +85,7 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.parser = new_parser(self)
         self._hits: HitTable | None = self.app_state.get("hits")
         if self._hits is not None:
             self._hits.server_state = self.server_state
@@ -86,6 +98,7 @@ class Connection(HttpToolsProtocol):
         self.running: Cycle | None = None
         self._arriving = NOTHING
         self._hosts = 0
+        self._codings = b""
         self._header_bytes = 0
         self._reads = 0
         self._unread_head = 0
@@ -132,14 +145,17 @@ class Connection(HttpToolsProtocol):
                     self._hot = NO_HEADS
                     self.transport.write(whole[sent:])
                 return
+        within, before = self._arriving, self._received
         self._received = data
         rest: bytes | memoryview = data
         try:
             while rest:
                 rest = self._parse(rest)
         except httptools.HttpParserError as error:
-            cause = error.__context__
-            self._refuse(cause if isinstance(cause, ServiceError) else MalformedRequest(f"Not HTTP/1.1: {error}."))
+            if not isinstance(cause := error.__context__, ServiceError):
+                begun = data if within == NOTHING else before + data if within == HEAD and not self.url else b""
+                cause = refused_by_parser(error, self.parser, begun)
+            self._refuse(cause)
         if self._arriving == HEAD:
             self._await_head(len(data))
         elif self._arriving == BODY:
@@ -163,6 +179,7 @@ class Connection(HttpToolsProtocol):
         self._hot = NO_HEADS
         self._arriving = HEAD
         self._hosts = self._header_bytes = self._reads = self._unread_head = 0
+        self._codings = b""
 
     def on_url(self, url: bytes) -> None:
         self.url += url
@@ -177,7 +194,9 @@ class Connection(HttpToolsProtocol):
             return  # Trailers, which must not become headers (RFC 9110, 6.5.1).
         name, value = name.lower(), value.rstrip(b" \t")  # llhttp strips what stands before the value only
         if name == b"host":
-            self._hosts += 1
+            self._hosts += 1 if is_host(value) else NOT_ONE
+        elif name == b"transfer-encoding":
+            self._codings += b"," + value if self._codings else value
         elif name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
         self.headers.append((name, value))
@@ -186,7 +205,7 @@ class Connection(HttpToolsProtocol):
         version, method = self.parser.get_http_version(), self.parser.get_method()
         if self.parser.should_upgrade() and method != b"CONNECT":
             return  # The parser stops here, and is given the head again.
-        if method == b"GET" and version == "1.1" and self._answer_by_target():
+        if method == b"GET" and "1.0" < version < "2" and self._answer_by_target():
             self._arriving = NOTHING
             return
         self._complete_scope(version, method)
@@ -198,7 +217,7 @@ class Connection(HttpToolsProtocol):
         self._body_began = 0.0
         self._body_bytes = 0
         previous = self.cycle
-        self.cycle = cycle = self._new_cycle(version == "1.1" and self.parser.should_keep_alive())
+        self.cycle = cycle = self._new_cycle(version, self.parser.should_keep_alive())
         self.scope["respond"] = cycle.respond  # type: ignore[typeddict-unknown-key]
         if previous is None or previous.response_complete:
             self._start_asgi_task(cycle, self.app)
@@ -206,7 +225,7 @@ class Connection(HttpToolsProtocol):
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, self.app))
 
-    def _new_cycle(self, keep_alive: bool) -> Cycle:
+    def _new_cycle(self, version: str, keep_alive: bool) -> Cycle:
         return Cycle(
             scope=self.scope,
             transport=self.transport,
@@ -216,26 +235,27 @@ class Connection(HttpToolsProtocol):
             access_log=self.access_log,
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
-            expect_100_continue=self.expect_100_continue,
-            keep_alive=keep_alive,
+            expect_100_continue=self.expect_100_continue and version != "1.0",  # RFC 9110, 10.1.1
+            keep_alive=keep_alive and version != "1.0",
             on_response=self.on_response_complete,
         )
 
     def _complete_scope(self, version: str, method: bytes) -> None:
-        """Raises MalformedRequest for what llhttp lets pass and RFC 9112 does not."""
-        if version not in ("1.1", "1.0") or method == b"CONNECT":
-            raise MalformedRequest("Only HTTP/1.1 and HTTP/1.0 are served, and no CONNECT.")
-        if self._hosts != 1 and (self._hosts or version == "1.1"):
-            raise MalformedRequest("A request has exactly one Host field.")
-        target = httptools.parse_url(self.url)
-        raw_path = target.path or b"/"
+        """Raises ServiceError for what llhttp lets pass and HTTP or this service does not."""
+        check_version(version)
+        check_method(method)
+        if self._hosts != 1 and (self._hosts or version != "1.0"):
+            raise MalformedRequest("A request has exactly one Host field, and it names a host.")
+        if self._codings:
+            check_codings(self._codings, version)
+        raw_path, query = split_target(self.url, method)
         path = raw_path.decode("ascii")
         scope = self.scope
         scope["method"] = method.decode("ascii")
-        scope["http_version"] = version
+        scope["http_version"] = "1.0" if version == "1.0" else "1.1"
         scope["path"] = self.root_path + (urllib.parse.unquote(path) if "%" in path else path)
         scope["raw_path"] = self.root_path.encode("ascii") + raw_path
-        scope["query_string"] = target.query or b""
+        scope["query_string"] = query
 
     def on_body(self, body: bytes) -> None:
         self._received = b""
@@ -253,8 +273,7 @@ class Connection(HttpToolsProtocol):
         version = self.parser.get_http_version().encode()
         fields = [b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade"]
         head = b"%b %b HTTP/%b\r\n%b\r\n" % (self.parser.get_method(), self.url, version, b"".join(fields))
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.parser = new_parser(self)
         self.parser.feed_data(head)
 
     def _answer_by_target(self) -> bool:

@@ -160,6 +160,14 @@ async def test_an_answer_below_never_has_a_request_id(server: Server) -> None:
     assert answered_below(server) - below == 5
 
 
+@pytest.mark.parametrize("host", [b"a b", b"@", b"[::1", b"\x80", b"test\r\nHost: test"])
+async def test_a_host_that_is_none_is_refused_though_the_same_target_is_hot(server: Server, host: bytes) -> None:
+    async with await Connection.open(server.address) as connection:
+        await heat(connection, target())
+        connection.writer.write(b"GET %b HTTP/1.1\r\nHost: %b\r\n\r\n" % (target().encode(), host))
+        assert (await connection.read()).status == 400
+
+
 async def test_if_none_match_is_heard_though_the_same_target_is_hot(server: Server) -> None:
     async with await Connection.open(server.address) as connection:
         await heat(connection, target())

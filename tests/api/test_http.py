@@ -202,3 +202,19 @@ async def test_an_unexpected_error_stands_in_the_log_with_the_id_that_its_client
 
 async def _with_state(app: Any, state: object, scope: dict[str, object], receive: object, send: object) -> None:
     await app({**scope, "state": state}, receive, send)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/models%2Firis",
+        "/models%2firis",
+        "/models%2Firis/predict",
+        "/admin%2Fpurge",
+        "/v2%2Fhealth/live",
+        "/v2/models%2Firis",
+    ],
+)
+async def test_a_coded_slash_separates_nothing(server: Server, target: str) -> None:
+    assert (await fetch(server.address, target)).status == 404
+    assert (await fetch(server.address, "/%6Dodels/%69ris")).status == 200, "other codings mean the same"
