@@ -93,6 +93,11 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         10 * 2**20, ge=1024, description="Largest request body, in bytes; a batch may have 32 MiB."
     )
+    max_bodies_bytes: int = Field(
+        128 * 2**20,
+        ge=32 * 2**20,
+        description="Bound of all request bodies that one worker holds at a time, in bytes; beyond it 503.",
+    )
     max_url_bytes: int = Field(64 * 2**10, ge=256, description="Longest request target, in bytes.")
     max_header_bytes: int = Field(32 * 2**10, ge=256, description="Largest request header section, in bytes.")
     header_timeout_seconds: float = Field(
@@ -101,7 +106,12 @@ class Settings(BaseSettings):
     body_timeout_seconds: float = Field(
         8,
         gt=0,
-        description="Longest pause between parts of a body, and allowance beyond 64 KiB/s for the whole, in seconds.",
+        description="Longest pause in a body, and longest that it may be slower than 64 KiB/s, in seconds.",
+    )
+    write_timeout_seconds: float = Field(
+        8,
+        gt=0,
+        description="Longest that a client may leave what is written to it unread before it is cut off, in seconds.",
     )
     keep_alive_seconds: float = Field(65, gt=0, description="How long an idle connection is kept open, in seconds.")
     drain_seconds: float = Field(

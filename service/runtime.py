@@ -12,6 +12,7 @@ from typing import Any
 
 from service.asking import Answer, Ask, Model
 from service.audit import Auditor, Countdown
+from service.bodies import Bodies
 from service.cache.memory import MemoryCache
 from service.cache.redis import L2, open_redis
 from service.config import Settings
@@ -56,6 +57,7 @@ class Runtime:
         self.economics = economics
         self.refusals = Refusals()
         self.draining = False
+        self.bodies = Bodies(settings.max_bodies_bytes)
         self.clock = time.monotonic
         self.tallies: list[Callable[[], None]] = []
         self.parsed: Remembered[tuple[str | None, bytes], Any] = Remembered(MAX_REMEMBERED)
@@ -125,6 +127,7 @@ async def open_runtime(settings: Settings, lost: Callable[[], None] = lambda: No
         pipeline = Pipeline(settings, l1, l2, metrics, observe=observe)
         runtime = Runtime(settings, metrics, pipeline, models, auditor, economics)
         stack.callback(runtime.refusals.close)
+        stack.callback(runtime.bodies.close)
         stack.callback(runtime.update_metrics)  # what the last requests were counted for
         stack.push_async_callback(pipeline.aclose)
         for background in (auditor.run(), economics.run(), _keep_metrics(runtime), _keep_hot(l1, l2)):

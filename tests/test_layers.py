@@ -15,6 +15,7 @@ RANKS = {
     "errors": 0,
     "logs": 0,
     "remembered": 0,
+    "bodies": 1,
     "config": 1,
     "deadlines": 1,
     "refusals": 1,

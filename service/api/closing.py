@@ -43,12 +43,15 @@ class Lingering(asyncio.Protocol):
         self,
         transport: asyncio.Transport,
         loop: asyncio.AbstractEventLoop,
+        write_seconds: float,
         connection_lost: Callable[[Exception | None], None],
     ) -> None:
         self._transport = transport
         self._left = LINGER_BYTES
         self._lost = connection_lost
-        self._timer = loop.call_later(LINGER_SECONDS, transport.close)
+        self._timers = [loop.call_later(LINGER_SECONDS, transport.close)]
+        # Closing waits until all is read, and a client may never do so.
+        self._timers.append(loop.call_later(LINGER_SECONDS + write_seconds, transport.abort))
         if transport.can_write_eof():
             transport.write_eof()
 
@@ -58,5 +61,6 @@ class Lingering(asyncio.Protocol):
             self._transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._timer.cancel()
+        for timer in self._timers:
+            timer.cancel()
         self._lost(exc)

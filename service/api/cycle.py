@@ -34,7 +34,7 @@ class Cycle(RequestResponseCycle):
                 await self._fail("The application did not complete its answer.")
         except asyncio.CancelledError:  # By abandon(), or by the server when the time of grace is over.
             if not self.disconnected:
-                self.transport.close()
+                self.transport.abort()
         except Exception:
             await self._fail("Exception in the application", exc_info=True)
         finally:
@@ -45,7 +45,7 @@ class Cycle(RequestResponseCycle):
         identifier = named_request().text
         self.logger.error(message, exc_info=exc_info)
         if self.response_started:
-            self.transport.close()
+            self.transport.abort()  # The client must see that it is cut short.
             return
         body = orjson.dumps(describe(ServiceError()))
         headers = [

@@ -57,7 +57,7 @@ class Reply:
 class Request:
     """What a handler needs of the ASGI scope, read when it is asked for."""
 
-    __slots__ = ("_headers", "_receive", "name", "route", "runtime", "scope")
+    __slots__ = ("_body_bytes", "_headers", "_receive", "name", "route", "runtime", "scope")
 
     def __init__(self, scope: Scope, receive: Receive, route: str = "unknown") -> None:
         self.scope = scope
@@ -66,6 +66,7 @@ class Request:
         self._receive = receive
         self._headers: dict[bytes, bytes] | None = None
         self.name = RequestId(self.given_id)
+        self._body_bytes = 0
 
     @property
     def method(self) -> str:
@@ -113,7 +114,7 @@ class Request:
         return self.name.text.encode()
 
     async def body(self, limit: int) -> bytes:
-        """The whole body; raises PayloadTooLarge as soon as it is known to exceed ``limit`` bytes."""
+        """The whole body; raises PayloadTooLarge as soon as it is known to exceed ``limit`` bytes, or Overloaded."""
         too_large = f"The body exceeds {limit} bytes."
         declared = self.header(b"content-length")
         if declared is not None and int(declared) > limit:
@@ -126,6 +127,7 @@ class Request:
                 raise MalformedRequest("The body is incomplete.")
             chunk = message.get("body", b"")
             self.runtime.metrics.body_bytes.inc(len(chunk))
+            self.hold(len(chunk))
             body += chunk
             if len(body) > limit:
                 raise PayloadTooLarge(too_large)
@@ -136,6 +138,16 @@ class Request:
         """Tell the operator, where it is his affair, that this request, or a row of it, is answered with an error."""
         client = self.scope.get("client")
         self.runtime.refusals.add(error, route=self.route, client=client[0] if client else None)
+
+    def hold(self, size: int) -> None:
+        """Count so many bytes more as this request's, until it is answered; raises Overloaded."""
+        self.runtime.bodies.take(size)
+        self._body_bytes += size
+
+    def release(self) -> None:
+        if self._body_bytes:
+            self.runtime.bodies.release(self._body_bytes)
+            self._body_bytes = 0
 
 
 Handler = Callable[[Request], Awaitable[Reply]]
@@ -194,7 +206,10 @@ class Endpoint:
         started = time.perf_counter()
         request = Request(scope, receive, self.route)
         current_request.set(request.name)
-        reply = await self._reply(request)
+        try:
+            reply = await self._reply(request)
+        finally:
+            request.release()
         headers = reply.headers
         if reply.content_type is not None:
             headers.append((b"content-type", reply.content_type))

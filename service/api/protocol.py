@@ -55,6 +55,7 @@ def protocol_class(settings: Settings) -> type[Connection]:
     limits = {
         "head_seconds": settings.header_timeout_seconds,
         "body_seconds": settings.body_timeout_seconds,
+        "write_seconds": settings.write_timeout_seconds,
         "idle_seconds": settings.keep_alive_seconds,
         "max_target_bytes": settings.max_url_bytes,
         "max_header_bytes": settings.max_header_bytes,
@@ -79,6 +80,7 @@ class Connection(HttpToolsProtocol):
 
     head_seconds: float
     body_seconds: float
+    write_seconds: float
     idle_seconds: float
     max_target_bytes: int
     max_header_bytes: int
@@ -102,11 +104,12 @@ class Connection(HttpToolsProtocol):
         self._header_bytes = 0
         self._reads = 0
         self._unread_head = 0
-        self._body_began = 0.0
+        self._body_due = math.inf
         self._body_bytes = 0
         self._last_words: bytes | None = None
         self._deadline = math.inf
         self._timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
 
     # The connection's life
 
@@ -121,6 +124,7 @@ class Connection(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._stop_write_timer()
         self.pipeline.clear()
         if self.running is not None:
             self.running.abandon()
@@ -214,7 +218,7 @@ class Connection(HttpToolsProtocol):
             self.scope["received"] = self.url, b"" if self._reads else self._received  # type: ignore[typeddict-unknown-key]
         self._arriving = BODY
         self._deadline = math.inf
-        self._body_began = 0.0
+        self._body_due = math.inf
         self._body_bytes = 0
         previous = self.cycle
         self.cycle = cycle = self._new_cycle(version, self.parser.should_keep_alive())
@@ -313,8 +317,8 @@ class Connection(HttpToolsProtocol):
         cycle, self.running = self.running, None
         self.server_state.total_requests += 1
         if self.transport.is_closing():
-            return
-        if cycle is not None and cycle.lingers:
+            self._start_write_timer()
+        elif cycle is not None and cycle.lingers:
             self._linger()
         elif self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
@@ -338,10 +342,12 @@ class Connection(HttpToolsProtocol):
         self._reads += 1
 
     def _await_body(self) -> None:
-        now = self.loop.time()
-        self._body_began = self._body_began or now
-        whole = self._body_began + self.body_seconds + self._body_bytes / BODY_BYTES_PER_SECOND
-        self._set_deadline(min(now + self.body_seconds, whole))
+        """What was received faster than the pace buys no more than the time of a pause: a fast beginning saves nobody
+        who then dribbles."""
+        longest = self.loop.time() + self.body_seconds
+        self._body_due = min(longest, self._body_due + self._body_bytes / BODY_BYTES_PER_SECOND)
+        self._body_bytes = 0
+        self._set_deadline(self._body_due)
 
     def _set_deadline(self, deadline: float) -> None:
         self._deadline = deadline
@@ -357,13 +363,44 @@ class Connection(HttpToolsProtocol):
             if self._deadline < math.inf:
                 self._set_deadline(self._deadline)
         elif self._arriving == NOTHING:
-            self.transport.close()
+            self._close()
         elif self.flow.read_paused or (self._arriving == BODY and self.cycle.waiting_for_100_continue):
             # The client is not to blame.
-            self._body_began = 0.0
-            self._set_deadline(self.loop.time() + self.body_seconds)
+            self._body_due = self.loop.time() + self.body_seconds
+            self._set_deadline(self._body_due)
         else:
             self._refuse(RequestTimeout("The request did not arrive in time."))
+
+    # A client that does not read: what waits for it, and its connection, end with the time for it
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.transport.is_closing():
+            self._start_write_timer()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._start_write_timer()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_write_timer()
+        if self.transport.is_closing():
+            self._start_write_timer()
+
+    def _close(self) -> None:
+        """Once all that is written is read, or the time for it is over."""
+        self.transport.close()
+        self._start_write_timer()
+
+    def _start_write_timer(self) -> None:
+        if self._write_timer is None:
+            self._write_timer = self.loop.call_later(self.write_seconds, self.transport.abort)
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     # Refusals
 
@@ -377,7 +414,7 @@ class Connection(HttpToolsProtocol):
             self.pipeline.popleft()
         elif broken_body and self.running is not None:
             if self.running.response_started:
-                self.transport.close()
+                self._close()
                 return
             self.running.abandon()
             self.running = None
@@ -396,6 +433,7 @@ class Connection(HttpToolsProtocol):
     def _linger(self) -> None:
         self._arriving = REFUSED
         self._deadline = math.inf
+        self._stop_write_timer()  # Lingering has its own.
         self.flow.resume_reading()
         if not self.transport.is_closing():
-            self.transport.set_protocol(Lingering(self.transport, self.loop, self.connection_lost))
+            self.transport.set_protocol(Lingering(self.transport, self.loop, self.write_seconds, self.connection_lost))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import socket
 import time
 
 import pytest
 
-from tests.process.site import open_site
+from tests.process.site import Site, open_site
 from tests.support.client import Connection, Response
 from tests.support.process import becomes
 
@@ -292,6 +294,20 @@ async def test_a_body_that_dribbles_is_408_though_it_never_pauses() -> None:
         assert_problem(await reading, 408, "request-timeout")
 
 
+async def test_a_large_beginning_buys_no_time_for_a_body_that_dribbles() -> None:
+    async with open_site(body_timeout_seconds=0.5) as site, await site.connect() as connection:
+        connection.writer.write(
+            b"POST /count HTTP/1.1\r\nHost: a\r\nContent-Length: 9000000\r\n\r\n" + b"x" * 8_000_000
+        )
+        reading = asyncio.create_task(connection.read())
+        start = time.monotonic()
+        while not reading.done():
+            connection.writer.write(b"x")
+            await asyncio.sleep(0.2)
+        assert_problem(await reading, 408, "request-timeout")
+        assert time.monotonic() - start < 60, "not after the 122 s that 8 MB may take"
+
+
 async def test_a_body_that_keeps_the_pace_may_take_longer_than_the_timeout() -> None:
     async with open_site(body_timeout_seconds=1.5) as site, await site.connect() as connection:
         connection.writer.write(b"POST /count HTTP/1.1\r\nHost: a\r\nContent-Length: 262144\r\n\r\n")
@@ -496,3 +512,55 @@ async def test_while_draining_every_answer_closes_its_connection() -> None:
         assert await connection.is_closed(PLENTY)
         site.gate.set()
         assert (await waiting.read()).headers["connection"] == "close"
+
+
+# A client that does not read
+
+
+async def leave_unread(site: Site) -> socket.socket:
+    """A connection whose buffers are full with answers, and one answer beyond."""
+    client = socket.create_connection(site.address)
+    client.setblocking(False)
+    question = b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n" % (b"x" * 60_000)
+    for count in itertools.count(1):
+        await asyncio.get_running_loop().sock_sendall(client, question)
+        await becomes(lambda count=count: site.state.total_requests == count)
+        if [connection.transport.get_write_buffer_size() for connection in site.state.connections] != [0]:
+            return client
+    raise AssertionError
+
+
+AND_THEN = {
+    "nothing more": b"",
+    "many more": b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 20_000,
+    "a last one": b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+    "one that is refused": b"\x16\r\n\r\n",
+    "one whose body is refused": b"POST /refuse HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("more", AND_THEN.values(), ids=AND_THEN.keys())
+async def test_a_client_that_never_reads_is_cut_off(more: bytes) -> None:
+    async with open_site(write_timeout_seconds=0.3, keep_alive_seconds=1) as site:
+        with await leave_unread(site) as client:
+            sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(client, more))
+            await becomes(lambda: not site.state.connections, within=30)
+            await asyncio.gather(sending, return_exceptions=True)
+
+
+async def test_a_client_that_never_reads_does_not_stop_the_shutdown() -> None:
+    async with open_site(write_timeout_seconds=0.3) as site:
+        client = await leave_unread(site)
+    client.close()
+
+
+async def test_a_client_that_reads_slowly_is_served() -> None:
+    async with open_site(write_timeout_seconds=1) as site:
+        with await leave_unread(site) as client:
+            loop, received = asyncio.get_running_loop(), b""
+            await loop.sock_sendall(client, b"GET /last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            await asyncio.sleep(0.5)
+            while part := await loop.sock_recv(client, 2**18):
+                received = received[-100:] + part
+                await asyncio.sleep(0.02)
+    assert received.endswith(b"/last")
