@@ -18,6 +18,7 @@ RANKS = {
     "bodies": 1,
     "config": 1,
     "deadlines": 1,
+    "large_json": 1,
     "refusals": 1,
     "cache": 2,
     "inference": 2,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import re
 import zlib
+from functools import partial
 
 from service.api.endpoint import CODINGS, Request
 from service.errors import MalformedRequest, PayloadTooLarge, UnsupportedCoding
@@ -22,8 +22,11 @@ async def read_content(request: Request, limit: int) -> bytes:
     """The whole body without its coding, at most ``limit`` bytes with it and without; raises InvalidInput."""
     coding = coding_of(request.header(b"content-encoding"))
     body = await request.body(limit)
-    # In a thread, for megabytes take a while. The body is this request's own, so what runs meanwhile does not matter.
-    return body if coding is None else await asyncio.to_thread(decode, body, coding, limit)
+    if coding is None:
+        return body
+    decoded = await request.runtime.bodies.read(partial(decode, body, coding, limit), limit)
+    request.hold(len(decoded))
+    return decoded
 
 
 def coding_of(content_encoding: bytes | None) -> str | None:

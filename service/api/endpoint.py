@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -119,20 +120,20 @@ class Request:
         declared = self.header(b"content-length")
         if declared is not None and int(declared) > limit:
             raise PayloadTooLarge(too_large)
-        body = bytearray()
-        more = True
+        parts, size, more = [], 0, True
         while more:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise MalformedRequest("The body is incomplete.")
-            chunk = message.get("body", b"")
-            self.runtime.metrics.body_bytes.inc(len(chunk))
-            self.hold(len(chunk))
-            body += chunk
-            if len(body) > limit:
+            part = message.get("body", b"")
+            self.runtime.metrics.body_bytes.inc(len(part))
+            self.hold(len(part))
+            parts.append(part)
+            size += len(part)
+            if size > limit:
                 raise PayloadTooLarge(too_large)
             more = message.get("more_body", False)
-        return bytes(body)
+        return await self.runtime.bodies.read(partial(b"".join, parts), size)
 
     def refused(self, error: ServiceError) -> None:
         """Tell the operator, where it is his affair, that this request, or a row of it, is answered with an error."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import orjson
@@ -13,12 +13,13 @@ from service.api.caching import batch_status, cache_control, entity_tag, respons
 from service.api.coding import read_content
 from service.api.directives import matches, wants_of
 from service.api.endpoint import Headers, Reply, Request, describe
-from service.api.json_body import load_object
+from service.api.json_body import is_array, load_object
 from service.api.query import parse_query
 from service.api.render import default_top_k, render, take_top_k
 from service.asking import Answer, Model, Wants
 from service.errors import InvalidInput, NotCached, PreconditionFailed, ServiceError, UnsupportedContent
 from service.inference.predictor import Question
+from service.large_json import LargeString
 from service.runtime import Runtime
 
 
@@ -70,17 +71,8 @@ async def query(request: Request) -> Reply:
 async def batch(request: Request) -> Reply:
     """Every row is looked up, deduplicated and cached on its own; a bad row fails in its own place."""
     _media_type(request, [JSON])
-    document = load_object(await read_content(request, MAX_BATCH_BYTES))
-    names = [name for name in ("inputs", "batch_inputs") if name in document]
-    if len(names) != 1 or not isinstance(rows := document.pop(names[0]), list) or not rows:
-        raise InvalidInput("A batch has one member `inputs`: an array of at least one row.", parameter="inputs")
-    if len(rows) > MAX_BATCH_ROWS:
-        raise InvalidInput(f"A batch has at most {MAX_BATCH_ROWS} rows.", parameter="inputs")
-    model = request.runtime.model(_take_model(document), image=names[0] == "batch_inputs" or _is_image(rows[0]))
-    top_k = take_top_k(document, model)
-    if document:
-        raise InvalidInput(f"Unknown member {next(iter(document))!r:.80}.", parameter=next(iter(document)))
-    questions = [_parse_row(model, row) for row in rows]
+    body = await read_content(request, MAX_BATCH_BYTES)
+    model, top_k, questions = await request.runtime.bodies.read(partial(_read_batch, request.runtime, body), len(body))
     answers = await request.runtime.pipeline.answer_many(model, questions, wants_of(request))
     for answer in answers:
         if isinstance(answer, ServiceError):
@@ -92,6 +84,21 @@ async def batch(request: Request) -> Reply:
         for answer in answers
     ]
     return Reply(b'{"results":[%s]}' % b",".join(bodies), headers=[(b"cache-status", batch_status(answers))])
+
+
+def _read_batch(runtime: Runtime, body: bytes) -> tuple[Model, int, list[Question | ServiceError]]:
+    """The model, top_k, and each row's question or its own error."""
+    document = load_object(body)
+    names = [name for name in ("inputs", "batch_inputs") if name in document]
+    if len(names) != 1 or not is_array(rows := document.pop(names[0])) or not rows:
+        raise InvalidInput("A batch has one member `inputs`: an array of at least one row.", parameter="inputs")
+    if len(rows) > MAX_BATCH_ROWS:
+        raise InvalidInput(f"A batch has at most {MAX_BATCH_ROWS} rows.", parameter="inputs")
+    model = runtime.model(_take_model(document), image=names[0] == "batch_inputs" or _is_image(next(iter(rows))))
+    top_k = take_top_k(document, model)
+    if document:
+        raise InvalidInput(f"Unknown member {next(iter(document))!r:.80}.", parameter=next(iter(document)))
+    return model, top_k, [_parse_row(model, row) for row in rows]
 
 
 def parse_get(request: Request) -> Parsed:
@@ -110,6 +117,13 @@ async def _read(request: Request) -> Parsed:
     content_type = _media_type(request, MEDIA_TYPES)
     params: dict[str, Any] = dict(parse_query(request.query))
     body = await read_content(request, request.runtime.settings.max_body_bytes)
+    read = partial(_read_body, request.runtime, request.path_parameter("name"), params, body, content_type)
+    return await request.runtime.bodies.read(read, len(body))
+
+
+def _read_body(
+    runtime: Runtime, path_name: str | None, params: dict[str, Any], body: bytes, content_type: str
+) -> Parsed:
     if content_type == JSON:
         members = load_object(body)
         for name in params:
@@ -118,7 +132,7 @@ async def _read(request: Request) -> Parsed:
             if name not in ("model", "top_k"):
                 raise InvalidInput(f"Parameter {name!r:.80} belongs into the body.", parameter=name)
         params, body = params | members, b""
-    return _understood(request.runtime, request.path_parameter("name"), params, body, content_type)
+    return _understood(runtime, path_name, params, body, content_type)
 
 
 def _media_type(request: Request, known: Sequence[str]) -> str:
@@ -223,7 +237,7 @@ def _located(reply: Reply, parsed: Parsed) -> Reply:
 
 
 def _parse_row(model: Model, row: object) -> Question | ServiceError:
-    params = row if isinstance(row, Mapping) else {"image" if isinstance(row, str) else "input": row}
+    params = row if isinstance(row, Mapping) else {"image" if isinstance(row, str | LargeString) else "input": row}
     try:
         return model.predictor.parse(params, b"", JSON)
     except InvalidInput as error:
@@ -234,4 +248,4 @@ def _is_image(row: object) -> bool:
     """Whether a row is an image or an array of more than one dimension, when no model is named."""
     if isinstance(row, Mapping):
         return not IMAGE_PARAMETERS.isdisjoint(row)
-    return isinstance(row, str) or (isinstance(row, list) and bool(row) and isinstance(row[0], list))
+    return isinstance(row, str | LargeString) or (is_array(row) and is_array(next(iter(row), None)))

@@ -14,6 +14,7 @@ from service.asking import Model
 from service.errors import InvalidInput, MalformedRequest
 from service.inference.manifest import Image, Manifest
 from service.inference.predictor import Question
+from service.large_json import LargeString
 
 ANY_IMAGE = "image/png"
 """Which one does not matter: a predictor looks at the file, not at what it is called."""
@@ -117,9 +118,9 @@ def _image_rows(spec: Image, tensors: Sequence[Tensor]) -> Iterator[Row]:
     return map(_image_row, tensor.values)
 
 
-def _image_row(file: str | bytes) -> Row:
+def _image_row(file: str | LargeString | bytes) -> Row:
     """JSON holds no bytes, so there a file is base64."""
-    return ({"image": file}, b"", JSON) if isinstance(file, str) else ({}, file, ANY_IMAGE)
+    return ({}, file, ANY_IMAGE) if isinstance(file, bytes) else ({"image": file}, b"", JSON)
 
 
 def _array_rows(spec: Image, tensor: Tensor) -> Iterator[Row]:

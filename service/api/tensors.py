@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.api.json_body import load_object
+from service.api.json_body import is_array, load_object
 from service.api.predict import MAX_BATCH_ROWS
 from service.errors import MalformedRequest, NotSupported
+from service.large_json import LargeArray, LargeString
 
 MAX_TENSORS = 1024
 MAX_DIMENSIONS = 8
@@ -32,12 +33,13 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """``values``: an array of ``shape``, or for BYTES a list in row-major order: str from JSON, bytes from binary."""
+    """``values``: an array of ``shape``, or for BYTES a list in row-major order: of strings from JSON, of bytes
+    from binary."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
-    values: NDArray[Any] | list[str] | list[bytes]
+    values: NDArray[Any] | list[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +128,15 @@ def _shape(item: Object) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _from_json(name: str, datatype: str, shape: tuple[int, ...], data: list[Any]) -> NDArray[Any] | list[str]:
+def _from_json(
+    name: str, datatype: str, shape: tuple[int, ...], data: list[Any] | LargeArray
+) -> NDArray[Any] | list[Any]:
+    if isinstance(data, LargeArray):
+        return _from_large(name, datatype, shape, data)
     flat = _flatten(name, data, shape)
     kinds = set(map(type, flat))
     if datatype == BYTES:
-        if kinds != {str}:
+        if not kinds <= {str, LargeString}:
             raise MalformedRequest(f"Input {name!r:.80} is BYTES, so its data must be strings.")
         return flat
     dtype = DTYPES.get(datatype)
@@ -145,6 +151,20 @@ def _from_json(name: str, datatype: str, shape: tuple[int, ...], data: list[Any]
         raise MalformedRequest(f"Input {name!r:.80} has numbers beyond {datatype}.") from None
 
 
+def _from_large(name: str, datatype: str, shape: tuple[int, ...], data: LargeArray) -> NDArray[Any] | list[Any]:
+    """Group by group, each forgotten at once."""
+    nested = len(shape) > 1 and len(data) == shape[0] and is_array(next(iter(data)))
+    if not nested and len(data) != math.prod(shape):
+        raise _miscounted(name, len(data), shape)
+    inner = shape[1:] if nested else ()
+    parts: list[Any] = []
+    for group in data.groups():
+        alone = nested and isinstance(group[0], LargeArray)
+        read = _from_json(name, datatype, inner if alone else (len(group), *inner), group[0] if alone else group)
+        parts.append(read.ravel() if isinstance(read, np.ndarray) else read)
+    return list(chain.from_iterable(parts)) if datatype == BYTES else np.concatenate(parts).reshape(shape)
+
+
 def _flatten(name: str, data: list[Any], shape: tuple[int, ...]) -> list[Any]:
     """Row-major values of data that are flat or nested as the shape says."""
     if data and isinstance(data[0], list):
@@ -153,8 +173,12 @@ def _flatten(name: str, data: list[Any], shape: tuple[int, ...]) -> list[Any]:
                 raise MalformedRequest(f"The data of input {name!r:.80} are not nested as its shape says.")
             data = list(chain.from_iterable(data))
     if len(data) != math.prod(shape):
-        raise MalformedRequest(f"Input {name!r:.80} has {len(data)} values, and a shape for {_product(shape)}.")
+        raise _miscounted(name, len(data), shape)
     return data
+
+
+def _miscounted(name: str, count: int, shape: tuple[int, ...]) -> MalformedRequest:
+    return MalformedRequest(f"Input {name!r:.80} has {count} values, and a shape for {_product(shape)}.")
 
 
 def _from_binary(name: str, datatype: str, shape: tuple[int, ...], raw: memoryview) -> NDArray[Any] | list[bytes]:
@@ -190,8 +214,9 @@ def _split_bytes(name: str, count: int, raw: memoryview) -> list[bytes]:
 
 
 def _items(document: Object, name: str, required: bool = True) -> list[Object]:
-    items: list[Object] = member(document, name, list) if required else member(document, name, list, [])
-    if len(items) > MAX_TENSORS or not all(isinstance(item, dict) for item in items):
+    found = member(document, name, list) if required else member(document, name, list, [])
+    items: list[Object] = list(found) if len(found) <= MAX_TENSORS else []
+    if len(found) > MAX_TENSORS or not all(isinstance(item, dict) for item in items):
         raise MalformedRequest(f"The member {name!r} must be at most {MAX_TENSORS} objects.")
     return items
 
@@ -214,7 +239,8 @@ def member(item: Object, name: str, kind: type, default: Any = _NONE) -> Any:
         if default is _NONE:
             raise MalformedRequest(f"The member {name!r} is missing.")
         return default
-    if type(value) is not kind:  # a bool is an int, but no number
+    found = list if isinstance(value, LargeArray) else type(value)
+    if found is not kind:  # a bool is an int, but no number
         raise MalformedRequest(f"The member {name!r} must be {_NAMES[kind]}.")
     return value
 

@@ -6,6 +6,7 @@ Each row is a question of its own, with the key it has under /predict. Outputs, 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import orjson
@@ -23,6 +24,7 @@ from service.api.rows import bad_row, describe_inputs, explain_inputs, questions
 from service.api.tensors import Inference, Wanted, member, read_inference
 from service.asking import Answer, Model
 from service.errors import InvalidInput, MalformedRequest, NotSupported, Overloaded, ServiceError, UnknownModel
+from service.inference.predictor import Question
 
 EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "statistics")
 CURRENT = "1"
@@ -116,8 +118,11 @@ async def unsupported(request: Request) -> Reply:
 
 async def infer(request: Request) -> Reply:
     model = _model(request)
-    inference = await _read(request)
-    asked, wanted = questions(model, inference.inputs), wanted_outputs(inference)
+    body = await read_content(request, MAX_BATCH_BYTES)  # whatever the media type says: Triton's client sends none
+    inference, asked = await request.runtime.bodies.read(
+        partial(_read, model, body, request.header(b"inference-header-content-length")), len(body)
+    )
+    wanted = wanted_outputs(inference)
     answers = await request.runtime.pipeline.answer_many(model, asked, wants_of(request))
     reply = _inferred(model, inference, wanted, _predictions(answers))
     reply.headers.append((b"cache-status", batch_status(answers)))
@@ -144,10 +149,9 @@ def _inferred(model: Model, inference: Inference, wanted: list[Wanted], predicti
     return Reply(head + binary, content_type=b"application/octet-stream", headers=[length])
 
 
-async def _read(request: Request) -> Inference:
-    """Whatever the media type says: Triton's client sends none."""
-    body = await read_content(request, MAX_BATCH_BYTES)
-    return read_inference(body, request.header(b"inference-header-content-length"))
+def _read(model: Model, body: bytes, header_length: bytes | None) -> tuple[Inference, list[Question]]:
+    inference = read_inference(body, header_length)
+    return inference, questions(model, inference.inputs)
 
 
 async def _encoded(request: Request, reply: Reply) -> Reply:

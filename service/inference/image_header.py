@@ -109,8 +109,19 @@ def _webp(file: bytes) -> Header:
     if kind == b"VP8X":
         width, height = (int.from_bytes(file[at : at + 3], "little") + 1 for at in (24, 27))
         animated = file[20] & 0x02
-        return Header("WEBP", width, height, file.count(b"ANMF") if animated else 1)
+        return Header("WEBP", width, height, _webp_frames(file) if animated else 1)
     raise damaged("WebP")
+
+
+def _webp_frames(file: bytes) -> int:
+    frames, start = 0, 12
+    for _ in range(MAX_PARTS):
+        if start + 8 > len(file):
+            break
+        kind, size = struct.unpack_from("<4sI", file, start)
+        frames += kind == b"ANMF"
+        start += 8 + size + size % 2
+    return frames
 
 
 def damaged(name: str) -> InvalidInput:

@@ -20,6 +20,7 @@ from service.errors import InvalidInput, PayloadTooLarge, UnsupportedContent
 from service.inference.image_header import read_header
 from service.inference.manifest import Image
 from service.inference.predictor import Question
+from service.large_json import LargeArray, LargeString
 
 UPLOADS = ("image/png", "image/jpeg", "image/webp")
 MAX_IMAGE_BYTES = 10 * 2**20
@@ -50,9 +51,11 @@ def parse(params: Mapping[str, Any], body: bytes, content_type: str | None, spec
     ((name, value),) = params.items()
     if name == "input":
         return array_question(value, spec)
+    if name == "image" and isinstance(value, str | LargeString):
+        return image_question(decode_base64(value))
     if not isinstance(value, str):
         raise InvalidInput(f"Parameter {name} must be a string.", parameter=name)
-    return image_question(decode_base64(value)) if name == "image" else digest_question(value)
+    return digest_question(value)
 
 
 def image_question(file: bytes) -> Question:
@@ -75,26 +78,37 @@ def digest_question(text: str) -> Question:
 
 def array_question(value: Any, spec: Image) -> Question:
     """A normalised channels × height × width array: nested lists or numpy."""
-    array = _to_float32(value)
     shape = (len(spec.mode), *spec.size)
-    if array.shape != shape:
-        wanted, found = (" × ".join(map(str, s)) for s in (shape, array.shape))
-        raise InvalidInput(
-            f"Parameter input must have the shape {wanted}, not {found or 'that of one number'}.", parameter="input"
-        )
+    array = _to_float32(value, shape)
     if not np.abs(array).max() <= MAX_MAGNITUDE:  # nor when it is nan
         raise InvalidInput(f"Parameter input must be numbers of at most ±{MAX_MAGNITUDE:,}.", parameter="input")
     payload = ARRAY + struct.pack("<3I", *shape) + (array + np.float32(0)).astype("<f4").tobytes()  # -0.0 is 0.0
     return Question(b"a" + hashlib.sha256(payload).digest(), payload)
 
 
-def decode_base64(text: str) -> bytes:
+def decode_base64(text: str | LargeString) -> bytes:
     """Of either alphabet, padded or not; raises InvalidInput."""
-    digits = text.removesuffix("=").removesuffix("=").translate(_TO_STANDARD) if text.isascii() else "?"
+    decoded, rest = [], ""
+    for piece in text.pieces() if isinstance(text, LargeString) else ():
+        rest += piece
+        end = (len(rest) - 1) // 4 * 4  # something is left for the end, where padding may be
+        if "=" in rest[:end]:
+            raise _no_base64()
+        decoded.append(_decode_base64(rest[:end]))
+        rest = rest[end:]
+    digits = (text if isinstance(text, str) else rest).removesuffix("=").removesuffix("=")
+    return b"".join((*decoded, _decode_base64(digits + "=" * (-len(digits) % 4))))
+
+
+def _decode_base64(digits: str) -> bytes:
     try:
-        return binascii.a2b_base64(digits + "=" * (-len(digits) % 4), strict_mode=True)
+        return binascii.a2b_base64(digits.translate(_TO_STANDARD) if digits.isascii() else "?", strict_mode=True)
     except binascii.Error:
-        raise InvalidInput("Parameter image is not base64.", parameter="image") from None
+        raise _no_base64() from None
+
+
+def _no_base64() -> InvalidInput:
+    return InvalidInput("Parameter image is not base64.", parameter="image")
 
 
 def array_of(payload: bytes) -> NDArray[np.float32] | None:
@@ -106,15 +120,25 @@ def array_of(payload: bytes) -> NDArray[np.float32] | None:
     return np.ascontiguousarray(array.transpose(1, 2, 0), np.float32)
 
 
-def _to_float32(value: Any) -> NDArray[np.float32]:
+def _to_float32(value: Any, shape: tuple[int, int, int]) -> NDArray[np.float32]:
+    """Lengths are compared before any element is looked at: outside there may be millions of them."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iuf" and value.shape == shape:
+        with np.errstate(over="ignore"):
+            return value.astype(np.float32, copy=False)
+    channels, height, width = shape
+    rows = [row for plane in _sized(value, channels, shape) for row in _sized(plane, height, shape)]
+    flat = list(chain.from_iterable(_sized(row, width, shape) for row in rows))
     try:
-        if isinstance(value, np.ndarray):
-            numbers = value.dtype.kind in "iuf"
-        else:  # numpy would take "1.5", true and null for numbers
-            numbers = set(map(type, chain.from_iterable(chain.from_iterable(value)))) <= {int, float}
-        if numbers:
+        if set(map(type, flat)) <= {int, float}:  # numpy would take "1.5", true and null for numbers
             with np.errstate(over="ignore"):  # becomes inf, which is refused
-                return np.asarray(value, np.float32)
-    except (TypeError, ValueError, OverflowError):
+                return np.array(flat, np.float32).reshape(shape)
+    except OverflowError:
         pass
     raise InvalidInput("Parameter input must be an array of numbers, channels × height × width.", parameter="input")
+
+
+def _sized(value: Any, length: int, shape: tuple[int, ...]) -> list[Any] | LargeArray:
+    if isinstance(value, list | LargeArray) and len(value) == length:
+        return value
+    wanted = " × ".join(map(str, shape))
+    raise InvalidInput(f"Parameter input must be an array of {wanted} numbers.", parameter="input")

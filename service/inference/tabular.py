@@ -18,6 +18,7 @@ from service.inference.estimator import Proba, check_model, own_proba, run_singl
 from service.inference.forest import LeafTable, fast_forest
 from service.inference.manifest import Feature
 from service.inference.predictor import Options, Prediction, Question, pack
+from service.large_json import LargeArray
 
 VERSION = "1"
 """Part of the fingerprint: raise it when a change here, in estimator, forest or cells moves answers or identities."""
@@ -131,7 +132,7 @@ class TabularPredictor:
     def _from_numbers(self, params: Mapping[str, Any]) -> list[float]:
         if params.keys() == {"input"}:
             row = params["input"]
-            if not isinstance(row, list) or len(row) != len(self._columns):
+            if not isinstance(row, list | LargeArray) or len(row) != len(self._columns):
                 _refuse("input", f"must be a list of {len(self._columns)} numbers")
             params = dict(zip((name for name, _, _ in self._columns), row, strict=True))
         elif params.keys() != self._names:
