@@ -1,4 +1,4 @@
-"""What a worker holds of request bodies: bounded in bytes, and the large ones read in a thread of their own."""
+"""What a worker holds of request bodies: bounded in bytes, and a thread of its own for work on large ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from service.errors import Overloaded
 
 T = TypeVar("T")
 SMALL_BODY_BYTES = 64 * 2**10
-"""Up to here, reading a body takes less than a change of threads is worth."""
+"""Up to here, work on a body takes less than a change of threads is worth."""
 
 
 class Bodies:
@@ -32,11 +32,11 @@ class Bodies:
     def release(self, size: int) -> None:
         self.held -= size
 
-    async def read(self, read: Callable[[], T], size: int) -> T:
-        """What ``read`` makes of a body of ``size`` bytes, without stopping the loop."""
+    async def work(self, work: Callable[[], T], size: int) -> T:
+        """What ``work`` makes of a body of ``size`` bytes, without stopping the loop."""
         if size <= SMALL_BODY_BYTES:
-            return read()
-        return await asyncio.get_running_loop().run_in_executor(self._thread, read)
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)

@@ -24,7 +24,7 @@ async def read_content(request: Request, limit: int) -> bytes:
     body = await request.body(limit)
     if coding is None:
         return body
-    decoded = await request.runtime.bodies.read(partial(decode, body, coding, limit), limit)
+    decoded = await request.runtime.bodies.work(partial(decode, body, coding, limit), limit)
     request.hold(len(decoded))
     return decoded
 

@@ -133,7 +133,7 @@ class Request:
             if size > limit:
                 raise PayloadTooLarge(too_large)
             more = message.get("more_body", False)
-        return await self.runtime.bodies.read(partial(b"".join, parts), size)
+        return await self.runtime.bodies.work(partial(b"".join, parts), size)
 
     def refused(self, error: ServiceError) -> None:
         """Tell the operator, where it is his affair, that this request, or a row of it, is answered with an error."""

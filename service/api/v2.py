@@ -119,12 +119,14 @@ async def unsupported(request: Request) -> Reply:
 async def infer(request: Request) -> Reply:
     model = _model(request)
     body = await read_content(request, MAX_BATCH_BYTES)  # whatever the media type says: Triton's client sends none
-    inference, asked = await request.runtime.bodies.read(
+    inference, asked = await request.runtime.bodies.work(
         partial(_read, model, body, request.header(b"inference-header-content-length")), len(body)
     )
     wanted = wanted_outputs(inference)
     answers = await request.runtime.pipeline.answer_many(model, asked, wants_of(request))
-    reply = _inferred(model, inference, wanted, _predictions(answers))
+    predictions = _predictions(answers)
+    render = partial(_inferred, model, inference, wanted, predictions)
+    reply = await request.runtime.bodies.work(render, sum(map(len, predictions)))
     reply.headers.append((b"cache-status", batch_status(answers)))
     return await _encoded(request, reply)
 

@@ -7,6 +7,7 @@ import base64
 import gzip
 import http.client
 import json
+import shutil
 import struct
 import time
 import zlib
@@ -22,6 +23,7 @@ from service.app import create_app
 from service.config import load_settings
 from service.worker import Lifespan
 from tests.support.client import Address, Connection, fetch
+from tests.support.probe import register
 from tests.support.process import becomes
 from tests.support.server import running_server
 
@@ -92,14 +94,17 @@ async def served(models: Path) -> AsyncIterator[Address]:
 
 @pytest.fixture(scope="module")
 def models(iris_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``iris`` and ``digits``."""
-    import shutil
+    """``iris``, ``digits``, and ``many`` with a thousand classes."""
+    from sklearn.tree import DecisionTreeClassifier
 
     from tests.support.untrained import write_untrained  # not above: it imports torch
 
     models = tmp_path_factory.mktemp("bodies") / "models"
     shutil.copytree(iris_models, models)
     write_untrained(models)
+    numbers = [[float(number)] for number in range(1000)]
+    tree = DecisionTreeClassifier().fit(numbers, range(1000))
+    register(tree, models, "many", features="x", classes=",".join(f"the class {number}" for number in range(1000)))
     return models
 
 
@@ -173,6 +178,10 @@ def batch_bodies() -> Iterator[tuple[str, bytes]]:
         "rows of names",
         b'{"inputs":[%b]}' % b",".join([b"{%b}" % b",".join(b'"%d":1' % i for i in range(5000))] * 256),
     )
+    yield (
+        "small rows, large answers",
+        json.dumps({"model": "many", "top_k": "all", "inputs": [{"x": x} for x in range(256)]}).encode(),
+    )
     yield "rows of objects", filled(b'{"inputs":[', b'{"a":{}},', b"{}]}", 2 * MIB)
     yield "texts", filled(b'{"inputs":[', b'"",', b'""]}', 12 * MIB)
     image = base64.b64encode(HUGE_PNG)
@@ -210,6 +219,9 @@ def tensor_bodies() -> Iterator[tuple[str, str, dict[str, str], bytes]]:
     long = base64.b64encode(bytes(10 * MIB)).decode()
     yield "long texts", "digits", {}, json.dumps(tensor("BYTES", 2, 1, data=[[long], [long]])).encode()
     yield "tensors", "iris", {}, json.dumps({"inputs": tensor("FP64", 1, 4, data=[0] * 7000)["inputs"] * 1024}).encode()
+    output = {"name": "probabilities", "parameters": {"classification": 1000}}
+    rows = tensor("FP64", 256, 1, data=list(range(256)))
+    yield "small rows, large answers", "many", {}, json.dumps(rows | {"outputs": [output]}).encode()
     yield "outputs", "iris", {}, filled(b'{"inputs":[],"outputs":[', b'{"name":"x"},', b"{}]}", 6 * MIB)
     yield "a shape", "iris", {}, filled(b'{"inputs":[{"name":"a","datatype":"FP64","shape":[', b"1,", b"1]}]}", 9 * MIB)
     yield (
