@@ -70,9 +70,14 @@ def test_the_length_of_an_array_is_known_before_its_elements_are_read() -> None:
         list(array)
 
 
-@pytest.mark.parametrize(
-    "text", [b"[" * 65 + b"]" * 65, b"[" + b"[]," * 500_000 + b"1]", b"[" + b"1," * 5_000_001 + b"1]"]
-)
+TOO_MUCH = {
+    "depth": b"[" * 65 + b"]" * 65,
+    "arrays": b"[" + b"[]," * 500_000 + b"1]",
+    "values": b"[" + b"1," * 5_000_001 + b"1]",
+}
+
+
+@pytest.mark.parametrize("text", TOO_MUCH.values(), ids=TOO_MUCH.keys())
 def test_what_costs_far_more_to_hold_than_to_send_is_refused(text: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(large_json, "_BLOCK", 2**20)
     with pytest.raises(MalformedRequest):
