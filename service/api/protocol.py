@@ -1,7 +1,8 @@
 """One HTTP connection: uvicorn's httptools protocol, and what it leaves out.
 
-- Deadlines for a request's head and body, limits for its target and header section, and answers to requests that
-  never reach the application, as problem documents.
+- Deadlines for reading and writing (timeouts.py), limits for a target and a header section, and answers to requests
+  that never reach the application, as problem documents.
+- What RFC 9110 and 9112 ask of a head beyond what the parser checks (request_line.py).
 - A client that leaves cancels the task of its request (cycle.py), so the application need not watch for it.
 - Pipelined answers stay in order when one of the requests is refused.
 - A connection closed while input still arrives lingers, so that its client can read the last answer (closing.py).
@@ -23,7 +24,7 @@ from typing import Any
 
 import httptools
 from uvicorn._types import ASGI3Application
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from service.api.closing import Lingering, refusal
 from service.api.cycle import Cycle
@@ -37,14 +38,12 @@ from service.api.request_line import (
     refused_by_parser,
     split_target,
 )
+from service.api.timeouts import BODY, HEAD, NOTHING, REFUSED, TimedProtocol
 from service.config import Settings
-from service.errors import HeadersTooLarge, MalformedRequest, RequestTimeout, ServiceError, UriTooLong
+from service.errors import HeadersTooLarge, MalformedRequest, ServiceError, UriTooLong
 
-BODY_BYTES_PER_SECOND = 64 * 2**10
 FIELD_OVERHEAD = 4
 """Bytes of a header field besides name and value."""
-NOTHING, HEAD, BODY, REFUSED = range(4)
-"""What the next input belongs to; after a refusal none is looked at."""
 NOT_ONE = 2
 """What a Host field that names no host adds to their number, which must be one."""
 NO_HEADS: Mapping[bytes, Hit] = {}
@@ -63,7 +62,7 @@ def protocol_class(settings: Settings) -> type[Connection]:
     return type("LimitedConnection", (Connection,), limits)
 
 
-class Connection(HttpToolsProtocol):
+class Connection(TimedProtocol):
     """``running`` is the request that is being answered, ``pipeline`` those behind it (newest first), ``cycle`` the
     newest of all, whose body may still be arriving.
 
@@ -72,16 +71,11 @@ class Connection(HttpToolsProtocol):
     """
 
     # What a hit reads: from slots, twice as fast as from the dictionary, which has more keys than Python can share.
-    __slots__ = ("_deadline", "_fd", "_hot", "_idle_offset")
-    _deadline: float
+    __slots__ = ("_fd", "_hot", "_idle_offset")
     _fd: int
     _hot: Mapping[bytes, Hit]
     _idle_offset: float
 
-    head_seconds: float
-    body_seconds: float
-    write_seconds: float
-    idle_seconds: float
     max_target_bytes: int
     max_header_bytes: int
 
@@ -98,33 +92,21 @@ class Connection(HttpToolsProtocol):
         self._received = b""
         self.url = b""
         self.running: Cycle | None = None
-        self._arriving = NOTHING
         self._hosts = 0
         self._codings = b""
         self._header_bytes = 0
         self._reads = 0
         self._unread_head = 0
-        self._body_due = math.inf
-        self._body_bytes = 0
         self._last_words: bytes | None = None
-        self._deadline = math.inf
-        self._timer: asyncio.TimerHandle | None = None
-        self._write_timer: asyncio.TimerHandle | None = None
 
     # The connection's life
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._fd = transport.get_extra_info("socket").fileno()
-        self._set_deadline(self.loop.time() + self.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._deadline = math.inf
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._stop_write_timer()
         self.pipeline.clear()
         if self.running is not None:
             self.running.abandon()
@@ -329,7 +311,7 @@ class Connection(HttpToolsProtocol):
             if self._arriving == NOTHING:
                 self._set_deadline(self.loop.time() + self.idle_seconds)
 
-    # Deadlines: one timer that is moved only when it would ring too late, so that a request costs an assignment
+    # Refusals
 
     def _await_head(self, size: int) -> None:
         """The head under way continues in a later read than this one of ``size`` bytes."""
@@ -340,69 +322,6 @@ class Connection(HttpToolsProtocol):
         elif self.cycle is not None or self._answered:  # A first request's time runs since connecting.
             self._set_deadline(self.loop.time() + self.head_seconds)
         self._reads += 1
-
-    def _await_body(self) -> None:
-        """What was received faster than the pace buys no more than the time of a pause: a fast beginning saves nobody
-        who then dribbles."""
-        longest = self.loop.time() + self.body_seconds
-        self._body_due = min(longest, self._body_due + self._body_bytes / BODY_BYTES_PER_SECOND)
-        self._body_bytes = 0
-        self._set_deadline(self._body_due)
-
-    def _set_deadline(self, deadline: float) -> None:
-        self._deadline = deadline
-        if self._timer is not None and deadline < self._timer.when():
-            self._timer.cancel()
-            self._timer = None
-        if self._timer is None:
-            self._timer = self.loop.call_at(deadline, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        if self.loop.time() < self._deadline:  # Moved since the timer was set, perhaps to never.
-            if self._deadline < math.inf:
-                self._set_deadline(self._deadline)
-        elif self._arriving == NOTHING:
-            self._close()
-        elif self.flow.read_paused or (self._arriving == BODY and self.cycle.waiting_for_100_continue):
-            # The client is not to blame.
-            self._body_due = self.loop.time() + self.body_seconds
-            self._set_deadline(self._body_due)
-        else:
-            self._refuse(RequestTimeout("The request did not arrive in time."))
-
-    # A client that does not read: what waits for it, and its connection, end with the time for it
-
-    def shutdown(self) -> None:
-        super().shutdown()
-        if self.transport.is_closing():
-            self._start_write_timer()
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._start_write_timer()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._stop_write_timer()
-        if self.transport.is_closing():
-            self._start_write_timer()
-
-    def _close(self) -> None:
-        """Once all that is written is read, or the time for it is over."""
-        self.transport.close()
-        self._start_write_timer()
-
-    def _start_write_timer(self) -> None:
-        if self._write_timer is None:
-            self._write_timer = self.loop.call_later(self.write_seconds, self.transport.abort)
-
-    def _stop_write_timer(self) -> None:
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None
-
-    # Refusals
 
     def _refuse(self, error: ServiceError) -> None:
         """Answer, after the requests before it, one that cannot be served, and close the connection."""

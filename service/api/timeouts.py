@@ -1,0 +1,115 @@
+"""The time a client has to send and to read, on uvicorn's httptools protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.errors import RequestTimeout, ServiceError
+
+BODY_BYTES_PER_SECOND = 64 * 2**10
+NOTHING, HEAD, BODY, REFUSED = range(4)
+"""What the next input belongs to; after a refusal none is looked at."""
+
+
+class TimedProtocol(HttpToolsProtocol):
+    """One timer for what is to arrive. It is moved only when it would ring too late, so that a request costs an
+    assignment. Another one runs while what is written waits to be read, or the connection to be closed.
+
+    ``_arriving``: what the next input belongs to.
+    """
+
+    __slots__ = ("_deadline",)
+    _deadline: float
+
+    head_seconds: float
+    body_seconds: float
+    write_seconds: float
+    idle_seconds: float
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._arriving = NOTHING
+        self._body_due = math.inf
+        self._body_bytes = 0
+        self._deadline = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._set_deadline(self.loop.time() + self.head_seconds)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._deadline = math.inf
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._stop_write_timer()
+
+    def _refuse(self, error: ServiceError) -> None:
+        """Answer a request that cannot be served, and close the connection."""
+        raise NotImplementedError
+
+    def _await_body(self) -> None:
+        """What was received faster than the pace buys no more than the time of a pause: a fast beginning saves nobody
+        who then dribbles."""
+        longest = self.loop.time() + self.body_seconds
+        self._body_due = min(longest, self._body_due + self._body_bytes / BODY_BYTES_PER_SECOND)
+        self._body_bytes = 0
+        self._set_deadline(self._body_due)
+
+    def _set_deadline(self, deadline: float) -> None:
+        self._deadline = deadline
+        if self._timer is not None and deadline < self._timer.when():
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._timer = self.loop.call_at(deadline, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if self.loop.time() < self._deadline:  # Moved since the timer was set, perhaps to never.
+            if self._deadline < math.inf:
+                self._set_deadline(self._deadline)
+        elif self._arriving == NOTHING:
+            self._close()
+        elif self.flow.read_paused or (self._arriving == BODY and self.cycle.waiting_for_100_continue):
+            # The client is not to blame.
+            self._body_due = self.loop.time() + self.body_seconds
+            self._set_deadline(self._body_due)
+        else:
+            self._refuse(RequestTimeout("The request did not arrive in time."))
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.transport.is_closing():
+            self._start_write_timer()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._start_write_timer()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_write_timer()
+        if self.transport.is_closing():
+            self._start_write_timer()
+
+    def _close(self) -> None:
+        """Once all that is written is read, or the time for it is over."""
+        self.transport.close()
+        self._start_write_timer()
+
+    def _start_write_timer(self) -> None:
+        if self._write_timer is None:
+            self._write_timer = self.loop.call_later(self.write_seconds, self.transport.abort)
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
