@@ -9,12 +9,15 @@ from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import uvicorn
 
 from service.api.protocol import protocol_class
 from service.config import Settings
-from tests.support.client import Address, Connection
+from tests.support.client import Address, Connection, Response
 from tests.support.process import becomes
+
+PLENTY = 60.0
 
 
 class Site:
@@ -90,3 +93,26 @@ async def open_site(**settings: Any) -> AsyncIterator[Site]:
         site.server.should_exit = True
         await asyncio.wait_for(serving, 60)
     assert not site.state.tasks
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """Production's event loop."""
+    return "asyncio", {"use_uvloop": True}
+
+
+async def exchange(connection: Connection, request: bytes) -> Response:
+    connection.writer.write(request)
+    async with asyncio.timeout(PLENTY):
+        return await connection.read()
+
+
+def assert_problem(response: Response, status: int, kind: str) -> None:
+    assert response.status == status
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.headers["cache-control"] == "no-store"
+    assert response.headers["connection"] == "close"
+    assert "date" in response.headers
+    document = response.json()
+    assert (document["status"], document["type"]) == (status, kind)
+    assert document["title"] and document["detail"]

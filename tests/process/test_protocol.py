@@ -3,163 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import socket
 import time
 
 import pytest
 
-from tests.process.site import Site, open_site
-from tests.support.client import Connection, Response
+from tests.process.site import PLENTY, anyio_backend, assert_problem, exchange, open_site  # noqa: F401
 from tests.support.process import becomes
 
 pytestmark = pytest.mark.anyio
 
 SHORT = {"header_timeout_seconds": 0.3, "body_timeout_seconds": 0.3}
-PLENTY = 60.0
-
-
-@pytest.fixture(scope="module")
-def anyio_backend() -> tuple[str, dict[str, bool]]:
-    """Production's event loop."""
-    return "asyncio", {"use_uvloop": True}
-
-
-async def exchange(connection: Connection, request: bytes) -> Response:
-    connection.writer.write(request)
-    async with asyncio.timeout(PLENTY):
-        return await connection.read()
-
-
-def assert_problem(response: Response, status: int, kind: str) -> None:
-    assert response.status == status
-    assert response.headers["content-type"] == "application/problem+json"
-    assert response.headers["cache-control"] == "no-store"
-    assert response.headers["connection"] == "close"
-    assert "date" in response.headers
-    document = response.json()
-    assert (document["status"], document["type"]) == (status, kind)
-    assert document["title"] and document["detail"]
 
 
 # Refusals
-
-CHUNKED = b"POST /count HTTP/%b\r\nHost: a\r\n%b\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
-
-MALFORMED = {
-    "garbage": b"\x16\x03\x01\x02\x00\x01\r\n\r\n",
-    "no host": b"GET / HTTP/1.1\r\n\r\n",
-    "two hosts": b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n",
-    "two hosts, 1.0": b"GET / HTTP/1.0\r\nHost: a\r\nHost: a\r\n\r\n",
-    "both lengths": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "both lengths, turned round": (
-        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n"
-    ),
-    "two lengths": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
-    "signed length": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +3\r\n\r\nabc",
-    "coding not chunked": b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n",
-    "chunked not last": b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, gzip\r\n\r\n",
-    "space before colon": b"GET / HTTP/1.1\r\nHost : a\r\n\r\n",
-    "folded header": b"GET / HTTP/1.1\r\nHost: a\r\nX: a\r\n b\r\n\r\n",
-    "bare line feeds": b"GET / HTTP/1.1\nHost: a\n\n",
-    "control character": b"GET / HTTP/1.1\r\nHost: a\r\nX: a\x00b\r\n\r\n",
-    "raw bytes in the target": b"GET /\xff\xfe HTTP/1.1\r\nHost: a\r\n\r\n",
-    "a target that is no path": b"GET a HTTP/1.1\r\nHost: a\r\n\r\n",
-    "a fragment": b"GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n",
-    "a fragment behind a query": b"GET /?a#b HTTP/1.1\r\nHost: a\r\n\r\n",
-    "all targets": b"GET * HTTP/1.1\r\nHost: a\r\n\r\n",
-    "another scheme": b"GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n",
-    "a user in the target": b"GET http://me@a/ HTTP/1.1\r\nHost: a\r\n\r\n",
-    "a version that is none": b"GET / HTTP/11.1\r\nHost: a\r\n\r\n",
-    "chunked twice": CHUNKED % (b"1.1", b"Transfer-Encoding: chunked, chunked"),
-    "chunked in HTTP/1.0": CHUNKED % (b"1.0", b"Transfer-Encoding: chunked"),
-} | {
-    f"the host {host!r}": b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n" % host
-    for host in (
-        b"a b",
-        b"@",
-        b"me@a",
-        b"[::1",
-        b"[:::]",
-        b"[1.2.3.4]",
-        b"a/b",
-        b"a\x80",
-        b"a:b",
-        b"a%2",
-        b'"a"',
-    )
-}
-
-
-@pytest.mark.parametrize("request_bytes", MALFORMED.values(), ids=MALFORMED.keys())
-async def test_a_malformed_request_is_400_and_never_reaches_the_application(request_bytes: bytes) -> None:
-    async with open_site() as site, await site.connect() as connection:
-        assert_problem(await exchange(connection, request_bytes), 400, "malformed-request")
-        assert await connection.is_closed(PLENTY)
-        assert site.paths == [] or site.cancelled == site.paths
-
-
-NOT_SUPPORTED = {
-    "unknown method": b"BREW /pot HTTP/1.1\r\nHost: a\r\n\r\n",
-    "part of an unknown method": b"BR",
-    "method of another protocol": b"PROPFIND / HTTP/1.1\r\nHost: a\r\n\r\n",
-    "method in small letters": b"get / HTTP/1.1\r\nHost: a\r\n\r\n",
-    "tunnel": b"CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n",
-    "gzip, chunked": CHUNKED % (b"1.1", b"Transfer-Encoding: gzip, chunked"),
-    "gzip and chunked": CHUNKED % (b"1.1", b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked"),
-    "identity, chunked": CHUNKED % (b"1.1", b"Transfer-Encoding: identity, Chunked"),
-}
-OTHER_VERSIONS = {
-    "HTTP/2": b"GET / HTTP/2.0\r\nHost: a\r\n\r\n",
-    "HTTP/2's preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    "HTTP/3": b"GET / HTTP/3.7\r\nHost: a\r\n\r\n",
-    "HTTP/0.9": b"GET / HTTP/0.9\r\nHost: a\r\n\r\n",
-    "no version": b"GET /\r\n\r\n",
-}
-
-
-@pytest.mark.parametrize("request_bytes", NOT_SUPPORTED.values(), ids=NOT_SUPPORTED.keys())
-async def test_a_method_or_coding_that_is_implemented_nowhere_is_501(request_bytes: bytes) -> None:
-    async with open_site() as site, await site.connect() as connection:
-        # Behind another request, and behind a body that ends like a method.
-        connection.writer.write(b"POST /count HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nGET")
-        assert (await exchange(connection, request_bytes)).body == b"3"
-        assert_problem(await connection.read(), 501, "not-supported")
-        assert site.paths == ["/count"]
-
-
-@pytest.mark.parametrize("request_bytes", OTHER_VERSIONS.values(), ids=OTHER_VERSIONS.keys())
-async def test_another_major_version_of_http_is_505(request_bytes: bytes) -> None:
-    async with open_site() as site, await site.connect() as connection:
-        assert_problem(await exchange(connection, request_bytes), 505, "version-not-supported")
-        assert site.paths == []
-
-
-@pytest.mark.parametrize("method", ["PUT", "PATCH", "TRACE"])
-async def test_a_known_method_is_the_applications_to_refuse(method: str) -> None:
-    async with open_site() as site, await site.connect() as connection:
-        assert (await connection.request(method, "/echo")).body == b"/echo"
-
-
-async def test_a_later_minor_version_is_served_as_http_1_1() -> None:
-    async with open_site() as site, await site.connect() as connection:
-        for _ in range(2):
-            response = await exchange(connection, b"GET /new HTTP/1.9\r\nHost: a\r\n\r\n")
-            assert (response.body, response.headers.get("connection")) == (b"/new", None)
-
-
-@pytest.mark.parametrize(
-    "host", ["", "a", "a.b-c_d:80", "a:", "127.0.0.1", "[::1]", "[::ffff:1.2.3.4]:80", "%C3%A9.example", "[v1.a:b]"]
-)
-async def test_every_host_that_rfc_3986_allows_is_served(host: str) -> None:
-    async with open_site() as site, await site.connect() as connection:
-        assert (await exchange(connection, f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())).status == 200
-
-
-async def test_a_target_may_be_absolute() -> None:
-    async with open_site() as site, await site.connect() as connection:
-        for target, path in ((b"http://a/b?c", b"/b"), (b"HTTPS://a", b"/")):
-            assert (await exchange(connection, b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % target)).body == path
 
 
 async def test_a_broken_chunk_ends_its_request_with_400() -> None:
@@ -388,15 +244,6 @@ async def test_a_client_that_expects_100_continue_gets_it_when_its_body_is_wante
             assert (await connection.reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 413 ")
 
 
-async def test_http_1_0_knows_no_100_continue() -> None:
-    head = b"POST /count HTTP/1.0\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n"
-    async with open_site() as site, await site.connect() as connection:
-        connection.writer.write(head)
-        await becomes(lambda: site.paths == ["/count"])
-        connection.writer.write(b"abc")
-        assert (await connection.reader.readline()).startswith(b"HTTP/1.1 200 ")
-
-
 async def test_trailers_do_not_become_headers() -> None:
     async with open_site() as site, await site.connect() as connection:
         head = b"POST /count HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -512,55 +359,3 @@ async def test_while_draining_every_answer_closes_its_connection() -> None:
         assert await connection.is_closed(PLENTY)
         site.gate.set()
         assert (await waiting.read()).headers["connection"] == "close"
-
-
-# A client that does not read
-
-
-async def leave_unread(site: Site) -> socket.socket:
-    """A connection whose buffers are full with answers, and one answer beyond."""
-    client = socket.create_connection(site.address)
-    client.setblocking(False)
-    question = b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n" % (b"x" * 60_000)
-    for count in itertools.count(1):
-        await asyncio.get_running_loop().sock_sendall(client, question)
-        await becomes(lambda count=count: site.state.total_requests == count)
-        if [connection.transport.get_write_buffer_size() for connection in site.state.connections] != [0]:
-            return client
-    raise AssertionError
-
-
-AND_THEN = {
-    "nothing more": b"",
-    "many more": b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 20_000,
-    "a last one": b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
-    "one that is refused": b"\x16\r\n\r\n",
-    "one whose body is refused": b"POST /refuse HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n",
-}
-
-
-@pytest.mark.parametrize("more", AND_THEN.values(), ids=AND_THEN.keys())
-async def test_a_client_that_never_reads_is_cut_off(more: bytes) -> None:
-    async with open_site(write_timeout_seconds=0.3, keep_alive_seconds=1) as site:
-        with await leave_unread(site) as client:
-            sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(client, more))
-            await becomes(lambda: not site.state.connections, within=30)
-            await asyncio.gather(sending, return_exceptions=True)
-
-
-async def test_a_client_that_never_reads_does_not_stop_the_shutdown() -> None:
-    async with open_site(write_timeout_seconds=0.3) as site:
-        client = await leave_unread(site)
-    client.close()
-
-
-async def test_a_client_that_reads_slowly_is_served() -> None:
-    async with open_site(write_timeout_seconds=1) as site:
-        with await leave_unread(site) as client:
-            loop, received = asyncio.get_running_loop(), b""
-            await loop.sock_sendall(client, b"GET /last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-            await asyncio.sleep(0.5)
-            while part := await loop.sock_recv(client, 2**18):
-                received = received[-100:] + part
-                await asyncio.sleep(0.02)
-    assert received.endswith(b"/last")
