@@ -102,8 +102,8 @@ def models(iris_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     models = tmp_path_factory.mktemp("bodies") / "models"
     shutil.copytree(iris_models, models)
     write_untrained(models)
-    numbers = [[float(number)] for number in range(1000)]
-    tree = DecisionTreeClassifier().fit(numbers, range(1000))
+    numbers = [[number / 3] for number in range(3000)]
+    tree = DecisionTreeClassifier().fit(numbers, [number // 3 for number in range(3000)])
     register(tree, models, "many", features="x", classes=",".join(f"the class {number}" for number in range(1000)))
     return models
 

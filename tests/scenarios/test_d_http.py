@@ -368,7 +368,6 @@ def is_problem(answer: Response, status: int) -> None:
 
 NOT_HTTP = [
     b"hello\r\n\r\n",
-    b"GET / HTTP/9.9\r\n\r\n",
     b"GET /livez HTTP/1.1\r\nHost: a\r\nContent-Length: abc\r\n\r\n",
     b"GET /livez HTTP/1.1\r\nHost: a\r\nBad Header: 1\r\n\r\n",
     b"POST /predict HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",

@@ -86,7 +86,7 @@ async def test_a_body_longer_than_announced_is_no_second_request(server: Server,
         connection.send("POST", PATH, headers, body + b"x" * 100)
         first = await connection.read("POST")
         assert (first.status, first.json()["probabilities"]) == (200, expected(x))
-        assert (await connection.read()).status == 400
+        assert (await connection.read()).status == 501, "a method of that name is unknown"
         assert await connection.is_closed(within=PATIENCE)
 
 
@@ -198,7 +198,7 @@ async def exchange(server: Server, raw: bytes) -> None:
         with suppress(asyncio.IncompleteReadError, TimeoutError, OSError):
             async with asyncio.timeout(2):
                 answer = await connection.read()
-                assert answer.status < 500
+                assert answer.status < 500 or answer.status == 501
                 assert "\x1b" not in str(answer.headers)
 
 
