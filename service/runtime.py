@@ -87,10 +87,10 @@ class Runtime:
 
 
 @asynccontextmanager
-async def open_runtime(settings: Settings, lost: Callable[[], None] = lambda: None) -> AsyncIterator[Runtime]:
+async def open_runtime(settings: Settings, lost: Callable[[str], None] = lambda reason: None) -> AsyncIterator[Runtime]:
     """Open in the order of the imports, close in the opposite one; raises ConfigurationError.
 
-    ``lost``: is called when the device of a model is, so that this process can answer nothing but hits.
+    ``lost``: is called with the reason when a model can compute no more, so that this process can answer only hits.
     """
     async with AsyncExitStack() as stack:
         metrics = Metrics()
@@ -151,7 +151,7 @@ def _serve(
     metrics: Metrics,
     account: Account,
     stack: AsyncExitStack,
-    lost: Callable[[], None],
+    lost: Callable[[str], None],
 ) -> Model:
     """The model with a queue in front of it, which the stack closes."""
     manifest, predictor = loaded.manifest, loaded.predictor
@@ -161,7 +161,7 @@ def _serve(
         max_batch_size=settings.max_batch_size,
         max_queue_size=settings.max_queue_size,
         slots=getattr(predictor, "slots", 1),
-        lost=lost,
+        lost=partial(lost, f"The device of model {manifest.name} is lost"),
         observe=partial(_computed, metrics, account, manifest.name),
         name=manifest.name,
     )

@@ -23,7 +23,7 @@ from uvicorn.config import Config
 
 from service.api.hits import HitTable
 from service.api.protocol import protocol_class
-from service.app import create_app
+from service.app import app
 from service.config import Settings, load_settings
 from service.errors import ConfigurationError
 from service.logs import set_up_logging
@@ -84,9 +84,11 @@ class Worker(uvicorn.Server):
     """Whether it ends because it can compute no more, and not because it was told to."""
 
     def __init__(self, settings: Settings, channel: socket.socket) -> None:
+        app.state.settings = settings
+        app.state.lost = self.lose_device
         super().__init__(
             Config(
-                create_app(settings, self.lose_device),
+                app,
                 loop="uvloop",
                 http=protocol_class(settings),
                 ws="none",
@@ -135,11 +137,11 @@ class Worker(uvicorn.Server):
             logger.info("This worker drains and stops.", extra={"signal": signal.Signals(signum).name})
         self.drain()
 
-    def lose_device(self) -> None:
+    def lose_device(self, reason: str) -> None:
         """Nothing but hits can be answered here any more: drain, and let the launcher start another worker."""
         if not self.failed:
             self.failed = True
-            logger.error("The device of a model is lost; this worker drains and is replaced.")
+            logger.error("%s; this worker drains and is replaced.", reason)
             self.drain()
 
     def drain(self) -> None:
