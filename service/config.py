@@ -1,15 +1,18 @@
-"""Every setting, with its unit and bounds. Read from PREDICT_* environment variables once, at the start."""
+"""Every setting, with its unit and bounds. Read once, at the start, from PREDICT_* environment variables.
+
+``python -m service`` takes each as a flag, too, which comes before its variable.
+"""
 
 from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_origin
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 from service.errors import ConfigurationError
 
@@ -21,7 +24,14 @@ PUBLIC_SECRET = "cached-prediction-service"
 class Settings(BaseSettings):
     """Frozen. A field's description is its documentation: the README's table repeats it and a test compares the two."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, env_ignore_empty=False)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        frozen=True,
+        env_ignore_empty=False,
+        cli_prog_name="python -m service",
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+    )
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
@@ -144,8 +154,11 @@ class Settings(BaseSettings):
         return self.l1_max_bytes // 4 if self.hit_path else 0
 
 
-def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
-    """The settings of this process; raises ConfigurationError that names the variable and what it may be."""
+def load_settings(environ: Mapping[str, str] | None = None, *, arguments: Sequence[str] | None = None) -> Settings:
+    """The settings of this process; raises ConfigurationError that names the variable and what it may be.
+
+    ``arguments``: those of its command line, where it is ours. What is none of our flags, or asks for help, ends it.
+    """
     names = {PREFIX + name.upper() for name in Settings.model_fields}
     for name in os.environ if environ is None else environ:
         if name.upper().startswith(PREFIX) and name.upper() not in names:
@@ -154,7 +167,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
             raise ConfigurationError(f"Unknown setting {name}. {hint}")
     try:
         if environ is None:
-            return Settings()
+            return Settings() if arguments is None else CliApp.run(Settings, cli_args=list(arguments))
         return Settings.model_validate(
             {k.upper().removeprefix(PREFIX).lower(): v for k, v in environ.items() if k.upper() in names}
         )

@@ -35,7 +35,7 @@ async def test_a_worker_that_lost_its_device_serves_hits_while_it_drains_and_is_
         again = await fetch(server.address, target(3.0))
         assert (again.status, again.json()["probabilities"]) == (200, expected(3.0))
         assert server.workers() != [worker]
-        assert '"exit_code": 1' in server.process.errors()
+        assert '"reason": "The device of model probe is lost."' in server.process.errors()
 
 
 @pytest.mark.anyio

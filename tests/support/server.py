@@ -15,7 +15,16 @@ from pathlib import Path
 
 from tests.support.client import Address, Connection
 from tests.support.probe import TOLD_TO_RAISE, environment
-from tests.support.process import PATIENCE, Process, command_line, descendants, eventually, free_port, is_running
+from tests.support.process import (
+    PATIENCE,
+    Process,
+    children,
+    command_line,
+    descendants,
+    eventually,
+    free_port,
+    is_running,
+)
 
 ADMIN_TOKEN = "a-token-for-tests"
 SITE = Path(__file__).parent / "site"
@@ -69,8 +78,9 @@ class Server:
             return None
 
     def workers(self) -> list[int]:
-        """The pids of the processes that serve."""
-        return [pid for pid in descendants(self.process.pid) if "service.worker" in command_line(pid)]
+        """The pids of the processes that serve, or will: forked, they have their parent's command line."""
+        own = command_line(self.process.pid)
+        return [pid for pid in children(self.process.pid) if own and command_line(pid) == own]
 
     def family(self) -> list[int]:
         """Every process that belongs to it, its embedded Redis included."""

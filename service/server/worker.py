@@ -1,0 +1,282 @@
+"""One serving process: gunicorn's worker, with uvicorn's server in it, drained when told to stop or left alone.
+
+Gunicorn's arbiter forks it and reads what it reports (report.py). Nothing that fails here reaches gunicorn as an exit
+code: by some of them it would end the whole service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import math
+import os
+import queue
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import uvicorn
+from uvicorn.config import Config
+from uvicorn_worker import UvicornWorker
+
+from service.api.hits import HitTable
+from service.api.protocol import protocol_class
+from service.app import app
+from service.config import Settings, load_settings
+from service.errors import ConfigurationError
+from service.logs import set_up_logging
+from service.metrics import share_values
+from service.server.report import ENDED, SERVING, Report
+
+logger = logging.getLogger("service.server.worker")
+
+BEAT_SECONDS = 0.5
+EXIT_SLACK_SECONDS = 2
+"""What shutting down may take beyond drain and grace."""
+QUICK_SECONDS = 2
+"""How long requests under way may take after SIGQUIT."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
+
+
+class Lifespan:
+    """The application's lifespan as ASGI events. Its errors come out as exceptions, where uvicorn logs tracebacks."""
+
+    should_exit = False
+
+    def __init__(self, app: Any) -> None:
+        self.state: dict[str, Any] = {}
+        self._app = app
+        self._events: asyncio.Queue[dict[str, str]] = asyncio.Queue()
+        self._replied = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def startup(self) -> None:
+        """Raises what the application raised while it started."""
+        self._task = asyncio.create_task(self._run())
+        await self._put("lifespan.startup")
+        if self._task.done():
+            self._task.result()
+
+    async def shutdown(self) -> None:
+        await self._put("lifespan.shutdown")
+        if self._task is not None:
+            await self._task
+
+    async def _put(self, event: str) -> None:
+        self._replied.clear()
+        self._events.put_nowait({"type": event})
+        await self._replied.wait()
+
+    async def _run(self) -> None:
+        scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.state}
+        try:
+            await self._app(scope, self._events.get, self._send)
+        finally:
+            self._replied.set()
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        # After a failure the application raises it right away: let `_run` end before anybody looks.
+        if not message["type"].endswith(".failed"):
+            self._replied.set()
+
+
+class Server(uvicorn.Server):
+    """Uvicorn's server with a drain before its shutdown, heartbeats, and no signal raised again after it."""
+
+    def __init__(self, config: Config, settings: Settings, worker: ServiceWorker) -> None:
+        super().__init__(config)
+        self._settings = settings
+        self._worker = worker
+        self._draining = False
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start up, serve, drain, shut down."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.drain)
+        loop.add_signal_handler(signal.SIGQUIT, self.quit)
+        beating = asyncio.create_task(self._beat())
+        await asyncio.sleep(self._worker.delay)
+        self.config.load()
+        self.lifespan: Any = Lifespan(self.config.loaded_app)
+        await self.startup(sockets)
+        settle_memory()
+        self._worker.tell_ready()
+        await self.main_loop()
+        await self.shutdown(sockets)
+        self._worker.tell_ended()
+        beating.cancel()
+
+    @property
+    def _hits(self) -> HitTable | None:
+        hits: HitTable | None = self.lifespan.state.get("hits")
+        return hits
+
+    async def on_tick(self, counter: int) -> bool:
+        """As uvicorn's, which sets the date anew."""
+        before = self.server_state.default_headers
+        should_exit = await super().on_tick(counter)
+        if self._hits is not None and self.server_state.default_headers is not before:
+            self._hits.turn()
+        return should_exit
+
+    async def _beat(self) -> None:
+        """Show that the event loop turns, from before the models load until the last request is answered.
+
+        Uvicorn's own heartbeat is for the time between.
+        """
+        while True:
+            self._worker.notify()
+            if self._worker.is_orphan() and not self._draining:
+                logger.warning("The arbiter is gone; this worker drains and stops.")
+                self.drain()
+            await asyncio.sleep(BEAT_SECONDS)
+
+    def lose(self, reason: str) -> None:
+        """A model can compute no more: answer hits while draining, and let the arbiter start another worker."""
+        if not self._draining:
+            self._worker.report.fail(f"{reason}.")
+            logger.error("%s; this worker drains and is replaced.", reason)
+            self.drain()
+
+    def drain(self) -> None:
+        """Unready at once, still serving for `drain_seconds`; then stop accepting and finish what is under way."""
+        if not self.started:
+            self._worker.leave()
+        if self._draining:
+            return
+        self._draining = True
+        self._go_unready()
+        asyncio.get_running_loop().call_later(self._settings.drain_seconds, self._stop)
+        # The kernel ends a process that hangs in a model's native code, even where no arbiter is left to do it.
+        longest = self._settings.drain_seconds + math.ceil(self._settings.grace_seconds) + EXIT_SLACK_SECONDS
+        signal.alarm(math.ceil(longest))
+
+    def quit(self) -> None:
+        """Stop without a drain; told to in the middle of one, end at once."""
+        if not self.started:
+            self._worker.leave()
+        if self._draining:
+            os._exit(1)
+        self._draining = True
+        self._go_unready()
+        self.config.timeout_graceful_shutdown = QUICK_SECONDS
+        signal.alarm(QUICK_SECONDS + EXIT_SLACK_SECONDS)
+        self._stop()
+
+    def _go_unready(self) -> None:
+        if (runtime := self.lifespan.state.get("runtime")) is not None:
+            runtime.draining = True
+        if (hits := self._hits) is not None:
+            hits.clear()
+
+    def _stop(self) -> None:
+        self.should_exit = True
+
+
+class ServiceWorker(UvicornWorker):  # type: ignore[misc]
+    """Made by the arbiter, which then forks; from ``init_process`` on it is a process of its own.
+
+    ``delay``: seconds to wait before it loads anything, since those before it failed. ``sent_before``: the queue in
+    which the arbiter's signal handlers, inherited by the fork, put what was sent to this process before its own were
+    there. ``announce``: is called once this worker serves. ``metrics_directory``: where workers share their metrics.
+    """
+
+    CONFIG_KWARGS = {  # noqa: RUF012 - as uvicorn's
+        "loop": "uvloop",
+        "ws": "none",
+        "interface": "asgi3",
+        "access_log": False,
+        "proxy_headers": False,
+        "server_header": False,
+        "callback_notify": None,
+    }
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        logging.getLogger("uvicorn.error").propagate = True  # our handler is the root's
+        self.report = Report()
+        self.delay = 0.0
+        self.sent_before: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.announce: Callable[[], None] = lambda: None
+        self.metrics_directory: Path | None = None
+
+    def init_process(self) -> NoReturn:
+        """Serve until told to stop or unable to."""
+        try:
+            super().init_process()
+        except ConfigurationError as error:
+            self.report.fail(str(error))
+        except Exception as error:
+            logger.exception("The worker failed.")
+            self.report.fail(f"{type(error).__name__}: {error}")
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            # At once: all is closed, and what the libraries of models would still do is to write lines of no log.
+            os._exit(0)
+
+    def init_signals(self) -> None:
+        """Until the event loop takes them over. The terminal's Ctrl-C is for the arbiter, which tells its workers."""
+        super().init_signals()
+        for signum in STOP_SIGNALS:
+            signal.signal(signum, self._leave_on_signal)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with contextlib.suppress(queue.Empty):
+            while self.sent_before.get_nowait() not in STOP_SIGNALS:
+                pass
+            self.leave()
+
+    def run(self) -> None:
+        settings = app.state.settings or load_settings()
+        app.state.settings = settings
+        set_up_logging(settings.log_level)
+        self._share_metrics(settings)
+        self.config.app = self.wsgi
+        self.config.http = protocol_class(settings)
+        self.config.timeout_graceful_shutdown = math.ceil(settings.grace_seconds)
+        server = Server(self.config, settings, self)
+        app.state.lost = server.lose
+        server.run(sockets=self.sockets)
+
+    def _share_metrics(self, settings: Settings) -> None:
+        if self.metrics_directory is None:
+            return
+        try:
+            share_values(self.metrics_directory, len(list(settings.models_dir.glob("*/manifest.json"))))
+        except OSError as error:
+            logger.warning("No space for the metrics of all workers (%s): this one shows its own alone.", error)
+
+    def is_orphan(self) -> bool:
+        return bool(os.getppid() != self.ppid)
+
+    def tell_ready(self) -> None:
+        self.report.state = SERVING
+        logger.info("A worker serves.", extra={"worker": self.pid})
+        self.announce()
+
+    def tell_ended(self) -> None:
+        if self.report.state == SERVING:
+            self.report.state = ENDED
+
+    def leave(self) -> NoReturn:
+        """End, told to before anything was served."""
+        self.report.state = ENDED
+        os._exit(0)
+
+    def _leave_on_signal(self, signum: int, frame: object) -> None:
+        self.leave()
+
+
+def settle_memory() -> None:
+    """What is loaded now stays: the collector need not look at it again, nor look as often.
+
+    Requests leave little garbage in cycles, and the default thresholds spend an eighth of the CPU on looking for it.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
