@@ -31,6 +31,7 @@ class RuntimeDirectory:
         self.path = Path(tempfile.mkdtemp(prefix="predict-", dir=parent if len(parent) <= _LONGEST_PARENT else "/tmp"))
         self.metrics: Path | None = self.path / "metrics"
         self.metrics.mkdir()
+        self._with_redis = with_redis
         self._program = find_server() if with_redis else None
         program = [self._program] if self._program else []
         # A session of its own: Ctrl-C in a terminal reaches the foreground group, and the drain still needs Redis.
@@ -46,6 +47,8 @@ class RuntimeDirectory:
         assert self._keeper.stdout is not None
         reason = self._keeper.stdout.readline().decode(errors="replace")
         self._keeper.stdout.close()
+        if not self._with_redis:
+            return ""
         if self._program is None:
             logger.warning(
                 "PREDICT_REDIS_URL=embedded, but there is neither a redis-server or valkey-server on PATH nor the "

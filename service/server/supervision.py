@@ -1,6 +1,7 @@
 """What this service adds to gunicorn's arbiter, through its hooks.
 
-- The start: Redis, imports, and only then the port; what is wrong with them is one sentence, and exit code 2.
+- The start: what is wrong with settings, port or models is one sentence, and exit code 2. Nobody is let in before a
+  worker serves.
 - A worker that cannot start ends the service only while none has ever served, or when none can any more; else it is
   replaced, ever later. Gunicorn ends everything at the first, or starts the next at once.
 - The end: nothing is left behind, and exit code 1 when a worker had to be killed.
@@ -16,11 +17,11 @@ import socket
 import sys
 import time
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from gunicorn.errors import HaltServer
-from gunicorn.sock import TCP6Socket, TCPSocket
 
 from service.config import Settings, load_settings
 from service.errors import ConfigurationError
@@ -44,6 +45,8 @@ def of_process(arguments: tuple[str, ...] | None = None) -> Supervision:
 
     Ends the process, with a sentence and 2, when the settings are wrong.
     """
+    # One thread each for linear algebra: workers times threads would be more than there are CPUs. Read by its imports.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until gunicorn has its own: nothing serves yet
     try:
         settings = load_settings(arguments=arguments)
@@ -71,33 +74,35 @@ class Supervision:
     # Start
 
     def on_starting(self, arbiter: Any) -> None:
-        """Everything that may fail or take its time, before the port is bound."""
+        """Everything that may fail or take its time, before gunicorn starts the first worker."""
         warn_of_a_public_secret(self.settings)
         try:
-            redis_url = self._open_directory()
-            if not arbiter.LISTENERS and self._binds_alone(arbiter):
-                arbiter.LISTENERS = [listen(self.settings, arbiter)]
+            if self._binds_alone(arbiter):
+                arbiter.LISTENERS = [bind(self.settings)]
         except ConfigurationError as error:
-            self._close()
             stop_start(error)
-        share_application(self.settings.model_copy(update={"redis_url": redis_url}))
+        self._open_directory()
+        share_imports(self.settings.models_dir)
+        redis_url = self._redis_url()
+        share_settings(self.settings.model_copy(update={"redis_url": redis_url}))
         if self._directory is not None:
             self._directory.check_space(self.settings.workers)
         os.write(self._tokens[1], b"." * (self.settings.workers - 1) + b"!")
 
-    def _open_directory(self) -> str:
-        """The URL of Redis."""
-        embedded = self.settings.redis_url == "embedded"
+    def _open_directory(self) -> None:
         try:
-            self._directory = RuntimeDirectory(with_redis=embedded)
+            self._directory = RuntimeDirectory(with_redis=self.settings.redis_url == "embedded")
         except OSError as error:
-            logger.warning("There is no room for temporary files (%s): serving without embedded Redis.", error)
-            return "" if embedded else self.settings.redis_url
-        url = self._directory.redis_url()
-        if not embedded:
-            url = self.settings.redis_url
-        self._redis = "embedded" if embedded and url else describe_redis(url)
-        return url
+            logger.warning("No room for temporary files (%s): no embedded Redis, no metrics of all workers.", error)
+
+    def _redis_url(self) -> str:
+        """Waits for an embedded Redis, which starts meanwhile."""
+        embedded = self._directory.redis_url() if self._directory is not None else ""
+        if self.settings.redis_url != "embedded":
+            self._redis = describe_redis(self.settings.redis_url)
+            return self.settings.redis_url
+        self._redis = "embedded" if embedded else "none"
+        return embedded
 
     def _binds_alone(self, arbiter: Any) -> bool:
         """Not on sockets from systemd or an arbiter before this one, nor where gunicorn's own options say."""
@@ -124,7 +129,7 @@ class Supervision:
             return
         if token == b"!":
             workers = "1 worker" if self.settings.workers == 1 else f"{self.settings.workers} workers"
-            where = ", ".join(map(str, listeners))
+            where = ", ".join(map(url, listeners))
             print(f"Serving on {where} ({workers}, Redis: {self._redis})", flush=True)
 
     def child_exit(self, arbiter: Any, worker: Any) -> None:
@@ -190,14 +195,16 @@ def stop_start(error: ConfigurationError) -> NoReturn:
     sys.exit(2)
 
 
-def share_application(settings: Settings) -> None:
-    """Load what every worker needs, for all of them: memory that is never written to is shared after a fork.
+def share_imports(models_dir: Path) -> None:
+    """Load what every worker needs, once: memory that is never written to is shared after a fork.
 
     Imports only: models belong to workers, and a thread or a connection does not survive a fork.
     """
-    from service.app import app  # not above: what it imports may look at what `of_process` has set
+    # Not above: settings that are wrong need not wait for all that serves.
+    import service.server.worker  # noqa: F401
+    from service.inference.preload import import_kinds
 
-    app.state.settings = settings
+    import_kinds(models_dir)
     gc.collect()
     gc.freeze()
 
@@ -211,28 +218,42 @@ def warn_of_a_public_secret(settings: Settings) -> None:
         )
 
 
+def share_settings(settings: Settings) -> None:
+    from service.app import app  # not above, as in `share_imports`
+
+    app.state.settings = settings
+
+
 def bind_address(settings: Settings) -> str:
     return f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"
 
 
-def listen(settings: Settings, arbiter: Any) -> TCPSocket:
-    """A socket that listens already, so that a port that is taken stops the start; raises ConfigurationError.
+def bind(settings: Settings) -> socket.socket:
+    """A socket that is bound, so that a port that is taken stops the start; raises ConfigurationError.
 
-    Gunicorn's own way tries for five seconds, and then ends with 1 and several lines.
+    The first worker that serves makes it listen. Until then clients are refused, and a load balancer asks another
+    replica, where they would wait in the backlog of one that starts. Gunicorn's own way listens before workers start.
     """
     host, port = settings.host, settings.port
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = found[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(arbiter.cfg.backlog)
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
     except OSError as error:
         where = f"{host} port {port} ({error.strerror})"
         raise ConfigurationError(f"Cannot listen on {where}: set PREDICT_HOST and PREDICT_PORT to others.") from None
-    kind_of_socket = TCP6Socket if family == socket.AF_INET6 else TCPSocket
-    return kind_of_socket(address, arbiter.cfg, arbiter.log, fd=listener.detach())
+    bound.set_inheritable(True)  # for the arbiter that SIGUSR2 starts
+    return bound
+
+
+def url(listener: Any) -> str:
+    """Of our own socket, or of one of gunicorn's, which know theirs."""
+    if not isinstance(listener, socket.socket):
+        return str(listener)
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def describe_redis(url: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import logging
 import math
@@ -115,6 +116,15 @@ class Server(uvicorn.Server):
     def _hits(self) -> HitTable | None:
         hits: HitTable | None = self.lifespan.state.get("hits")
         return hits
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's; raises ConfigurationError where another service has taken the port since we bound it."""
+        try:
+            await super().startup(sockets)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise ConfigurationError("Another service listens on the port: set PREDICT_PORT to another.") from None
 
     async def on_tick(self, counter: int) -> bool:
         """As uvicorn's, which sets the date anew."""

@@ -10,11 +10,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from gunicorn.config import Config
 
 from service.config import Settings
 from service.errors import ConfigurationError
@@ -23,10 +20,8 @@ from service.metric_files import KINDS, merge_dead, reading, take_space
 from service.server import embedded_redis
 from service.server.embedded_redis import find_server, restart_delay
 from service.server.runtime_directory import RuntimeDirectory
-from service.server.supervision import describe_redis, listen, warn_of_a_public_secret
+from service.server.supervision import bind, describe_redis, url, warn_of_a_public_secret
 from tests.support.process import children, command_line, eventually, is_running
-
-ARBITER: Any = SimpleNamespace(cfg=Config(), log=None)
 
 
 @pytest.fixture
@@ -45,15 +40,16 @@ def test_restarts_wait_longer_and_longer_but_never_above_five_seconds() -> None:
 
 def test_a_host_that_does_not_exist_is_one_sentence() -> None:
     with pytest.raises(ConfigurationError, match=r"no-such-host\.invalid.*PREDICT_HOST"):
-        listen(Settings(host="no-such-host.invalid"), ARBITER)
+        bind(Settings(host="no-such-host.invalid"))
 
 
 @pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "http://127.0.0.1:"), ("::1", "http://[::1]:")])
 def test_port_0_takes_a_free_port_of_either_family_and_says_which(host: str, shown: str) -> None:
-    listener = listen(Settings(host=host, port=0), ARBITER)
-    assert str(listener) == f"{shown}{listener.getsockname()[1]}"
-    with socket.create_connection((host, listener.getsockname()[1]), timeout=5):
-        listener.close()
+    with bind(Settings(host=host, port=0)) as bound:
+        port = bound.getsockname()[1]
+        assert url(bound) == f"{shown}{port}"
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((host, port), timeout=5)
 
 
 def test_the_redis_that_is_announced_has_no_password() -> None:
