@@ -1,8 +1,9 @@
-"""What a worker tells the arbiter about itself, in a page of memory that both share since the fork."""
+"""What arbiter and workers tell each other, in memory that they share since the fork."""
 
 from __future__ import annotations
 
 import mmap
+import struct
 
 STARTING, SERVING, ENDED, FAILED = range(4)
 """ENDED: because it was told to. FAILED: it could not start, or can compute no more, for the reason that it gives."""
@@ -11,7 +12,9 @@ _PAGE = 4096
 
 
 class Report:
-    """Made by the arbiter before it forks; only the worker writes to it. A worker that is killed leaves it as it was.
+    """What a worker tells the arbiter about itself.
+
+    Made by the arbiter before it forks; only the worker writes to it. A worker that is killed leaves it as it was.
 
     ``served``: whether it ever answered a request.
     """
@@ -41,3 +44,42 @@ class Report:
         encoded = reason.encode(errors="replace")[: _PAGE - 2]
         self._page[2 : 2 + len(encoded)] = encoded
         self._page[0] = FAILED
+
+
+class Succession:
+    """So that SIGHUP leaves no gap: gunicorn starts the new workers and tells the old ones to end at once, and these
+    stay until the new ones serve. When those cannot, the old ones stay for good.
+
+    Made once by the arbiter. A worker is known by its age, the number of workers before it.
+    """
+
+    _HEAD = struct.Struct("?xxxII")
+    _MOST = 2**16
+    """More than ever live at once."""
+
+    def __init__(self) -> None:
+        self._shared = mmap.mmap(-1, self._HEAD.size + self._MOST)
+
+    def expect(self, age: int) -> None:
+        """A worker of that age starts."""
+        self._shared[self._place(age)] = 0
+
+    def tell_ready(self, age: int) -> None:
+        self._shared[self._place(age)] = 1
+
+    def replace(self, youngest: int, count: int) -> None:
+        """Everybody up to the youngest is to be replaced, by so many that come next."""
+        self._HEAD.pack_into(self._shared, 0, False, youngest, count)
+
+    def stop(self) -> None:
+        """The service ends: nobody waits for anybody."""
+        self._shared[0] = 1
+
+    def may_end(self, age: int) -> bool:
+        """Whether a worker that was told to end need not wait."""
+        stopping, youngest, count = self._HEAD.unpack_from(self._shared, 0)
+        successors = range(youngest + 1, youngest + 1 + count)
+        return stopping or age > youngest or all(self._shared[self._place(other)] for other in successors)
+
+    def _place(self, age: int) -> int:
+        return self._HEAD.size + age % self._MOST

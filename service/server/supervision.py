@@ -28,7 +28,7 @@ from service.errors import ConfigurationError
 from service.logs import set_up_logging
 from service.metric_files import merge_dead, remove
 from service.server.embedded_redis import restart_delay
-from service.server.report import ENDED, SERVING
+from service.server.report import ENDED, SERVING, Succession
 from service.server.runtime_directory import RuntimeDirectory
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ class Supervision:
         self._directory: RuntimeDirectory | None = None
         self._redis = "none"
         self._tokens = os.pipe()
+        self._succession = Succession()
         self._ever_served = False
         self._failures = 0
         self._failure: str | None = None
@@ -111,7 +112,23 @@ class Supervision:
 
     # Workers
 
+    def when_ready(self, arbiter: Any) -> None:
+        """Before the first worker."""
+
+        def stop(signum: int, frame: Any) -> None:
+            self._succession.stop()
+            arbiter.signal(signum, frame)
+
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(signum, stop)
+
+    def on_reload(self, arbiter: Any) -> None:
+        """SIGHUP: as many as wanted are about to start."""
+        self._succession.replace(arbiter.worker_age, arbiter.cfg.workers)
+
     def pre_fork(self, arbiter: Any, worker: Any) -> None:
+        worker.succession = self._succession
+        self._succession.expect(worker.age)
         worker.delay = restart_delay(self._failures)
         worker.announce = partial(self._announce, arbiter.LISTENERS)
         worker.began = time.monotonic()
@@ -166,6 +183,7 @@ class Supervision:
     def _halt(self, failure: str) -> NoReturn:
         self._failure = failure
         self._halting = True
+        self._succession.stop()
         # No reason and status 0: what gunicorn would say about others. `on_exit` says and returns it.
         raise HaltServer(None, 0)
 

@@ -32,13 +32,14 @@ from service.config import Settings, load_settings
 from service.errors import ConfigurationError
 from service.logs import set_up_logging
 from service.metrics import share_values
-from service.server.report import ENDED, SERVING, Report
+from service.server.report import ENDED, SERVING, Report, Succession
 
 logger = logging.getLogger("service.server.worker")
 
 BEAT_SECONDS = 0.5
 EXIT_SLACK_SECONDS = 2
 """What shutting down may take beyond drain and grace."""
+LAST_SECONDS = 0.1
 QUICK_SECONDS = 2
 """How long requests under way may take after SIGQUIT."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
@@ -93,12 +94,13 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._settings = settings
         self._worker = worker
+        self._told_to_end = False
         self._draining = False
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Start up, serve, drain, shut down."""
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self.drain)
+        loop.add_signal_handler(signal.SIGTERM, self.end_in_turn)
         loop.add_signal_handler(signal.SIGQUIT, self.quit)
         beating = asyncio.create_task(self._beat())
         await asyncio.sleep(self._worker.delay)
@@ -126,6 +128,13 @@ class Server(uvicorn.Server):
                 raise
             raise ConfigurationError("Another service listens on the port: set PREDICT_PORT to another.") from None
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, once the connections that were accepted last have had time to send their first request."""
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(LAST_SECONDS)
+        await super().shutdown(sockets)
+
     async def on_tick(self, counter: int) -> bool:
         """As uvicorn's, which sets the date anew."""
         before = self.server_state.default_headers
@@ -144,7 +153,15 @@ class Server(uvicorn.Server):
             if self._worker.is_orphan() and not self._draining:
                 logger.warning("The arbiter is gone; this worker drains and stops.")
                 self.drain()
+            if self._told_to_end:
+                self.end_in_turn()
             await asyncio.sleep(BEAT_SECONDS)
+
+    def end_in_turn(self) -> None:
+        """Told to end: now, or once those that SIGHUP has started serve."""
+        self._told_to_end = True
+        if not self.started or self._worker.succession.may_end(self._worker.age):
+            self.drain()
 
     def lose(self, reason: str) -> None:
         """A model can compute no more: answer hits while draining, and let the arbiter start another worker."""
@@ -191,9 +208,13 @@ class Server(uvicorn.Server):
 class ServiceWorker(UvicornWorker):  # type: ignore[misc]
     """Made by the arbiter, which then forks; from ``init_process`` on it is a process of its own.
 
-    ``delay``: seconds to wait before it loads anything, since those before it failed. ``sent_before``: the queue in
-    which the arbiter's signal handlers, inherited by the fork, put what was sent to this process before its own were
-    there. ``announce``: is called once this worker serves. ``metrics_directory``: where workers share their metrics.
+    What the arbiter's hooks set before that (supervision.py):
+    ``succession``: shared by all of them.
+    ``delay``: seconds to wait before it loads anything, since those before it failed.
+    ``sent_before``: the queue in which the arbiter's signal handlers, inherited by the fork, put what was sent to this
+    process before its own were there.
+    ``announce``: is called once this worker serves.
+    ``metrics_directory``: where workers share their metrics.
     """
 
     CONFIG_KWARGS = {  # noqa: RUF012 - as uvicorn's
@@ -210,6 +231,7 @@ class ServiceWorker(UvicornWorker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         logging.getLogger("uvicorn.error").propagate = True  # our handler is the root's
         self.report = Report()
+        self.succession = Succession()
         self.delay = 0.0
         self.sent_before: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.announce: Callable[[], None] = lambda: None
@@ -266,6 +288,7 @@ class ServiceWorker(UvicornWorker):  # type: ignore[misc]
 
     def tell_ready(self) -> None:
         self.report.state = SERVING
+        self.succession.tell_ready(self.age)
         logger.info("A worker serves.", extra={"worker": self.pid})
         self.announce()
 
