@@ -20,8 +20,7 @@ from service import __version__
 from service.api import admin, docs, predict, status, v2
 from service.api.endpoint import Endpoint
 from service.api.hits import HitTable
-from service.config import Settings, load_settings
-from service.logs import set_up_logging
+from service.config import Settings, settings_of_process
 from service.runtime import open_runtime
 
 logger = logging.getLogger(__name__)
@@ -83,7 +82,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        current = app.state.settings or _settings_of_process()
+        current = app.state.settings or settings_of_process()
         async with open_runtime(current, app.state.lost) as runtime:
             hits = HitTable(runtime)
             runtime.tallies.append(hits.flush)
@@ -100,12 +99,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.lost = _end_process
     return app
-
-
-def _settings_of_process() -> Settings:
-    settings = load_settings()
-    set_up_logging(settings.log_level)
-    return settings
 
 
 def _end_process(reason: str) -> None:

@@ -187,6 +187,10 @@ class Metrics:
         child(self.requests, route, status).inc()
         child(self.latency, route).observe(seconds)
 
+    def refused(self, status: int) -> None:
+        """One of no route: what came was no request."""
+        child(self.requests, "unknown", status).inc()
+
     def resolved(self, model: str, result: str, seconds: float) -> None:
         child(self.cache_results, model, result).inc()
         child(self.cache_result_seconds, model, result).inc(seconds)

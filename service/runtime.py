@@ -28,6 +28,7 @@ from service.remembered import Remembered
 
 METRICS_SECONDS = 0.5
 HOT_SECONDS = 1.0
+WATCH_SECONDS = 0.5
 MAX_REMEMBERED = 1024
 
 
@@ -127,7 +128,8 @@ async def open_runtime(settings: Settings, lost: Callable[[str], None] = lambda 
         stack.callback(runtime.refusals.close)
         stack.callback(runtime.update_metrics)  # what the last requests were counted for
         stack.push_async_callback(pipeline.aclose)
-        for background in (auditor.run(), economics.run(), _keep_metrics(runtime), _keep_hot(l1, l2)):
+        watching = _watch_calls(list(models.values()), settings.compute_deadline_seconds, lost)
+        for background in (auditor.run(), economics.run(), _keep_metrics(runtime), _keep_hot(l1, l2), watching):
             stack.push_async_callback(_cancel, asyncio.create_task(background))
         yield runtime
 
@@ -184,6 +186,15 @@ async def _keep_metrics(runtime: Runtime) -> None:
     while True:
         runtime.update_metrics()
         await asyncio.sleep(METRICS_SECONDS)
+
+
+async def _watch_calls(models: list[Model], longest: float, lost: Callable[[str], None]) -> None:
+    """A call of a model that never returns would leave everybody who asks it waiting, for ever and unnoticed."""
+    while True:
+        await asyncio.sleep(WATCH_SECONDS)
+        for model in models:
+            if model.batcher.give_up(longest):
+                lost(f"A call of model {model.name} takes longer than {longest:g} s (PREDICT_COMPUTE_DEADLINE_SECONDS)")
 
 
 async def _keep_hot(l1: MemoryCache, l2: L2) -> None:

@@ -23,9 +23,8 @@ from urllib.parse import urlsplit
 
 from gunicorn.errors import HaltServer
 
-from service.config import Settings, load_settings
+from service.config import Settings, settings_of_process
 from service.errors import ConfigurationError
-from service.logs import set_up_logging
 from service.metric_files import merge_dead, remove
 from service.server.embedded_redis import restart_delay
 from service.server.report import ENDED, SERVING, Succession
@@ -49,11 +48,9 @@ def of_process(arguments: tuple[str, ...] | None = None) -> Supervision:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until gunicorn has its own: nothing serves yet
     try:
-        settings = load_settings(arguments=arguments)
+        return Supervision(settings_of_process(arguments))
     except ConfigurationError as error:
         stop_start(error)
-    set_up_logging(settings.log_level)
-    return Supervision(settings)
 
 
 class Supervision:

@@ -28,9 +28,8 @@ from uvicorn_worker import UvicornWorker
 from service.api.hits import HitTable
 from service.api.protocol import protocol_class
 from service.app import app
-from service.config import Settings, load_settings
+from service.config import Settings, settings_of_process
 from service.errors import ConfigurationError
-from service.logs import set_up_logging
 from service.metrics import share_values
 from service.server.report import ENDED, SERVING, Report, Succession
 
@@ -264,9 +263,7 @@ class ServiceWorker(UvicornWorker):  # type: ignore[misc]
             self.leave()
 
     def run(self) -> None:
-        settings = app.state.settings or load_settings()
-        app.state.settings = settings
-        set_up_logging(settings.log_level)
+        settings = app.state.settings = app.state.settings or settings_of_process()
         self._share_metrics(settings)
         self.config.app = self.wsgi
         self.config.http = protocol_class(settings)
