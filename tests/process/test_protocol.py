@@ -128,6 +128,17 @@ async def test_the_form_of_an_error_is_that_of_its_own_request_not_of_the_one_be
         assert_problem(await exchange(connection, b"\x16\x03 / HTTP/1.1\r\n\r\n"), 400, "malformed-request")
 
 
+async def test_what_never_reaches_the_application_is_counted_like_an_answer() -> None:
+    async with open_site(max_url_bytes=300) as site:
+        for request in (MALFORMED["garbage"], MALFORMED["no host"], b"GET /" + b"a" * 300 + b" HTTP/1.1\r\n\r\n"):
+            async with await site.connect() as connection:
+                await exchange(connection, request)
+        site.runtime.metrics.flush()
+        shown = site.runtime.metrics.exposition().decode()
+        assert 'predict_requests_total{route="unknown",status="400"} 2.0' in shown
+        assert 'predict_requests_total{route="unknown",status="414"} 1.0' in shown
+
+
 async def test_an_application_that_raises_is_a_500_problem() -> None:
     async with open_site() as site, await site.connect() as connection:
         response = await exchange(connection, b"GET /raise HTTP/1.1\r\nHost: a\r\n\r\n")

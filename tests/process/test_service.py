@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -150,6 +154,53 @@ def test_a_redis_cluster_stops_the_start_with_one_sentence(launch: Launch, scrat
     assert_gone([], scratch)
 
 
+def test_imports_are_shared_by_all_workers_but_no_thread_and_nothing_that_starts_one(shared: Server) -> None:
+    arbiter = Path(f"/proc/{shared.process.pid}")
+    assert "sklearn" in (arbiter / "maps").read_text()
+    assert len(list((arbiter / "task").iterdir())) == 1
+
+
+def test_what_is_shared_before_the_fork_is_never_torch_nor_openvino(tmp_path: Path) -> None:
+    for kind in ("tabular", "vision"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "manifest.json").write_text(json.dumps({"kind": kind}))
+    (tmp_path / "tabular" / "manifest.previous.json").write_text("{")
+    program = f"""
+import sys, service.inference.preload
+from pathlib import Path
+service.inference.preload.import_kinds(Path({str(tmp_path)!r}))
+print([name for name in ("sklearn", "PIL", "torch", "openvino") if name in sys.modules])
+"""
+    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "['sklearn', 'PIL']\n"
+
+
+@contextlib.contextmanager
+def no_file_longer_than(size: int) -> Iterator[None]:
+    """For processes started meanwhile: as a full disk, to whoever takes the space for a longer one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.anyio
+async def test_without_space_for_their_metrics_workers_serve_each_with_its_own_and_the_log_says_why(
+    tmp_path: Path, iris_models: Path
+) -> None:
+    with contextlib.ExitStack() as stack:
+        with no_file_longer_than(64 * 2**10):
+            server = stack.enter_context(running_server(tmp_path / "server", workers=2, models_dir=iris_models))
+        for connections in (await server.connect_to_each()).values():
+            async with connections[0] as connection:
+                for _ in range(3):
+                    assert (await connection.get(QUESTION)).status == 200
+                shown = (await connection.get("/metrics")).body.decode()
+                assert 'predict_requests_total{route="/predict",status="200"} 3.0' in shown
+        assert server.process.errors().count("No space for the metrics of all workers") == 1
+
+
 # Death
 
 
@@ -178,6 +229,31 @@ async def test_a_worker_that_cannot_start_again_stops_nobody_and_is_tried_for_ev
         os.rename(away, models)
     whole_again(shared, victim)
     assert str(models) in shared.process.errors()[seen:]  # It says why.
+
+
+def test_when_no_worker_can_start_any_more_the_service_ends_with_a_sentence(
+    launch: Launch, scratch: Path, tmp_path: Path, iris_models: Path
+) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(iris_models, models)
+    server = launch(models_dir=models, workers=1)
+    server.wait_until_ready()
+    shutil.rmtree(models)
+    os.kill(server.workers()[0], signal.SIGKILL)
+    assert server.process.wait(2 * PATIENCE) == 2
+    sentence = server.process.errors().splitlines()[-1]
+    assert sentence.startswith("No worker can start any more.")
+    assert str(models) in sentence
+    assert_gone([], scratch)
+
+
+@pytest.mark.faults
+def test_a_worker_that_hangs_is_replaced(launch: Launch) -> None:
+    server = launch(workers=1)
+    server.wait_until_ready()
+    (hanging,) = server.workers()
+    os.kill(hanging, signal.SIGSTOP)
+    whole_again(server, hanging)
 
 
 @pytest.mark.anyio
