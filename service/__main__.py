@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Any
 
@@ -10,6 +11,8 @@ from gunicorn.arbiter import Arbiter
 
 from service.server.gunicorn import configuration
 from service.server.supervision import of_process
+
+logger = logging.getLogger("service")
 
 
 class Service(BaseApplication):  # type: ignore[misc]
@@ -25,8 +28,18 @@ class Service(BaseApplication):  # type: ignore[misc]
         return app
 
 
+class PatientArbiter(Arbiter):  # type: ignore[misc]
+    """Where there is no room for another process now it tries again in a second; gunicorn's own would end them all."""
+
+    def spawn_worker(self) -> None:
+        try:
+            super().spawn_worker()
+        except OSError as error:
+            logger.error("No worker can be started: %s", error)
+
+
 def main() -> None:
-    Arbiter(Service()).run()
+    PatientArbiter(Service()).run()
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ class Supervision:
     def pre_fork(self, arbiter: Any, worker: Any) -> None:
         worker.succession = self._succession
         self._succession.expect(worker.age)
-        worker.delay = restart_delay(self._failures)
+        worker.delay = restart_delay(max(0, self._failures - 1))  # the first one is replaced at once
         worker.announce = partial(self._announce, arbiter.LISTENERS)
         worker.began = time.monotonic()
         worker.metrics_directory = self._directory and self._directory.metrics

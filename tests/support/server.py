@@ -9,7 +9,7 @@ import signal
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -34,10 +34,13 @@ START_SECONDS = 120
 class Server:
     """A running service. ``settings`` are PREDICT_* names in lower case without the prefix.
 
-    ``patient``: give Redis more time than in production, as tests/support/patience.py says why.
+    ``patient``: give Redis more time than in production, as tests/support/patience.py says why. ``command``: Python's
+    arguments.
     """
 
-    def __init__(self, directory: Path, *, patient: bool = False, **settings: object):
+    def __init__(
+        self, directory: Path, *, patient: bool = False, command: Sequence[str] = ("-m", "service"), **settings: object
+    ):
         self.port = free_port()
         self.address: Address = ("127.0.0.1", self.port)
         self.started_after = 0.0
@@ -50,7 +53,7 @@ class Server:
         env = environment(given)
         if patient:
             env["PYTHONPATH"] = f"{SITE}:{env['PYTHONPATH']}"
-        self.process = Process([sys.executable, "-m", "service"], log, env=env, cwd=directory)
+        self.process = Process([sys.executable, *command], log, env=env, cwd=directory)
 
     @property
     def url(self) -> str:
@@ -161,7 +164,7 @@ def close_all(connections: Iterable[Connection]) -> None:
 def running_server(directory: Path, *, patient: bool = True, **settings: object) -> Iterator[Server]:
     """A ready service; afterwards stopped by SIGTERM, which must end it with 0, and gone in any case."""
     directory.mkdir(parents=True, exist_ok=True)
-    server = Server(directory, patient=patient, **settings)
+    server = Server(directory, patient=patient, **settings)  # type: ignore[arg-type]
     try:
         server.started_after = server.wait_until_ready()
         yield server
