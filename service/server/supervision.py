@@ -46,7 +46,8 @@ def of_process(arguments: tuple[str, ...] | None = None) -> Supervision:
     """
     # One thread each for linear algebra: workers times threads would be more than there are CPUs. Read by its imports.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until gunicorn has its own: nothing serves yet
+    for signum in (signal.SIGTERM, signal.SIGINT):  # until gunicorn has its own: nothing serves yet
+        signal.signal(signum, lambda *_: sys.exit(0))
     try:
         return Supervision(settings_of_process(arguments))
     except ConfigurationError as error:

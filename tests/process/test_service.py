@@ -266,16 +266,16 @@ async def test_a_redis_that_is_killed_is_started_again_at_the_same_address(share
     eventually(lambda: cache_state(shared) == "up")
 
 
-def test_a_launcher_that_is_killed_leaves_nothing_behind(launch: Launch, scratch: Path) -> None:
+def test_an_arbiter_that_is_killed_leaves_nothing_behind(launch: Launch, scratch: Path) -> None:
     server = launch(workers=1)
     server.wait_until_ready()
     family = server.family()
-    assert len(family) == 4  # The launcher, a worker, Redis, and the shell that waits for the end of them all.
+    assert len(family) == 4  # The arbiter, a worker, Redis, and the process that keeps it until all of them have ended.
     server.process.kill()
     assert_gone(family, scratch)
 
 
-def test_a_launcher_that_is_killed_while_it_starts_leaves_nothing_behind(launch: Launch, scratch: Path) -> None:
+def test_an_arbiter_that_is_killed_while_it_starts_leaves_nothing_behind(launch: Launch, scratch: Path) -> None:
     server = launch(workers=1)
     eventually(lambda: redis_pid(server) and len(server.family()) == 4)
     family = server.family()
@@ -298,7 +298,7 @@ async def test_told_to_stop_it_is_unready_at_once_serves_on_and_ends_with_0(laun
     server.process.terminate()
     eventually(lambda: server.status("/readyz") == 503, within=drain / 2)
     for asking, idle in pairs:
-        # The launcher tells one worker after the other: this one may not have heard yet.
+        # The arbiter tells one worker after the other: this one may not have heard yet.
         async with asyncio.timeout(drain / 2):
             while "connection" not in (answer := await asking.get(QUESTION)).headers:
                 assert answer.status == 200
@@ -318,6 +318,18 @@ def test_told_to_stop_while_it_starts_it_ends_with_0(launch: Launch, scratch: Pa
     server.process.terminate()
     assert server.process.wait(PATIENCE) == 0
     assert_gone(family, scratch)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_before_there_is_a_worker_it_ends_with_0_as_well(
+    launch: Launch, scratch: Path, signum: signal.Signals
+) -> None:
+    server = launch(workers=1)
+    eventually(lambda: any(scratch.iterdir()))  # what is imported meanwhile takes longer
+    os.kill(server.process.pid, signum)
+    assert server.process.wait(PATIENCE) == 0
+    assert server.process.errors() == ""
+    assert_gone([], scratch)
 
 
 def test_told_a_second_time_it_stops_without_waiting(launch: Launch, scratch: Path) -> None:

@@ -19,6 +19,7 @@ from service.logs import JsonFormatter
 from service.metric_files import KINDS, merge_dead, reading, take_space
 from service.server import embedded_redis
 from service.server.embedded_redis import find_server, restart_delay
+from service.server.report import Succession
 from service.server.runtime_directory import RuntimeDirectory
 from service.server.supervision import bind, describe_redis, url, warn_of_a_public_secret
 from tests.support.process import children, command_line, eventually, is_running
@@ -66,6 +67,46 @@ def test_a_secret_that_everybody_knows_is_warned_of_once_where_others_reach_Redi
 ) -> None:
     warn_of_a_public_secret(Settings(**{"redis_url": "redis://cache.example", **settings}))
     assert [record.levelname for record in caplog.records] == ["WARNING"] * warnings
+
+
+FORKED = """
+import queue, signal
+from service.server.report import ENDED, Report
+from service.server.worker import ServiceWorker
+
+worker = object.__new__(ServiceWorker)
+worker.report = Report()
+worker.leave = lambda: print("left")
+for sent in ([signal.SIGCHLD], [signal.SIGCHLD, signal.SIGTERM]):
+    worker.sent_before = queue.SimpleQueue()
+    for signum in sent:
+        worker.sent_before.put(signum)
+    print("forked")
+    worker.init_signals()
+"""
+
+
+def test_a_worker_that_is_told_to_stop_before_it_has_handlers_of_its_own_stops() -> None:
+    shown = subprocess.check_output([sys.executable, "-c", FORKED], text=True)
+    assert shown == "forked\nforked\nleft\n"
+
+
+def test_workers_that_are_to_be_replaced_wait_for_all_of_their_successors_unless_the_service_stops() -> None:
+    succession = Succession()
+    for age in range(1, 7):
+        succession.expect(age)
+    assert succession.may_end(1), "nobody is to be replaced yet"
+    succession.replace(youngest=4, count=2)
+    succession.tell_ready(5)
+    assert [succession.may_end(age) for age in (4, 5)] == [False, True]
+    succession.tell_ready(6)
+    assert succession.may_end(4)
+    succession.replace(youngest=6, count=2)
+    succession.expect(7)
+    succession.expect(8)
+    assert not succession.may_end(6)
+    succession.stop()
+    assert succession.may_end(6)
 
 
 # Embedded Redis
