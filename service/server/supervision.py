@@ -116,6 +116,7 @@ class Supervision:
         def stop(signum: int, frame: Any) -> None:
             self._succession.stop()
             arbiter.signal(signum, frame)
+            logger.info("Told to stop.", extra={"signal": signal.Signals(signum).name})
 
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(signum, stop)

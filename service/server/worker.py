@@ -31,6 +31,7 @@ from service.app import app
 from service.config import Settings, settings_of_process
 from service.errors import ConfigurationError
 from service.metrics import share_values
+from service.server.lifespan import Lifespan
 from service.server.report import ENDED, SERVING, Report, Succession
 
 logger = logging.getLogger("service.server.worker")
@@ -42,48 +43,6 @@ LAST_SECONDS = 0.1
 QUICK_SECONDS = 2
 """How long requests under way may take after SIGQUIT."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
-
-
-class Lifespan:
-    """The application's lifespan as ASGI events. Its errors come out as exceptions, where uvicorn logs tracebacks."""
-
-    should_exit = False
-
-    def __init__(self, app: Any) -> None:
-        self.state: dict[str, Any] = {}
-        self._app = app
-        self._events: asyncio.Queue[dict[str, str]] = asyncio.Queue()
-        self._replied = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-
-    async def startup(self) -> None:
-        """Raises what the application raised while it started."""
-        self._task = asyncio.create_task(self._run())
-        await self._put("lifespan.startup")
-        if self._task.done():
-            self._task.result()
-
-    async def shutdown(self) -> None:
-        await self._put("lifespan.shutdown")
-        if self._task is not None:
-            await self._task
-
-    async def _put(self, event: str) -> None:
-        self._replied.clear()
-        self._events.put_nowait({"type": event})
-        await self._replied.wait()
-
-    async def _run(self) -> None:
-        scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.state}
-        try:
-            await self._app(scope, self._events.get, self._send)
-        finally:
-            self._replied.set()
-
-    async def _send(self, message: dict[str, Any]) -> None:
-        # After a failure the application raises it right away: let `_run` end before anybody looks.
-        if not message["type"].endswith(".failed"):
-            self._replied.set()
 
 
 class Server(uvicorn.Server):
@@ -157,9 +116,12 @@ class Server(uvicorn.Server):
             await asyncio.sleep(BEAT_SECONDS)
 
     def end_in_turn(self) -> None:
-        """Told to end: now, or once those that SIGHUP has started serve."""
+        """Told to end by SIGTERM: now, or once those that SIGHUP has started serve."""
         self._told_to_end = True
+        if self._draining:
+            return
         if not self.started or self._worker.succession.may_end(self._worker.age):
+            self._log_signal("This worker drains and stops.", signal.SIGTERM)
             self.drain()
 
     def lose(self, reason: str) -> None:
@@ -189,10 +151,15 @@ class Server(uvicorn.Server):
         if self._draining:
             os._exit(1)
         self._draining = True
+        self._log_signal("This worker stops.", signal.SIGQUIT)
         self._go_unready()
         self.config.timeout_graceful_shutdown = QUICK_SECONDS
         signal.alarm(QUICK_SECONDS + EXIT_SLACK_SECONDS)
         self._stop()
+
+    def _log_signal(self, message: str, signum: signal.Signals) -> None:
+        if self.started:
+            logger.info(message, extra={"signal": signum.name})
 
     def _go_unready(self) -> None:
         if (runtime := self.lifespan.state.get("runtime")) is not None:
