@@ -1,8 +1,46 @@
-"""``python -m service``: serve until told to stop."""
+"""``python -m service``: serve until told to stop; ``--help`` lists the settings."""
 
+from __future__ import annotations
+
+import logging
 import sys
+from typing import Any
 
-from service.launcher import main
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+
+from service.server.gunicorn import configuration
+from service.server.supervision import of_process
+
+logger = logging.getLogger("service")
+
+
+class Service(BaseApplication):  # type: ignore[misc]
+    """Gunicorn in this process, with our configuration and none of its own flags and files."""
+
+    def load_config(self) -> None:
+        for name, value in configuration(of_process(tuple(sys.argv[1:]))).items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Any:
+        from service.app import app  # not above: settings that are wrong need not wait for all that serves
+
+        return app
+
+
+class PatientArbiter(Arbiter):  # type: ignore[misc]
+    """Where there is no room for another process now it tries again in a second; gunicorn's own would end them all."""
+
+    def spawn_worker(self) -> None:
+        try:
+            super().spawn_worker()
+        except OSError as error:
+            logger.error("No worker can be started: %s", error)
+
+
+def main() -> None:
+    PatientArbiter(Service()).run()
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

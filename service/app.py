@@ -1,9 +1,15 @@
-"""``create_app(settings)``: the routes, in one table, and the runtime behind them."""
+"""The routes, in one table, and the runtime behind them: ``create_app(settings)``, and ``app`` for any ASGI server.
+
+To import ``app`` opens nothing and reads no setting: its lifespan does, in the process that serves.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
 import re
-from collections.abc import AsyncIterator, Callable
+import signal
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import unquote
@@ -16,8 +22,10 @@ from service import __version__
 from service.api import admin, docs, predict, status, v2
 from service.api.endpoint import Endpoint
 from service.api.hits import HitTable
-from service.config import Settings
+from service.config import Settings, settings_of_process
 from service.runtime import open_runtime
+
+logger = logging.getLogger(__name__)
 
 ACCEPT_QUERY = [(b"accept-query", ", ".join(predict.MEDIA_TYPES).encode())]
 PREDICT = {"GET": predict.get, "POST": predict.post, "QUERY": predict.query}
@@ -74,16 +82,21 @@ def _find(scope: Scope) -> Endpoint | None:
     return None
 
 
-def create_app(settings: Settings, lost: Callable[[], None] = lambda: None) -> FastAPI:
+def create_app(settings: Settings | None = None) -> FastAPI:
     """The ASGI application. Its lifespan opens the runtime and hands it to every request as ``state["runtime"]``,
-    with the table of the hit path for the protocol. ``lost``: as open_runtime's."""
+    with the table of the hit path for the protocol.
+
+    ``settings`` None: those of the process, read when the lifespan starts. Whoever runs the application may set
+    ``app.state.settings``, and ``app.state.lost``, which is called with the reason when a model can compute no more.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        async with open_runtime(settings, lost) as runtime:
+        current = app.state.settings or settings_of_process()
+        async with open_runtime(current, app.state.lost) as runtime:
             hits = HitTable(runtime)
             runtime.tallies.append(hits.flush)
-            yield {"runtime": runtime, "hits": hits if settings.hit_path else None}
+            yield {"runtime": runtime, "hits": hits if current.hit_path else None}
 
     app = App(
         title="Cached prediction service",
@@ -93,4 +106,15 @@ def create_app(settings: Settings, lost: Callable[[], None] = lambda: None) -> F
     )
     app.router.redirect_slashes = False
     app.router.default = Endpoint("unknown", {})
+    app.state.settings = settings
+    app.state.lost = _end_process
     return app
+
+
+def _end_process(reason: str) -> None:
+    """Only hits can be answered here any more: end as when told to, so that whoever started this process does again."""
+    logger.error("%s; this process ends.", reason)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+app = create_app()

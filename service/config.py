@@ -1,27 +1,50 @@
-"""Every setting, with its unit and bounds. Read from PREDICT_* environment variables once, at the start."""
+"""Every setting, with its unit and bounds. Read once, at the start, from PREDICT_* environment variables.
+
+``python -m service`` takes each as a flag, too, which comes before its variable.
+"""
 
 from __future__ import annotations
 
 import difflib
+import logging
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_origin
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliApp, PydanticBaseSettingsSource, SettingsConfigDict
 
 from service.errors import ConfigurationError
+from service.logs import set_up_logging
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "PREDICT_"
 
 PUBLIC_SECRET = "cached-prediction-service"
 
+_SERVICE_LINK = re.compile(
+    rf"""{PREFIX}(\w+_)?(
+        SERVICE_(HOST|PORT(_\w+)?)=.*
+        | PORT=(tcp|udp|sctp)://.*
+        | PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?=.*
+    )""",
+    re.VERBOSE | re.DOTALL,
+)
+"""What Kubernetes puts into the environment of every container when there is a Service called predict, or predict-…"""
+
 
 class Settings(BaseSettings):
     """Frozen. A field's description is its documentation: the README's table repeats it and a test compares the two."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, env_ignore_empty=False)
+    model_config = SettingsConfigDict(
+        frozen=True,
+        cli_prog_name="python -m service",
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+    )
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
@@ -72,7 +95,10 @@ class Settings(BaseSettings):
     )
     deadline_seconds: float = Field(30, gt=0, description="Longest that a request waits for its answer, in seconds.")
     compute_deadline_seconds: float = Field(
-        60, gt=0, description="Longest that one call of a model may take before its lease is given up, in seconds."
+        60,
+        gt=0,
+        description="Longest that one call of a model may take before its lease is given up and its worker replaced, "
+        "in seconds.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where image models run; `auto`: a GPU when there is one."
@@ -148,28 +174,59 @@ class Settings(BaseSettings):
         """Whether everybody who can write to Redis can forge answers."""
         return self.cache_secret.get_secret_value() == PUBLIC_SECRET
 
+    @classmethod
+    def settings_customise_sources(  # type: ignore[override]
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **others: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what it is given: ``load_settings`` reads the environment, which also has what is none of ours."""
+        return (init_settings,)
+
     @property
     def hit_path_bytes(self) -> int:
         """The part of L1's bytes that its hit path may take."""
         return self.l1_max_bytes // 4 if self.hit_path else 0
 
 
-def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
-    """The settings of this process; raises ConfigurationError that names the variable and what it may be."""
-    names = {PREFIX + name.upper() for name in Settings.model_fields}
-    for name in os.environ if environ is None else environ:
-        if name.upper().startswith(PREFIX) and name.upper() not in names:
-            near = difflib.get_close_matches(name.upper(), names, n=1)
-            hint = f"Did you mean {near[0]}?" if near else "The README lists all of them."
-            raise ConfigurationError(f"Unknown setting {name}. {hint}")
+def load_settings(environ: Mapping[str, str] | None = None, *, arguments: Sequence[str] | None = None) -> Settings:
+    """The settings of this process; raises ConfigurationError that names the variable and what it may be.
+
+    ``arguments``: those of its command line, where it is ours. What is none of our flags, or asks for help, ends it.
+    """
+    values = _values(os.environ if environ is None else environ)
     try:
-        if environ is None:
-            return Settings()
-        return Settings.model_validate(
-            {k.upper().removeprefix(PREFIX).lower(): v for k, v in environ.items() if k.upper() in names}
-        )
+        return Settings(**values) if arguments is None else CliApp.run(Settings, list(arguments), **values)
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigurationError(
             f"{PREFIX}{str(first['loc'][0]).upper()}={first['input']!r}: {first['msg']}."
         ) from None
+
+
+def service_links(environ: Mapping[str, str] | None = None) -> list[str]:
+    """The variables that Kubernetes has set for a Service whose name begins like ours; they are no settings."""
+    given = os.environ if environ is None else environ
+    return [name for name, value in given.items() if _SERVICE_LINK.fullmatch(f"{name}={value}")]
+
+
+def settings_of_process(arguments: Sequence[str] | None = None) -> Settings:
+    """``load_settings``, and logging as they say."""
+    settings = load_settings(arguments=arguments)
+    set_up_logging(settings.log_level)
+    if links := service_links():
+        logger.warning(
+            "Kubernetes has set these variables for a Service; they are no settings.", extra={"names": links}
+        )
+    return settings
+
+
+def _values(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Name of the field -> value; raises ConfigurationError for a name that looks like ours and is none."""
+    links = service_links(environ)
+    given = {name.upper(): name for name in environ if name.upper().startswith(PREFIX) and name not in links}
+    names = {PREFIX + name.upper() for name in Settings.model_fields}
+    for upper, name in given.items():
+        if upper not in names:
+            near = difflib.get_close_matches(upper, names, n=1)
+            hint = f"Did you mean {near[0]}?" if near else "The README lists all of them."
+            raise ConfigurationError(f"Unknown setting {name}. {hint}")
+    return {upper.removeprefix(PREFIX).lower(): environ[name] for upper, name in given.items()}

@@ -195,7 +195,7 @@ class StoreUnavailable(Exception):
 class ConfigurationError(Exception):
     """A setting, file or model that stops the start: one sentence that names it and the remedy.
 
-    It is one line and not long, whatever a library or a stranger's file has put into it: the launcher reads it as such.
+    It is one line and not long, whatever a library or a stranger's file has put into it: a failed start prints it.
     """
 
     def __init__(self, sentence: str) -> None:

@@ -68,7 +68,7 @@ def set_up_logging(level: str) -> None:
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
-    # Four lines a worker about starting and stopping; the launcher says what matters in one.
+    # Four lines a worker about starting and stopping; ours says what matters in one.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
 

@@ -1,26 +1,42 @@
 """Every metric family, in one place.
 
-With several workers the values live in files under ``PROMETHEUS_MULTIPROC_DIR``, which the launcher makes before
-anything imports ``prometheus_client``; whichever worker is scraped then answers for all of them.
+Several workers keep their values in files of one directory (``share_values``, or ``PROMETHEUS_MULTIPROC_DIR`` from
+outside); whichever worker is scraped then answers for all of them.
 """
 
 from __future__ import annotations
 
 import os
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from service.metric_files import reading, take_space
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_SHARED = "PROMETHEUS_MULTIPROC_DIR"
 
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 """Upper bounds in seconds: a hit in this process is well below a millisecond."""
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+def share_values(directory: Path, models: int) -> None:
+    """Keep the values of this process where others can read them; raises OSError when there is no space for them.
+
+    Before the first metric is made, and after a fork.
+    """
+    take_space(directory, os.getpid(), models)
+    os.environ[_SHARED] = str(directory)
+    values.ValueClass = values.get_value_class()  # type: ignore[no-untyped-call]
 
 
 class TalliedCounter(Counter):
@@ -171,6 +187,10 @@ class Metrics:
         child(self.requests, route, status).inc()
         child(self.latency, route).observe(seconds)
 
+    def refused(self, status: int) -> None:
+        """One of no route: what came was no request."""
+        child(self.requests, "unknown", status).inc()
+
     def resolved(self, model: str, result: str, seconds: float) -> None:
         child(self.cache_results, model, result).inc()
         child(self.cache_result_seconds, model, result).inc(seconds)
@@ -203,23 +223,28 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """The text that Prometheus scrapes. Reads files, so it belongs in a thread."""
-        return generate_latest(self._all_workers())
+        with self._all_workers() as registry:
+            return generate_latest(registry)
 
     def samples(self, model: str) -> dict[tuple[str, str], float]:
         """What there is about one model: (sample name, ``result`` label or "") -> value. Belongs in a thread, too."""
-        return {
-            (sample.name, sample.labels.get("result", "")): sample.value
-            for family in self._all_workers().collect()
-            for sample in family.samples
-            if sample.labels.get("model") == model and "le" not in sample.labels
-        }
+        with self._all_workers() as registry:
+            return {
+                (sample.name, sample.labels.get("result", "")): sample.value
+                for family in registry.collect()
+                for sample in family.samples
+                if sample.labels.get("model") == model and "le" not in sample.labels
+            }
 
-    def _all_workers(self) -> CollectorRegistry:
-        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-            return self.registry
+    @contextmanager
+    def _all_workers(self) -> Iterator[CollectorRegistry]:
+        if _SHARED not in os.environ:
+            yield self.registry
+            return
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        return registry
+        with reading(Path(os.environ[_SHARED])):
+            yield registry
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)

@@ -29,6 +29,7 @@ from service.remembered import Remembered
 
 METRICS_SECONDS = 0.5
 HOT_SECONDS = 1.0
+WATCH_SECONDS = 0.5
 MAX_REMEMBERED = 1024
 
 
@@ -89,10 +90,10 @@ class Runtime:
 
 
 @asynccontextmanager
-async def open_runtime(settings: Settings, lost: Callable[[], None] = lambda: None) -> AsyncIterator[Runtime]:
+async def open_runtime(settings: Settings, lost: Callable[[str], None] = lambda reason: None) -> AsyncIterator[Runtime]:
     """Open in the order of the imports, close in the opposite one; raises ConfigurationError.
 
-    ``lost``: is called when the device of a model is, so that this process can answer nothing but hits.
+    ``lost``: is called with the reason when a model can compute no more, so that this process can answer only hits.
     """
     async with AsyncExitStack() as stack:
         metrics = Metrics()
@@ -130,7 +131,8 @@ async def open_runtime(settings: Settings, lost: Callable[[], None] = lambda: No
         stack.callback(runtime.bodies.close)
         stack.callback(runtime.update_metrics)  # what the last requests were counted for
         stack.push_async_callback(pipeline.aclose)
-        for background in (auditor.run(), economics.run(), _keep_metrics(runtime), _keep_hot(l1, l2)):
+        watching = _watch_calls(list(models.values()), settings.compute_deadline_seconds, lost)
+        for background in (auditor.run(), economics.run(), _keep_metrics(runtime), _keep_hot(l1, l2), watching):
             stack.push_async_callback(_cancel, asyncio.create_task(background))
         yield runtime
 
@@ -154,7 +156,7 @@ def _serve(
     metrics: Metrics,
     account: Account,
     stack: AsyncExitStack,
-    lost: Callable[[], None],
+    lost: Callable[[str], None],
 ) -> Model:
     """The model with a queue in front of it, which the stack closes."""
     manifest, predictor = loaded.manifest, loaded.predictor
@@ -164,7 +166,7 @@ def _serve(
         max_batch_size=settings.max_batch_size,
         max_queue_size=settings.max_queue_size,
         slots=getattr(predictor, "slots", 1),
-        lost=lost,
+        lost=partial(lost, f"The device of model {manifest.name} is lost"),
         observe=partial(_computed, metrics, account, manifest.name),
         name=manifest.name,
     )
@@ -187,6 +189,15 @@ async def _keep_metrics(runtime: Runtime) -> None:
     while True:
         runtime.update_metrics()
         await asyncio.sleep(METRICS_SECONDS)
+
+
+async def _watch_calls(models: list[Model], longest: float, lost: Callable[[str], None]) -> None:
+    """A call of a model that never returns would leave everybody who asks it waiting, for ever and unnoticed."""
+    while True:
+        await asyncio.sleep(WATCH_SECONDS)
+        for model in models:
+            if model.batcher.give_up(longest):
+                lost(f"A call of model {model.name} takes longer than {longest:g} s (PREDICT_COMPUTE_DEADLINE_SECONDS)")
 
 
 async def _keep_hot(l1: MemoryCache, l2: L2) -> None:

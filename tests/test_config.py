@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from service.config import PREFIX, Settings, load_settings
+from service.config import PREFIX, Settings, load_settings, service_links
 from service.errors import ConfigurationError
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -22,6 +22,43 @@ def test_a_value_out_of_bounds_is_refused_by_name() -> None:
 
 def test_other_variables_are_none_of_our_business() -> None:
     assert load_settings({"HOME": "/x", "PREDICT_PORT": "9000"}).port == 9000
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"PREDICT_SERVICE_HOST": "10.0.0.1", "PREDICT_SERVICE_PORT": "80", "PREDICT_SERVICE_PORT_HTTP": "80"},
+        {"PREDICT_PORT": "tcp://10.0.0.1:80", "PREDICT_PORT_80_TCP": "tcp://10.0.0.1:80"},
+        {"PREDICT_PORT_80_TCP_ADDR": "10.0.0.1", "PREDICT_PORT_80_TCP_PROTO": "tcp", "PREDICT_PORT_80_TCP_PORT": "80"},
+        {"PREDICT_API_SERVICE_HOST": "10.0.0.1", "PREDICT_API_PORT": "tcp://10.0.0.1:80"},
+    ],
+)
+def test_what_kubernetes_sets_for_a_service_called_predict_is_no_setting(names: dict[str, str]) -> None:
+    assert load_settings({**names, "PREDICT_TTL_SECONDS": "5"}) == load_settings({"PREDICT_TTL_SECONDS": "5"})
+    assert service_links({**names, "PREDICT_TTL_SECONDS": "5"}) == list(names)
+
+
+def test_a_port_that_is_no_link_to_a_service_is_a_setting() -> None:
+    assert service_links({"PREDICT_PORT": "9000", "PREDICT_HOST": "::"}) == []
+    with pytest.raises(ConfigurationError, match="PREDICT_PORT_TCP"):
+        load_settings({"PREDICT_PORT_TCP": "tcp://10.0.0.1:80"})
+
+
+def test_a_flag_comes_before_its_variable_and_is_bounded_as_well() -> None:
+    settings = load_settings({"PREDICT_PORT": "1", "PREDICT_WORKERS": "3"}, arguments=["--port=9000", "--hit-path=no"])
+    assert (settings.port, settings.workers, settings.hit_path) == (9000, 3, False)
+    with pytest.raises(ConfigurationError, match="PREDICT_PORT='70000'"):
+        load_settings({}, arguments=["--port", "70000"])
+
+
+def test_help_lists_every_setting_as_a_flag_with_its_description(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        load_settings({}, arguments=["--help"])
+    assert ended.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for name, field in Settings.model_fields.items():
+        assert f" --{name.replace('_', '-')} " in shown
+        assert field.description in shown
 
 
 def test_a_secret_is_never_shown() -> None:

@@ -17,6 +17,7 @@ RANKS = {
     "remembered": 0,
     "bodies": 1,
     "config": 1,
+    "metric_files": 1,
     "deadlines": 1,
     "large_json": 1,
     "refusals": 1,
@@ -30,11 +31,7 @@ RANKS = {
     "runtime": 5,
     "api": 6,
     "app": 7,
-    "embedded": 7,
-    "scratch": 7,
-    "supervisor": 7,
-    "worker": 8,
-    "launcher": 8,
+    "server": 8,
     "__main__": 9,
 }
 """A module may import those of a lower rank, its own package, and ``service`` itself (the version)."""
@@ -82,5 +79,5 @@ def test_benchmarks_speak_http_only(path: Path) -> None:
 
 
 def test_what_models_compute_with_is_imported_only_for_a_model_that_needs_it() -> None:
-    program = f"import sys, service.worker; print([name for name in {HEAVY} if name in sys.modules])"
+    program = f"import sys, service.server.worker; print([name for name in {HEAVY} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True).stdout == "[]\n"

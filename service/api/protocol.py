@@ -337,6 +337,8 @@ class Connection(TimedProtocol):
                 return
             self.running.abandon()
             self.running = None
+        if (runtime := self.app_state.get("runtime")) is not None:
+            runtime.metrics.refused(error.status)
         self._last_words = refusal(error, self.url, self.server_state.default_headers)
         if self.running is None:
             self._say_last_words()

@@ -46,11 +46,18 @@ class LoadedModel:
 
 
 def discover(models_dir: Path) -> list[Path]:
-    """The model directories, sorted by name; raises ConfigurationError when there are none."""
+    """The model directories, sorted by name; raises ConfigurationError when there are none.
+
+    A directory without a manifest is none, such as the ``lost+found`` of every ext4 volume.
+    """
     found = sorted(p for p in models_dir.iterdir() if p.is_dir() and p.name[0] != ".") if models_dir.is_dir() else []
-    if not found:
+    # os.path and not pathlib: False also where a directory is not ours to look into.
+    models = [p for p in found if any(os.path.exists(p / name) for name in (MANIFEST, PREVIOUS))]
+    for other in set(found) - set(models):
+        logger.warning("%s has no manifest that can be read, and is passed by.", other)
+    if not models:
         raise ConfigurationError(f"There is no model in {models_dir}: run `make train`, or set PREDICT_MODELS_DIR.")
-    return found
+    return models
 
 
 def read_artifact(directory: Path, manifest_name: str = MANIFEST) -> Artifact:

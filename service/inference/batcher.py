@@ -96,6 +96,8 @@ class Batcher:
         self._reservations: set[Reservation] = set()
         self._computing: dict[int, list[_Item]] = {}
         """Slot -> the batch in it; no slot that is empty."""
+        self._began: dict[int, float] = {}
+        """Slot -> when its call began."""
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._arrived = asyncio.Event()
         self._batch_seconds = 0.0
@@ -153,6 +155,23 @@ class Batcher:
         finally:
             self._threads.stop()
 
+    def give_up(self, longest: float) -> bool:
+        """Whether a call has been under way for more seconds than that: then it is taken to hang, and nothing is
+        computed any more. All who wait fail, and whoever comes is refused."""
+        now = self._clock()
+        if all(now - began <= longest for began in self._began.values()):
+            return False
+        self._closing = True
+        hanging = [item for batch in self._computing.values() for item in batch]
+        self._fail(
+            [*hanging, *self._take_all()], Overloaded("A call of the model hangs; its worker is being replaced.")
+        )
+        for task in self._tasks.values():
+            task.cancel()
+        self._computing.clear()
+        self._began.clear()
+        return True
+
     def _admit(self, count: int) -> None:
         if count and self._closing:
             raise Overloaded("The service is shutting down.")
@@ -182,6 +201,7 @@ class Batcher:
         if error is None and self._closing:
             return
         logger.error("dispatching to %s ended and is started again", self._name, exc_info=error)
+        self._began.pop(slot, None)
         self._fail([*self._computing.pop(slot, ()), *self._take_all()], PredictionFailed())
         if not self._closing and not self._loop.is_closed():
             self._start(slot)
@@ -222,6 +242,7 @@ class Batcher:
 
     async def _compute(self, slot: int) -> None:
         items, started = self._computing[slot], self._clock()
+        self._began[slot] = started
         # Whoever stops waiting meanwhile changes nothing: dispatched work is finished.
         outcomes = await self._threads.run([item.payload for item in items])
         seconds = self._clock() - started
@@ -235,7 +256,7 @@ class Batcher:
                 item.done.set_exception(outcome)
                 if isinstance(outcome, DeviceLost):
                     self._lost()
-        del self._computing[slot]
+        del self._computing[slot], self._began[slot]
         self._observe(len(items), seconds)
 
     def _take_all(self) -> list[_Item]:

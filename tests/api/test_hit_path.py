@@ -17,7 +17,7 @@ from uvicorn.server import ServerState
 from service.api.protocol import protocol_class
 from service.app import create_app
 from service.config import load_settings
-from service.worker import Lifespan
+from service.server.lifespan import Lifespan
 from tests.support.client import Connection, caught_up, fetch
 from tests.support.process import PATIENCE, SLACK, resident_bytes
 from tests.support.server import Server, running_server

@@ -21,7 +21,7 @@ import uvicorn
 from service.api.protocol import protocol_class
 from service.app import create_app
 from service.config import load_settings
-from service.worker import Lifespan
+from service.server.lifespan import Lifespan
 from tests.support.client import Address, Connection, fetch
 from tests.support.probe import register
 from tests.support.process import becomes

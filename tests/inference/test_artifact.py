@@ -252,11 +252,17 @@ def test_a_rollback_finds_its_own_fingerprint_again(directory: Path) -> None:
     assert load_model(directory, Options()).predictor.fingerprint == first != second
 
 
-def test_every_directory_that_is_not_hidden_is_a_model(tmp_path: Path) -> None:
+def test_every_directory_with_a_manifest_that_is_not_hidden_is_a_model(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for name in ("b", "a", ".git", "..data"):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").touch()
     (tmp_path / "README").write_text("a file")
+    (tmp_path / "lost+found").mkdir(0)
     assert discover(tmp_path) == [tmp_path / "a", tmp_path / "b"]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "lost+found" in caplog.text
 
 
 def test_no_models_at_all_is_a_sentence_with_the_remedy(tmp_path: Path) -> None:

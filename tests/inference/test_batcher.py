@@ -441,6 +441,22 @@ async def test_a_lost_device_is_told_to_all_of_a_batch_at_once_and_not_tried_aga
     assert len(model.batches) == 1
 
 
+async def test_past_its_time_a_call_is_given_up_with_all_who_wait_and_nobody_more_is_let_in() -> None:
+    model, clock = Model(), Clock()
+    async with serving(model, clock=clock) as batcher:
+        first = await busy(batcher, model)
+        (second,) = await queued(batcher, b"second")
+        clock.now = 60.0
+        assert not batcher.give_up(60.0)
+        clock.now = 60.1
+        assert batcher.give_up(60.0)
+        for waiting in (first, second, ask(batcher, b"third")):
+            with pytest.raises(Overloaded):
+                await waiting
+        assert not batcher.give_up(60.0), "told once"
+        await batcher.close()  # does not wait for the call
+
+
 async def test_without_a_slot_the_event_loop_computes_what_one_turn_has_brought() -> None:
     model = Model()
     async with serving(model, slots=0, size=3) as batcher:

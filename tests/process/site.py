@@ -14,6 +14,7 @@ import uvicorn
 
 from service.api.protocol import protocol_class
 from service.config import Settings
+from service.metrics import Metrics
 from tests.support.client import Address, Connection, Response
 from tests.support.process import becomes
 
@@ -29,7 +30,7 @@ class Site:
 
     def __init__(self, settings: Settings) -> None:
         self.gate = asyncio.Event()
-        self.runtime = SimpleNamespace(draining=False)
+        self.runtime = SimpleNamespace(draining=False, metrics=Metrics())
         self.paths: list[str] = []
         self.headers: dict[bytes, bytes] = {}
         self.cancelled: list[str] = []

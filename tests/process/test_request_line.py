@@ -135,3 +135,14 @@ async def test_http_1_0_knows_no_100_continue() -> None:
         await becomes(lambda: site.paths == ["/count"])
         connection.writer.write(b"abc")
         assert (await connection.reader.readline()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_what_never_reaches_the_application_is_counted_like_an_answer() -> None:
+    async with open_site(max_url_bytes=300) as site:
+        for request in (MALFORMED["garbage"], MALFORMED["no host"], b"GET /" + b"a" * 300 + b" HTTP/1.1\r\n\r\n"):
+            async with await site.connect() as connection:
+                await exchange(connection, request)
+        site.runtime.metrics.flush()
+        shown = site.runtime.metrics.exposition().decode()
+        assert 'predict_requests_total{route="unknown",status="400"} 2.0' in shown
+        assert 'predict_requests_total{route="unknown",status="414"} 1.0' in shown

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -150,6 +154,53 @@ def test_a_redis_cluster_stops_the_start_with_one_sentence(launch: Launch, scrat
     assert_gone([], scratch)
 
 
+def test_imports_are_shared_by_all_workers_but_no_thread_and_nothing_that_starts_one(shared: Server) -> None:
+    arbiter = Path(f"/proc/{shared.process.pid}")
+    assert "sklearn" in (arbiter / "maps").read_text()
+    assert len(list((arbiter / "task").iterdir())) == 1
+
+
+def test_what_is_shared_before_the_fork_is_never_torch_nor_openvino(tmp_path: Path) -> None:
+    for kind in ("tabular", "vision"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "manifest.json").write_text(json.dumps({"kind": kind}))
+    (tmp_path / "tabular" / "manifest.previous.json").write_text("{")
+    program = f"""
+import sys, service.inference.preload
+from pathlib import Path
+service.inference.preload.import_kinds(Path({str(tmp_path)!r}))
+print([name for name in ("sklearn", "PIL", "torch", "openvino") if name in sys.modules])
+"""
+    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "['sklearn', 'PIL']\n"
+
+
+@contextlib.contextmanager
+def no_file_longer_than(size: int) -> Iterator[None]:
+    """For processes started meanwhile: as a full disk, to whoever takes the space for a longer one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.anyio
+async def test_without_space_for_their_metrics_workers_serve_each_with_its_own_and_the_log_says_why(
+    tmp_path: Path, iris_models: Path
+) -> None:
+    with contextlib.ExitStack() as stack:
+        with no_file_longer_than(64 * 2**10):
+            server = stack.enter_context(running_server(tmp_path / "server", workers=2, models_dir=iris_models))
+        for connections in (await server.connect_to_each()).values():
+            async with connections[0] as connection:
+                for _ in range(3):
+                    assert (await connection.get(QUESTION)).status == 200
+                shown = (await connection.get("/metrics")).body.decode()
+                assert 'predict_requests_total{route="/predict",status="200"} 3.0' in shown
+        assert server.process.errors().count("No space for the metrics of all workers") == 1
+
+
 # Death
 
 
@@ -180,6 +231,31 @@ async def test_a_worker_that_cannot_start_again_stops_nobody_and_is_tried_for_ev
     assert str(models) in shared.process.errors()[seen:]  # It says why.
 
 
+def test_when_no_worker_can_start_any_more_the_service_ends_with_a_sentence(
+    launch: Launch, scratch: Path, tmp_path: Path, iris_models: Path
+) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(iris_models, models)
+    server = launch(models_dir=models, workers=1)
+    server.wait_until_ready()
+    shutil.rmtree(models)
+    os.kill(server.workers()[0], signal.SIGKILL)
+    assert server.process.wait(2 * PATIENCE) == 2
+    sentence = server.process.errors().splitlines()[-1]
+    assert sentence.startswith("No worker can start any more.")
+    assert str(models) in sentence
+    assert_gone([], scratch)
+
+
+@pytest.mark.faults
+def test_a_worker_that_hangs_is_replaced(launch: Launch) -> None:
+    server = launch(workers=1)
+    server.wait_until_ready()
+    (hanging,) = server.workers()
+    os.kill(hanging, signal.SIGSTOP)
+    whole_again(server, hanging)
+
+
 @pytest.mark.anyio
 async def test_a_redis_that_is_killed_is_started_again_at_the_same_address(shared: Server) -> None:
     killed = redis_pid(shared)
@@ -190,16 +266,16 @@ async def test_a_redis_that_is_killed_is_started_again_at_the_same_address(share
     eventually(lambda: cache_state(shared) == "up")
 
 
-def test_a_launcher_that_is_killed_leaves_nothing_behind(launch: Launch, scratch: Path) -> None:
+def test_an_arbiter_that_is_killed_leaves_nothing_behind(launch: Launch, scratch: Path) -> None:
     server = launch(workers=1)
     server.wait_until_ready()
     family = server.family()
-    assert len(family) == 4  # The launcher, a worker, Redis, and the shell that waits for the end of them all.
+    assert len(family) == 4  # The arbiter, a worker, Redis, and the process that keeps it until all of them have ended.
     server.process.kill()
     assert_gone(family, scratch)
 
 
-def test_a_launcher_that_is_killed_while_it_starts_leaves_nothing_behind(launch: Launch, scratch: Path) -> None:
+def test_an_arbiter_that_is_killed_while_it_starts_leaves_nothing_behind(launch: Launch, scratch: Path) -> None:
     server = launch(workers=1)
     eventually(lambda: redis_pid(server) and len(server.family()) == 4)
     family = server.family()
@@ -222,7 +298,7 @@ async def test_told_to_stop_it_is_unready_at_once_serves_on_and_ends_with_0(laun
     server.process.terminate()
     eventually(lambda: server.status("/readyz") == 503, within=drain / 2)
     for asking, idle in pairs:
-        # The launcher tells one worker after the other: this one may not have heard yet.
+        # The arbiter tells one worker after the other: this one may not have heard yet.
         async with asyncio.timeout(drain / 2):
             while "connection" not in (answer := await asking.get(QUESTION)).headers:
                 assert answer.status == 200
@@ -242,6 +318,18 @@ def test_told_to_stop_while_it_starts_it_ends_with_0(launch: Launch, scratch: Pa
     server.process.terminate()
     assert server.process.wait(PATIENCE) == 0
     assert_gone(family, scratch)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_before_there_is_a_worker_it_ends_with_0_as_well(
+    launch: Launch, scratch: Path, signum: signal.Signals
+) -> None:
+    server = launch(workers=1)
+    eventually(lambda: any(scratch.iterdir()))  # what is imported meanwhile takes longer
+    os.kill(server.process.pid, signum)
+    assert server.process.wait(PATIENCE) == 0
+    assert server.process.errors() == ""
+    assert_gone([], scratch)
 
 
 def test_told_a_second_time_it_stops_without_waiting(launch: Launch, scratch: Path) -> None:

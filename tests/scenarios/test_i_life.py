@@ -86,7 +86,7 @@ async def test_sigterm_on_an_idle_service_ends_after_the_drain_and_leaves_nothin
         eventually(lambda: not any(is_running(pid) for pid in family))
 
 
-async def test_a_killed_launcher_takes_everything_with_it(start: Start) -> None:
+async def test_a_killed_arbiter_takes_everything_with_it(start: Start) -> None:
     """I1"""
     with start(workers=2, redis_url="embedded", drain_seconds=0.2) as server:
         family = server.family()

@@ -166,7 +166,7 @@ async def test_whatever_strangers_send_nothing_of_it_is_logged(server: Server, l
     assert "31m" not in json.dumps(log.lines())
 
 
-def test_being_told_to_stop_is_a_line_of_the_launcher_and_one_of_each_worker(start: Start) -> None:
+def test_being_told_to_stop_is_a_line_of_the_arbiter_and_one_of_each_worker(start: Start) -> None:
     with start(workers=2) as server:
         log = Log(server)
         eventually(lambda: server.process.errors().count("A worker serves.") == 2)

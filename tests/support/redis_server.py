@@ -11,7 +11,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from service.embedded import find_server
+from service.server.embedded_redis import find_server
 from tests.support.process import Process, eventually, free_port
 
 

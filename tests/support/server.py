@@ -9,13 +9,22 @@ import signal
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.support.client import Address, Connection
 from tests.support.probe import TOLD_TO_RAISE, environment
-from tests.support.process import PATIENCE, Process, command_line, descendants, eventually, free_port, is_running
+from tests.support.process import (
+    PATIENCE,
+    Process,
+    children,
+    command_line,
+    descendants,
+    eventually,
+    free_port,
+    is_running,
+)
 
 ADMIN_TOKEN = "a-token-for-tests"
 SITE = Path(__file__).parent / "site"
@@ -25,10 +34,13 @@ START_SECONDS = 120
 class Server:
     """A running service. ``settings`` are PREDICT_* names in lower case without the prefix.
 
-    ``patient``: give Redis more time than in production, as tests/support/patience.py says why.
+    ``patient``: give Redis more time than in production, as tests/support/patience.py says why. ``command``: Python's
+    arguments.
     """
 
-    def __init__(self, directory: Path, *, patient: bool = False, **settings: object):
+    def __init__(
+        self, directory: Path, *, patient: bool = False, command: Sequence[str] = ("-m", "service"), **settings: object
+    ):
         self.port = free_port()
         self.address: Address = ("127.0.0.1", self.port)
         self.started_after = 0.0
@@ -41,7 +53,7 @@ class Server:
         env = environment(given)
         if patient:
             env["PYTHONPATH"] = f"{SITE}:{env['PYTHONPATH']}"
-        self.process = Process([sys.executable, "-m", "service"], log, env=env, cwd=directory)
+        self.process = Process([sys.executable, *command], log, env=env, cwd=directory)
 
     @property
     def url(self) -> str:
@@ -69,8 +81,9 @@ class Server:
             return None
 
     def workers(self) -> list[int]:
-        """The pids of the processes that serve."""
-        return [pid for pid in descendants(self.process.pid) if "service.worker" in command_line(pid)]
+        """The pids of the processes that serve, or will: forked, they have their parent's command line."""
+        own = command_line(self.process.pid)
+        return [pid for pid in children(self.process.pid) if own and command_line(pid) == own]
 
     def family(self) -> list[int]:
         """Every process that belongs to it, its embedded Redis included."""
@@ -151,7 +164,7 @@ def close_all(connections: Iterable[Connection]) -> None:
 def running_server(directory: Path, *, patient: bool = True, **settings: object) -> Iterator[Server]:
     """A ready service; afterwards stopped by SIGTERM, which must end it with 0, and gone in any case."""
     directory.mkdir(parents=True, exist_ok=True)
-    server = Server(directory, patient=patient, **settings)
+    server = Server(directory, patient=patient, **settings)  # type: ignore[arg-type]
     try:
         server.started_after = server.wait_until_ready()
         yield server

@@ -2,7 +2,7 @@
 
 import sys
 
-if "service.worker" in sys.orig_argv:
+if sys.orig_argv[1:3] == ["-m", "service"]:
     from tests.support.patience import give_redis_time
 
     give_redis_time()

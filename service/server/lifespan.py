@@ -1,0 +1,48 @@
+"""The application's lifespan, as its server sees it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+
+class Lifespan:
+    """The application's lifespan as ASGI events. Its errors come out as exceptions, where uvicorn logs tracebacks."""
+
+    should_exit = False
+
+    def __init__(self, app: Any) -> None:
+        self.state: dict[str, Any] = {}
+        self._app = app
+        self._events: asyncio.Queue[dict[str, str]] = asyncio.Queue()
+        self._replied = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def startup(self) -> None:
+        """Raises what the application raised while it started."""
+        self._task = asyncio.create_task(self._run())
+        await self._put("lifespan.startup")
+        if self._task.done():
+            self._task.result()
+
+    async def shutdown(self) -> None:
+        await self._put("lifespan.shutdown")
+        if self._task is not None:
+            await self._task
+
+    async def _put(self, event: str) -> None:
+        self._replied.clear()
+        self._events.put_nowait({"type": event})
+        await self._replied.wait()
+
+    async def _run(self) -> None:
+        scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.state}
+        try:
+            await self._app(scope, self._events.get, self._send)
+        finally:
+            self._replied.set()
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        # After a failure the application raises it right away: let `_run` end before anybody looks.
+        if not message["type"].endswith(".failed"):
+            self._replied.set()

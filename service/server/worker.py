@@ -1,0 +1,279 @@
+"""One serving process: gunicorn's worker, with uvicorn's server in it, drained when told to stop or left alone.
+
+Gunicorn's arbiter forks it and reads what it reports (report.py). Nothing that fails here reaches gunicorn as an exit
+code: by some of them it would end the whole service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import gc
+import logging
+import math
+import os
+import queue
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import uvicorn
+from uvicorn.config import Config
+from uvicorn_worker import UvicornWorker
+
+from service.api.hits import HitTable
+from service.api.protocol import protocol_class
+from service.app import app
+from service.config import Settings, settings_of_process
+from service.errors import ConfigurationError
+from service.metrics import share_values
+from service.server.lifespan import Lifespan
+from service.server.report import ENDED, SERVING, Report, Succession
+
+logger = logging.getLogger("service.server.worker")
+
+BEAT_SECONDS = 0.5
+EXIT_SLACK_SECONDS = 2
+"""What shutting down may take beyond drain and grace."""
+LAST_SECONDS = 0.1
+QUICK_SECONDS = 2
+"""How long requests under way may take after SIGQUIT."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
+
+
+class Server(uvicorn.Server):
+    """Uvicorn's server with a drain before its shutdown, heartbeats, and no signal raised again after it."""
+
+    def __init__(self, config: Config, settings: Settings, worker: ServiceWorker) -> None:
+        super().__init__(config)
+        self._settings = settings
+        self._worker = worker
+        self._told_to_end = False
+        self._draining = False
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start up, serve, drain, shut down."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.end_in_turn)
+        loop.add_signal_handler(signal.SIGQUIT, self.quit)
+        beating = asyncio.create_task(self._beat())
+        await asyncio.sleep(self._worker.delay)
+        self.config.load()
+        self.lifespan: Any = Lifespan(self.config.loaded_app)
+        await self.startup(sockets)
+        settle_memory()
+        self._worker.tell_ready()
+        await self.main_loop()
+        await self.shutdown(sockets)
+        self._worker.tell_ended()
+        beating.cancel()
+
+    @property
+    def _hits(self) -> HitTable | None:
+        hits: HitTable | None = self.lifespan.state.get("hits")
+        return hits
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's; raises ConfigurationError where another service has taken the port since we bound it."""
+        try:
+            await super().startup(sockets)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise ConfigurationError("Another service listens on the port: set PREDICT_PORT to another.") from None
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, once the connections that were accepted last have had time to send their first request."""
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(LAST_SECONDS)
+        await super().shutdown(sockets)
+
+    async def on_tick(self, counter: int) -> bool:
+        """As uvicorn's, which sets the date anew."""
+        before = self.server_state.default_headers
+        should_exit = await super().on_tick(counter)
+        if self._hits is not None and self.server_state.default_headers is not before:
+            self._hits.turn()
+        return should_exit
+
+    async def _beat(self) -> None:
+        """Show that the event loop turns, from before the models load until the last request is answered.
+
+        Uvicorn's own heartbeat is for the time between.
+        """
+        while True:
+            self._worker.notify()
+            if self._worker.is_orphan() and not self._draining:
+                logger.warning("The arbiter is gone; this worker drains and stops.")
+                self.drain()
+            if self._told_to_end:
+                self.end_in_turn()
+            await asyncio.sleep(BEAT_SECONDS)
+
+    def end_in_turn(self) -> None:
+        """Told to end by SIGTERM: now, or once those that SIGHUP has started serve."""
+        self._told_to_end = True
+        if self._draining:
+            return
+        if not self.started or self._worker.succession.may_end(self._worker.age):
+            self._log_signal("This worker drains and stops.", signal.SIGTERM)
+            self.drain()
+
+    def lose(self, reason: str) -> None:
+        """A model can compute no more: answer hits while draining, and let the arbiter start another worker."""
+        if not self._draining:
+            self._worker.report.fail(f"{reason}.")
+            logger.error("%s; this worker drains and is replaced.", reason)
+            self.drain()
+
+    def drain(self) -> None:
+        """Unready at once, still serving for `drain_seconds`; then stop accepting and finish what is under way."""
+        if not self.started:
+            self._worker.leave()
+        if self._draining:
+            return
+        self._draining = True
+        self._go_unready()
+        asyncio.get_running_loop().call_later(self._settings.drain_seconds, self._stop)
+        # The kernel ends a process that hangs in a model's native code, even where no arbiter is left to do it.
+        longest = self._settings.drain_seconds + math.ceil(self._settings.grace_seconds) + EXIT_SLACK_SECONDS
+        signal.alarm(math.ceil(longest))
+
+    def quit(self) -> None:
+        """Stop without a drain; told to in the middle of one, end at once."""
+        if not self.started:
+            self._worker.leave()
+        if self._draining:
+            os._exit(1)
+        self._draining = True
+        self._log_signal("This worker stops.", signal.SIGQUIT)
+        self._go_unready()
+        self.config.timeout_graceful_shutdown = QUICK_SECONDS
+        signal.alarm(QUICK_SECONDS + EXIT_SLACK_SECONDS)
+        self._stop()
+
+    def _log_signal(self, message: str, signum: signal.Signals) -> None:
+        if self.started:
+            logger.info(message, extra={"signal": signum.name})
+
+    def _go_unready(self) -> None:
+        if (runtime := self.lifespan.state.get("runtime")) is not None:
+            runtime.draining = True
+        if (hits := self._hits) is not None:
+            hits.clear()
+
+    def _stop(self) -> None:
+        self.should_exit = True
+
+
+class ServiceWorker(UvicornWorker):  # type: ignore[misc]
+    """Made by the arbiter, which then forks; from ``init_process`` on it is a process of its own.
+
+    What the arbiter's hooks set before that (supervision.py):
+    ``succession``: shared by all of them.
+    ``delay``: seconds to wait before it loads anything, since those before it failed.
+    ``sent_before``: the queue in which the arbiter's signal handlers, inherited by the fork, put what was sent to this
+    process before its own were there.
+    ``announce``: is called once this worker serves.
+    ``metrics_directory``: where workers share their metrics.
+    """
+
+    CONFIG_KWARGS = {  # noqa: RUF012 - as uvicorn's
+        "loop": "uvloop",
+        "ws": "none",
+        "interface": "asgi3",
+        "access_log": False,
+        "proxy_headers": False,
+        "server_header": False,
+        "callback_notify": None,
+    }
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        logging.getLogger("uvicorn.error").propagate = True  # our handler is the root's
+        self.report = Report()
+        self.succession = Succession()
+        self.delay = 0.0
+        self.sent_before: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.announce: Callable[[], None] = lambda: None
+        self.metrics_directory: Path | None = None
+
+    def init_process(self) -> NoReturn:
+        """Serve until told to stop or unable to."""
+        try:
+            super().init_process()
+        except ConfigurationError as error:
+            self.report.fail(str(error))
+        except Exception as error:
+            logger.exception("The worker failed.")
+            self.report.fail(f"{type(error).__name__}: {error}")
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            # At once: all is closed, and what the libraries of models would still do is to write lines of no log.
+            os._exit(0)
+
+    def init_signals(self) -> None:
+        """Until the event loop takes them over. The terminal's Ctrl-C is for the arbiter, which tells its workers."""
+        super().init_signals()
+        for signum in STOP_SIGNALS:
+            signal.signal(signum, self._leave_on_signal)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with contextlib.suppress(queue.Empty):
+            while self.sent_before.get_nowait() not in STOP_SIGNALS:
+                pass
+            self.leave()
+
+    def run(self) -> None:
+        settings = app.state.settings = app.state.settings or settings_of_process()
+        self._share_metrics(settings)
+        self.config.app = self.wsgi
+        self.config.http = protocol_class(settings)
+        self.config.timeout_graceful_shutdown = math.ceil(settings.grace_seconds)
+        server = Server(self.config, settings, self)
+        app.state.lost = server.lose
+        server.run(sockets=self.sockets)
+
+    def _share_metrics(self, settings: Settings) -> None:
+        if self.metrics_directory is None:
+            return
+        try:
+            share_values(self.metrics_directory, len(list(settings.models_dir.glob("*/manifest.json"))))
+        except OSError as error:
+            logger.warning("No space for the metrics of all workers (%s): this one shows its own alone.", error)
+
+    def is_orphan(self) -> bool:
+        return bool(os.getppid() != self.ppid)
+
+    def tell_ready(self) -> None:
+        self.report.state = SERVING
+        self.succession.tell_ready(self.age)
+        logger.info("A worker serves.", extra={"worker": self.pid})
+        self.announce()
+
+    def tell_ended(self) -> None:
+        if self.report.state == SERVING:
+            self.report.state = ENDED
+
+    def leave(self) -> NoReturn:
+        """End, told to before anything was served."""
+        self.report.state = ENDED
+        os._exit(0)
+
+    def _leave_on_signal(self, signum: int, frame: object) -> None:
+        self.leave()
+
+
+def settle_memory() -> None:
+    """What is loaded now stays: the collector need not look at it again, nor look as often.
+
+    Requests leave little garbage in cycles, and the default thresholds spend an eighth of the CPU on looking for it.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)

