@@ -38,6 +38,7 @@ VOLATILE = [
     (re.compile(rb"(?m)^server-timing: .*?\r\n"), b""),
     (re.compile(rb"(?m)^age: \d+\r\n"), b"age: *\r\n"),
     (re.compile(rb"(?m)^x-request-id: [0-9a-f]{32}\r\n"), b"x-request-id: *\r\n"),
+    (re.compile(rb"(?m)^(cache-status: predict; fwd=[a-z-]+); (stored|collapsed)"), rb"\1; *"),  # who asked first
     (re.compile(rb"\b(ttl|max-age)=\d+"), rb"\1=*"),
 ]
 
