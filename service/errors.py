@@ -23,6 +23,7 @@ ServiceError
   PredictionFailed      500   the predictor raised or broke its contract; details go to the log only
   StoreFailed           503   Redis did not do what an operator asked
 StoreUnavailable              internal: ends in pipeline.py; a cache that fails costs time, never an answer
+  StoreRefused                Redis answered one command with an error, and has not carried it out
 ConfigurationError            the start fails with this one sentence
 """
 
@@ -183,6 +184,10 @@ class StoreFailed(ServiceError):
 
 class StoreUnavailable(Exception):
     """Redis did not answer, or not in time, or the circuit breaker is open."""
+
+
+class StoreRefused(StoreUnavailable):
+    """Redis answered a command with an error, and has not carried it out."""
 
 
 class ConfigurationError(Exception):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -20,6 +21,7 @@ from typing import Any, TypeAlias
 from service.asking import PLAIN, Answer, Ask, Model, Wants
 from service.cache.entry import born
 from service.cache.flight import Abandoned, Call, Flights
+from service.cache.generations import VALID_SECONDS
 from service.cache.joined import Allowance
 from service.cache.keys import cache_key
 from service.cache.lease import TooManyClaims
@@ -222,8 +224,12 @@ class Pipeline:
         return answer
 
     def _keep_here(self, ask: Ask, answer: Answer) -> Answer:
-        """Without a usable Redis L1 is all there is: it admits at once, and for the whole lifetime."""
-        self.l1.put(ask.key, answer.entry)
+        """Without a usable Redis L1 is all there is: it admits at once, and for the whole lifetime.
+
+        What has no generation no purge can reach: it stays for no longer than any other answer after a purge.
+        """
+        unreachable = not ask.shared and self.l2.state != "off"
+        self.l1.put(ask.key, answer.entry, VALID_SECONDS if unreachable else math.inf)
         answer.stored = self.l1.get(ask.key) is not None
         answer.bypassed = self.l2.state != "off"
         return answer

@@ -75,8 +75,10 @@ async def test_everything_stored_has_a_TTL_and_no_key_holds_raw_input(l2: RedisC
     await l2.register("iris")
     await l2.put("K", entry(b"secret-input"))
     keys = set(server.client.keys())
-    assert keys == {b"p1:{K}:v", b"p1:g:iris"}
-    assert 0 < server.client.pttl("p1:{K}:v") <= 300_000
+    generation = l2.generation("iris")
+    assert generation is not None
+    assert keys == {b"p1:{K}:v", b"p1:g:iris", b"p1:w:iris", b"p1:k:iris:" + generation.hex().encode()}
+    assert all(0 < server.client.pttl(key) <= 300_000 for key in keys - {b"p1:g:iris"})
 
 
 async def test_an_answer_can_be_forgotten(l2: RedisCache) -> None:
