@@ -228,8 +228,10 @@ class Pipeline:
 
         What has no generation no purge can reach: it stays for no longer than any other answer after a purge.
         """
-        unreachable = not ask.shared and self.l2.state != "off"
-        self.l1.put(ask.key, answer.entry, VALID_SECONDS if unreachable else math.inf)
+        stay = math.inf
+        if not ask.shared and self.l2.state != "off":
+            stay = VALID_SECONDS - answer.queue_seconds - answer.model_seconds
+        self.l1.put(ask.key, answer.entry, stay)
         answer.stored = self.l1.get(ask.key) is not None
         answer.bypassed = self.l2.state != "off"
         return answer

@@ -11,7 +11,8 @@ only makes it faster:
     -. A worker hears nothing: it reads anew every five seconds.
     -. It cannot: ten seconds after the last reading it has no generation, so nothing from before is found.
 
-A worker that has seen a generation replaced never returns to it, whatever Redis comes back with: it replaces it again.
+Generations are numbered, so a worker never returns to one that was replaced, whatever Redis comes back with (an older
+snapshot, a replica that lagged behind): it replaces it again.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import asyncio
 import logging
 import os
 import socket
+import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -45,8 +47,8 @@ RETRY_SECONDS = 1.0
 ACKNOWLEDGE_SECONDS = 2.0
 """For so long a purge waits for the workers."""
 
-MAX_REPLACED = 10_000
-"""Generations that a worker remembers as replaced, of all models: a megabyte."""
+MAX_NUMBER = 2**62
+"""More than any that is counted up to: the next one must have room."""
 
 _KEEP_MS = 60_000
 _POLL_SECONDS = (0.001, 0.05)
@@ -54,8 +56,35 @@ _SEALED_TTL_MS = 1
 """A generation has no lifetime, but is sealed as entries are."""
 
 _ATTEMPTS = 3
+_PAYLOAD = struct.Struct(f"!Q{GENERATION_BYTES}s")
 _NOT_THE_MASTER = (b"READONLY", b"NOREPLICAS")
 """Who refuses the registration so may be a master of the past: purges happen elsewhere."""
+
+
+class Generation(NamedTuple):
+    """``number``: the time in ms when it was written, or more where that is what it takes to be the next one."""
+
+    number: int
+    value: bytes
+
+    def seal(self, model: str, secret: bytes) -> bytes:
+        return seal(generation_key(model), _PAYLOAD.pack(*self), _SEALED_TTL_MS, secret)
+
+    @classmethod
+    def unseal(cls, model: str, blob: bytes, secret: bytes) -> Generation:
+        """Raises ValueError for what was not sealed for this model."""
+        payload, _ = unseal(generation_key(model), blob, secret)
+        if len(payload) != _PAYLOAD.size or (generation := cls(*_PAYLOAD.unpack(payload))).number > MAX_NUMBER:
+            raise ValueError("not a generation")
+        return generation
+
+
+def new_generation() -> bytes:
+    return os.urandom(GENERATION_BYTES)
+
+
+def next_generation(known: Generation | None) -> Generation:
+    return Generation(max(known.number + 1 if known else 0, int(time.time() * 1000)), new_generation())
 
 
 class Purged(NamedTuple):
@@ -64,22 +93,6 @@ class Purged(NamedTuple):
     workers: int
     acknowledged: int
     seconds: float
-
-
-def new_generation() -> bytes:
-    return os.urandom(GENERATION_BYTES)
-
-
-def seal_generation(model: str, generation: bytes, secret: bytes) -> bytes:
-    return seal(generation_key(model), generation, _SEALED_TTL_MS, secret)
-
-
-def unseal_generation(model: str, blob: bytes, secret: bytes) -> bytes:
-    """Raises ValueError for what ``seal_generation`` has not made for this model."""
-    generation, _ = unseal(generation_key(model), blob, secret)
-    if len(generation) != GENERATION_BYTES:
-        raise ValueError("not the length of a generation")
-    return generation
 
 
 class Generations:
@@ -100,13 +113,13 @@ class Generations:
         self.worker = f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
         self._ask, self._secret, self._observer = ask, secret, observer
         self._clock, self._on_change = clock, on_change
-        self._known: dict[str, bytes | None] = {}
-        self._replaced: dict[bytes, None] = {}
+        self._known: dict[str, Generation | None] = {}
         self._wanted = asyncio.Event()
         self._lapsed = False
 
     def get(self, model: str) -> bytes | None:
-        return self._known.get(model) if self._clock() < self.valid_until else None
+        known = self._known.get(model)
+        return known.value if known is not None and self._clock() < self.valid_until else None
 
     async def register(self, model: str) -> None:
         """Keep the model's generation from now on. Tries once to read it: one deadline at most, no error."""
@@ -118,21 +131,17 @@ class Generations:
 
         Raises StoreRefused, having purged nothing, or StoreUnavailable: Redis may then have carried it out, or may yet.
         """
-        generation, known = new_generation(), self._known.get(model)
-        sealed = seal_generation(model, generation, self._secret)
+        generation = next_generation(self._known.get(model))
+        sealed = generation.seal(model, self._secret)
         command = PURGE([generation_key(model), readers_key(model)], [sealed, PURGES, model, int(VALID_SECONDS * 1000)])
         try:
-            before, listening, registered = await Allowance().wait(self._ask(command))
+            listening, registered = await Allowance().wait(self._ask(command))
         except StoreUnavailable:
             self.reread()
             raise
         noticed_by = self._clock() + VALID_SECONDS
-        with suppress(ValueError, TypeError):
-            self._retire(unseal_generation(model, before, self._secret))
-        if self._known.get(model) == known:
+        if self._is_acceptable(model, generation):
             self._learn(model, generation)
-        else:  # somebody else has purged at the same time, and only Redis knows who came last
-            await self._try_read()
         acknowledged, complete = await self._acknowledged(model, generation, set(registered), listening)
         workers = max(len(acknowledged | set(registered)), listening)
         left = 0.0 if complete else max(0.0, noticed_by - self._clock())
@@ -187,17 +196,15 @@ class Generations:
         refused = dict.fromkeys(self._known, b"")
         for _ in range(_ATTEMPTS):
             told = await self._ask_for(refused)
-            acceptable = {model: self._is_acceptable(model, blob) for model, blob in told.items()}
-            for model in filter(acceptable.get, told):
-                self._learn(model, unseal_generation(model, told[model], self._secret))
-            if all(acceptable.values()):
+            again = {model: blob for model, blob in told.items() if not self._take(model, blob)}
+            if not again:
                 return
-            refused |= {model: told[model] for model in told if not acceptable[model]}
+            refused |= again
         raise StoreUnavailable("a generation that must not be used does not go away")
 
     async def _ask_for(self, refused: dict[str, bytes]) -> dict[str, bytes]:
         """What Redis has for each model; what is refused is replaced before."""
-        new = {model: seal_generation(model, new_generation(), self._secret) for model in refused}
+        new = {model: next_generation(self._known[model]).seal(model, self._secret) for model in refused}
         models = [argument for model in refused for argument in (model, new[model], refused[model])]
         keys = [key for model in refused for key in (generation_key(model), readers_key(model))]
         reply = await Allowance().wait(self._ask(GENERATIONS(keys, [self.worker, _KEEP_MS, PURGES, *models])))
@@ -211,38 +218,39 @@ class Generations:
                 logger.warning("Redis had a replaced or damaged generation of %s: a new one was written.", model)
         return told
 
-    def _is_acceptable(self, model: str, blob: bytes) -> bool:
+    def _take(self, model: str, blob: bytes) -> bool:
+        """Use what Redis has from now on, if it is not older than what is known, and was sealed by this service."""
         try:
-            return unseal_generation(model, blob, self._secret) not in self._replaced
+            generation = Generation.unseal(model, blob, self._secret)
         except ValueError as error:
             self._observer.corrupt(str(error))
             return False
+        if not self._is_acceptable(model, generation):
+            return False
+        self._learn(model, generation)
+        return True
 
-    def _learn(self, model: str, generation: bytes) -> None:
-        before = self._known.get(model)
-        if before == generation:
-            return
-        if before is not None:
-            self._retire(before)
-        self._known[model] = generation
-        self._on_change(model)
-        self._acknowledge(model, generation)  # not before: whoever purges believes it
+    def _is_acceptable(self, model: str, generation: Generation) -> bool:
+        known = self._known.get(model)
+        return known is None or generation == known or generation.number > known.number
 
-    def _retire(self, generation: bytes) -> None:
-        self._replaced[generation] = None
-        if len(self._replaced) > MAX_REPLACED:
-            del self._replaced[next(iter(self._replaced))]
+    def _learn(self, model: str, generation: Generation) -> None:
+        if self._known.get(model) != generation:
+            self._known[model] = generation
+            self._on_change(model)
+            self._acknowledge(model, generation.value)  # not before: whoever purges believes it
 
     async def _acknowledged(
-        self, model: str, generation: bytes, registered: set[bytes], listening: int
+        self, model: str, generation: Generation, registered: set[bytes], listening: int
     ) -> tuple[set[bytes], bool]:
         """Who uses this generation, or the one that has replaced it since, and whether nobody is missing."""
         acknowledged: set[bytes] = set()
         until, pause = time.monotonic() + ACKNOWLEDGE_SECONDS, _POLL_SECONDS[0]
         while True:
-            known = self._known.get(model)
-            later = generation if known is None or known in self._replaced else known
-            keys = (acknowledgements_key(model, of) for of in (b"", generation, later))
+            later = self._known.get(model)
+            if later is None or not later.number > generation.number:
+                later = generation
+            keys = (acknowledgements_key(model, of) for of in (b"", generation.value, later.value))
             with suppress(StoreUnavailable):
                 acknowledged |= set(await Allowance().wait(self._ask(("SUNION", *keys))))
             complete = registered <= acknowledged and len(acknowledged) >= listening

@@ -214,19 +214,14 @@ PURGE = Script(
     _NOW
     + """
 local key, readers = KEYS[1], KEYS[2]
-local before = redis.pcall('GET', key)
 redis.call('SET', key, ARGV[1])
 redis.pcall('ZREMRANGEBYSCORE', readers, '-inf', '(' .. now - ARGV[4])
 local registered, listening = redis.pcall('ZRANGE', readers, 0, -1), redis.pcall('PUBLISH', ARGV[2], ARGV[3])
-return {
-  type(before) == 'string' and before, type(listening) == 'number' and listening or 0,
-  registered.err and {} or registered
-}
+return {type(listening) == 'number' and listening or 0, registered.err and {} or registered}
 """
 )
 """A generation's key and ``keys.readers_key``; the new sealed generation, a channel, the model's name to publish there,
-and the ms that a reading holds -> the sealed generation before, how many listen, and the readers it may still hold for.
-"""
+and the ms that a reading holds -> how many listen, and the readers for whom an earlier one may still hold."""
 
 ACKNOWLEDGE = Script("""
 redis.call('SADD', KEYS[1], ARGV[1])
