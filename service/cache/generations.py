@@ -88,7 +88,10 @@ def next_generation(known: Generation | None) -> Generation:
 
 
 class Purged(NamedTuple):
-    """``seconds``: until a worker that has not acknowledged the purge has noticed it in any case; 0 when all have."""
+    """``seconds``: until a worker that has not acknowledged the purge has noticed it in any case; 0 when all have.
+
+    Not 0 either in Redis's first seconds: it may have forgotten who used the generation before.
+    """
 
     workers: int
     acknowledged: int
@@ -135,16 +138,16 @@ class Generations:
         sealed = generation.seal(model, self._secret)
         command = PURGE([generation_key(model), readers_key(model)], [sealed, PURGES, model, int(VALID_SECONDS * 1000)])
         try:
-            listening, registered = await Allowance().wait(self._ask(command))
+            listening, all_known, registered = await Allowance().wait(self._ask(command))
         except StoreUnavailable:
             self.reread()
             raise
         noticed_by = self._clock() + VALID_SECONDS
         if self._is_acceptable(model, generation):
             self._learn(model, generation)
-        acknowledged, complete = await self._acknowledged(model, generation, set(registered), listening)
+        acknowledged, nobody_missing = await self._acknowledged(model, generation, set(registered), listening)
         workers = max(len(acknowledged | set(registered)), listening)
-        left = 0.0 if complete else max(0.0, noticed_by - self._clock())
+        left = 0.0 if nobody_missing and all_known else max(0.0, noticed_by - self._clock())
         return Purged(workers, len(acknowledged), left)
 
     def heard(self, model: str) -> None:
@@ -253,9 +256,9 @@ class Generations:
             keys = (acknowledgements_key(model, of) for of in (b"", generation.value, later.value))
             with suppress(StoreUnavailable):
                 acknowledged |= set(await Allowance().wait(self._ask(("SUNION", *keys))))
-            complete = registered <= acknowledged and len(acknowledged) >= listening
-            if complete or time.monotonic() >= until:
-                return acknowledged, complete
+            nobody_missing = registered <= acknowledged and len(acknowledged) >= listening
+            if nobody_missing or time.monotonic() >= until:
+                return acknowledged, nobody_missing
             await asyncio.sleep(pause)
             pause = min(2 * pause, _POLL_SECONDS[1])
 

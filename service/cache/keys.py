@@ -45,7 +45,8 @@ def generation_key(model: str) -> str:
 
 
 def readers_key(model: str) -> str:
-    """The workers that have read the model's generation, sorted by when, in ms of Redis's clock."""
+    """The workers that have read the model's generation, sorted by when, in ms of Redis's clock; '' has minus the time
+    since when Redis has this list."""
     return f"p1:w:{model}"
 
 

@@ -184,6 +184,7 @@ local function register(readers)
     added = redis.pcall('ZADD', readers, now, worker)
   end
   if type(added) == 'table' then return added.err end  -- under OOM, say: who has written then would be let do all
+  if redis.call('ZCARD', readers) == 1 then redis.call('ZADD', readers, -now, '') end
   redis.call('PEXPIRE', readers, keep_ms)
   return ''
 end
@@ -213,15 +214,19 @@ refused is replaced, and the model's name published; nil where it cannot be."""
 PURGE = Script(
     _NOW
     + """
-local key, readers = KEYS[1], KEYS[2]
+local key, readers, valid_ms = KEYS[1], KEYS[2], tonumber(ARGV[4])
 redis.call('SET', key, ARGV[1])
-redis.pcall('ZREMRANGEBYSCORE', readers, '-inf', '(' .. now - ARGV[4])
-local registered, listening = redis.pcall('ZRANGE', readers, 0, -1), redis.pcall('PUBLISH', ARGV[2], ARGV[3])
-return {type(listening) == 'number' and listening or 0, registered.err and {} or registered}
+redis.pcall('ZREMRANGEBYSCORE', readers, 0, '(' .. now - valid_ms)
+local registered, listening = redis.pcall('ZRANGEBYSCORE', readers, 0, '+inf'), redis.pcall('PUBLISH', ARGV[2], ARGV[3])
+local since, server = redis.pcall('ZSCORE', readers, ''), redis.pcall('INFO', 'server')
+local up = type(server) == 'string' and string.match(server, 'uptime_in_seconds:(%d+)') or 0
+local all = type(since) == 'string' and now + since > valid_ms and up * 1000 > valid_ms
+return {type(listening) == 'number' and listening or 0, all and 1 or 0, registered.err and {} or registered}
 """
 )
 """A generation's key and ``keys.readers_key``; the new sealed generation, a channel, the model's name to publish there,
-and the ms that a reading holds -> how many listen, and the readers for whom an earlier one may still hold."""
+and the ms that a reading holds -> how many listen, whether Redis knows all for whom an earlier generation may still
+hold, and those. Not all if it has been up, or has had a list of them, for less than that: it may have lost some."""
 
 ACKNOWLEDGE = Script("""
 redis.call('SADD', KEYS[1], ARGV[1])

@@ -58,6 +58,13 @@ async def test_redis_takes_a_generation_for_the_hottest_key_so_that_a_flood_does
 
 
 @pytest.fixture
+async def long_up(server: RedisServer) -> None:
+    """A Redis that has been up, and has known the readers, for long enough to know all."""
+    await becomes(lambda: server.client.info("server")["uptime_in_seconds"] > VALID_SECONDS)  # type: ignore[index]
+    server.client.zadd("p1:w:iris", {b"": -1})
+
+
+@pytest.fixture
 def no_rereading(monkeypatch: pytest.MonkeyPatch) -> None:
     """As good as none: a worker that hears nothing learns nothing."""
     monkeypatch.setattr("service.cache.generations.REREAD_SECONDS", 3600)
@@ -166,6 +173,7 @@ async def test_a_worker_never_returns_to_a_generation_that_was_replaced(workers:
         seen.add(stored(server))
 
 
+@pytest.mark.usefixtures("long_up")
 async def test_a_purge_returns_once_every_worker_uses_the_new_generation(workers: Workers, server: RedisServer) -> None:
     """Even one that was not listening at that moment, and one that does not serve the model."""
     many = [await workers.start() for _ in range(3)]
@@ -181,6 +189,7 @@ async def test_a_purge_returns_once_every_worker_uses_the_new_generation(workers
         assert {worker.generation("iris") for worker in many} == {stored(server)}
 
 
+@pytest.mark.usefixtures("long_up")
 async def test_purges_at_the_same_time_all_return_and_leave_one_generation(
     workers: Workers, server: RedisServer
 ) -> None:
@@ -192,6 +201,18 @@ async def test_purges_at_the_same_time_all_return_and_leave_one_generation(
         purges = await asyncio.gather(*(worker.purge("iris") for worker in many))
         assert {(purged.acknowledged, purged.seconds) for purged in purges} == {(3, 0.0)}
         await becomes(lambda: {worker.generation("iris") for worker in many} == {stored(server)}, within=30)
+
+
+async def test_a_redis_that_may_have_forgotten_workers_is_not_believed_to_know_all(
+    workers: Workers, server: RedisServer, long_up: None
+) -> None:
+    cache = await workers.start()
+    await cache.register("iris")
+    await subscribed(server, "p1:purges")
+    assert await cache.purge("iris") == (1, 1, 0.0)
+    server.client.flushall()
+    purged = await cache.purge("iris")
+    assert 0 < purged.seconds <= VALID_SECONDS
 
 
 async def test_a_worker_that_does_not_acknowledge_is_waited_for_in_bounds_and_counted(
@@ -239,6 +260,7 @@ async def test_a_read_only_redis_may_be_a_master_of_the_past_so_its_generations_
     assert cache.generation("iris") is None
 
 
+@pytest.mark.usefixtures("long_up")
 async def test_a_user_without_permission_for_channels_purges_and_is_told_the_truth(
     workers: Workers, server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
