@@ -16,9 +16,10 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import redis
@@ -47,8 +48,8 @@ OPERATOR = {"Authorization": f"Bearer {ADMIN_TOKEN}", "Content-Type": "applicati
 class Walk:
     """Two services on one Redis, ``far`` by way of a proxy.
 
-    ``epoch``: of what is computed now. ``floors``: (from when, epoch): requests sent from then on are answered with
-    this epoch or a later one. ``allowed``: how often a question may have been computed since the last quiet moment.
+    ``epoch``: of what is computed now. ``floors``: (a purge was asked for, its bound, epoch): requests sent past
+    the bound are answered with this epoch or a later one, unless Redis has lost the purge and is not healed yet. ``allowed``: how often a question may have been computed since the last quiet moment.
     """
 
     near: Server
@@ -58,13 +59,15 @@ class Walk:
     book: Book
     chance: random.Random
     epoch: int = 0
-    floors: list[tuple[float, int]] = field(default_factory=list)
+    floors: list[tuple[float, float, int]] = field(default_factory=list)
+    lost_at: float = 0.0
     healed_at: float = 0.0
     allowed: int = 0
     counted: dict[float, int] = field(default_factory=dict)
     stopped: dict[int, float] = field(default_factory=dict)
     faults_end: dict[str, float] = field(default_factory=dict)
     trail: list[str] = field(default_factory=list)
+    under_way: set[asyncio.Task[None]] = field(default_factory=set)
     answers: int = 0
     hits: int = 0
     steps: int = 0
@@ -76,9 +79,8 @@ class Walk:
         return self.near if self.chance.random() < 0.6 else self.far
 
     def floor(self, sent: float) -> int:
-        if sent < self.healed_at:
-            return 0
-        return max((epoch for moment, epoch in self.floors if moment <= sent), default=0)
+        lost = self.lost_at if sent < self.healed_at else 0.0
+        return max((epoch for asked, bound, epoch in self.floors if bound <= sent and asked > lost), default=0)
 
     # What clients do.
 
@@ -105,7 +107,7 @@ class Walk:
         await asyncio.gather(*(self.ask(x, after) for x, after in zip(questions, leave, strict=True)))
 
     async def purge(self) -> None:
-        server, epoch = self.server(), self.epoch + 1
+        server, epoch, asked = self.server(), self.epoch + 1, time.monotonic()
         self.epoch = epoch
         self.book.set_epoch(epoch)
         self.allowed += WORKERS
@@ -121,7 +123,7 @@ class Walk:
             assert (answer.status == 200) == (told["complete_within_seconds"] == 0), answer
             assert answer.status == 202 or told["acknowledged"] == told["workers"], answer
             assert told["complete_within_seconds"] <= VALID_SECONDS
-            self.floors.append((time.monotonic() + told["complete_within_seconds"], epoch))
+            self.floors.append((asked, time.monotonic() + told["complete_within_seconds"], epoch))
         else:
             assert answer.status == 503, answer
 
@@ -151,7 +153,8 @@ class Walk:
         """Redis has what it had before: until it is repaired, who has not heard of a purge may use what it had."""
         self.say(what)
         self.allowed += 2 * WORKERS
-        self.healed_at = time.monotonic() + HEALING_SECONDS
+        self.lost_at = time.monotonic()
+        self.healed_at = self.lost_at + HEALING_SECONDS
 
     async def save_snapshot(self) -> None:
         self.redis.client.save()
@@ -240,7 +243,6 @@ class Walk:
     # The walk.
 
     async def step(self) -> None:
-        self.end_what_is_due(time.monotonic())
         ordinary: list[Callable[[], Awaitable[None]]] = [self.purge, self.kill_worker, self.stop_worker]
         on_redis = [self.save_snapshot, self.restart_from_snapshot, self.restart_empty, self.flush, self.kill_clients]
         ordinary += [self.freeze, self.read_only, self.cut_off]
@@ -248,12 +250,37 @@ class Walk:
             ordinary += [*on_redis, self.damage, self.damage, self.purge]
         event = self.chance.choice(ordinary) if self.chance.random() < 0.25 else None
         self.steps += 1
-        asking = [self.some_ask() for _ in range(self.chance.randrange(1, 4))]
-        await asyncio.gather(*asking, *([event()] if event else []))
+        self.start(self.some_ask())
+        if event in (self.purge, None):
+            self.start(self.purge() if event else self.some_ask())
+        else:
+            await event()
+
+    def start(self, what: Coroutine[Any, Any, None]) -> None:
+        """Beside the steps that follow: a worker that stands still must not hold up the walk."""
+        if len(self.under_way) < 100:
+            self.under_way.add(asyncio.create_task(what))
+        else:
+            what.close()
+
+    async def tend(self) -> None:
+        """End what is due, on time. Runs until cancelled."""
+        while True:
+            self.end_what_is_due(time.monotonic())
+            await asyncio.sleep(0.05)
+
+    async def settle(self, everything: bool = False) -> None:
+        """Raise what went wrong in what has been started."""
+        if everything and self.under_way:
+            await asyncio.wait(self.under_way)
+        for task in [task for task in self.under_way if task.done()]:
+            self.under_way.discard(task)
+            task.result()
 
     async def calm(self) -> None:
         """Everything ends, all workers are back: then what was computed is counted, and a new question once."""
         self.end_what_is_due(float("inf"))
+        await self.settle(everything=True)
         servers = (self.near, self.far)
         await becomes(lambda: sum(len(server.workers()) for server in servers) == WORKERS, within=2 * PATIENCE)
         for server in servers:
@@ -262,7 +289,7 @@ class Walk:
         await asyncio.sleep(max(VALID_SECONDS / 2, self.healed_at - time.monotonic()) + 1)
         self.count()
         await self.purge()
-        assert self.floors[-1][1] == self.epoch, "a purge in a quiet moment failed"
+        assert self.floors[-1][2] == self.epoch, "a purge in a quiet moment failed"
         x = 1000 + self.steps + 0.5
         await asyncio.gather(*(self.ask(x) for _ in range(20)))
         assert self.book.count(x) == 1, self.book.lines(x)
@@ -302,7 +329,9 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
 
 @pytest.fixture
 async def walk(rig: Walk) -> AsyncIterator[Walk]:
+    tending = asyncio.create_task(rig.tend())
     yield rig
+    tending.cancel()
     print(f"seed {SEED}, step {rig.steps}", *rig.trail[-60:], sep="\n")
     for pid in rig.stopped:
         if is_running(pid):
@@ -319,6 +348,7 @@ async def test_whatever_happens_answers_are_right_purges_hold_and_nothing_is_com
         calm_at = time.monotonic() + walk.chance.uniform(5, 25)
         while time.monotonic() < calm_at:
             await walk.step()
+            await walk.settle()
             await asyncio.sleep(walk.chance.choice([0, 0.01, 0.1, 0.5]))
         await walk.calm()
     print(f"seed {SEED}: {walk.steps} steps, {walk.answers} answers, {walk.hits} of them hits, {walk.epoch} purges")
