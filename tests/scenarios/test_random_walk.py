@@ -48,8 +48,9 @@ OPERATOR = {"Authorization": f"Bearer {ADMIN_TOKEN}", "Content-Type": "applicati
 class Walk:
     """Two services on one Redis, ``far`` by way of a proxy.
 
-    ``epoch``: of what is computed now. ``floors``: (a purge was asked for, its bound, epoch): requests sent past
-    the bound are answered with this epoch or a later one, unless Redis has lost the purge and is not healed yet. ``allowed``: how often a question may have been computed since the last quiet moment.
+    ``epoch``: of what is computed now. ``floors``: (a purge was asked for, its bound, epoch): requests sent past the
+    bound are answered with this epoch or a later one, unless Redis has lost the purge and is not ``healed_at`` yet.
+    ``allowed``: how often a question may have been computed since the last quiet moment, one more at most.
     """
 
     near: Server
