@@ -13,7 +13,6 @@ import pytest
 from service.asking import Answer, Ask, Model
 from service.cache.census import Census
 from service.cache.entry import Entry
-from service.cache.generations import Generation
 from service.cache.joined import Allowance
 from service.cache.keys import cache_key
 from service.cache.no_redis import NoRedis

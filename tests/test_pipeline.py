@@ -15,6 +15,7 @@ import pytest
 from service.asking import PLAIN, Answer, Model, Wants
 from service.cache.codec import Accepts, anything
 from service.cache.entry import Entry
+from service.cache.generations import VALID_SECONDS
 from service.cache.joined import Allowance
 from service.cache.memory import MemoryCache
 from service.cache.no_redis import NoRedis
@@ -133,6 +134,15 @@ class Shared(NoRedis):
     ) -> Entry:
         self.kept[key] = entry
         return entry
+
+
+class Unreachable(Shared):
+    """A Redis that has not told the model's generation."""
+
+    state = "down"
+
+    def generation(self, model: str) -> bytes | None:  # type: ignore[override]
+        return None
 
 
 @asynccontextmanager
@@ -377,3 +387,13 @@ async def test_what_a_batch_has_in_the_cache_needs_no_place_in_the_queue(house: 
         await house.ask(x)
     results = await house.pipeline.answer_many(house.model, [question(x) for x in range(8)])
     assert {result.source for result in results if isinstance(result, Answer)} == {"l1"}
+
+
+async def test_an_answer_that_no_purge_can_reach_stays_for_no_longer_than_one_after_a_purge() -> None:
+    async with opened(load_settings({})) as house:
+        house.pipeline.l2 = Unreachable(house.clock)
+        sources = []
+        for seconds in (0, 0, VALID_SECONDS - 0.1, 0.1, 0):
+            house.clock.now += seconds
+            sources.append((await house.ask(1)).source)
+        assert sources == ["computed", "l1", "l1", "computed", "l1"]
