@@ -266,9 +266,9 @@ class Generations:
         if not self._lapsed and self._clock() >= self.valid_until:
             self._lapsed = True
             logger.warning(
-                "Purges cannot reach this worker (%s): it gives no cached answer that is older than %g s.",
-                error,
+                "Purges have not reached this worker for %g s (%s): it gives no cached answer until they do.",
                 VALID_SECONDS,
+                error,
             )
 
     def _acknowledge(self, model: str, generation: bytes = b"") -> None:
