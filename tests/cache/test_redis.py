@@ -16,7 +16,7 @@ from service.cache.joined import ROUND_TRIP_SECONDS, Allowance
 from service.cache.keys import entry_key
 from service.cache.no_redis import NoRedis
 from service.cache.redis import RedisCache, open_redis
-from service.errors import ConfigurationError, StoreUnavailable
+from service.errors import ConfigurationError, StoreRefused, StoreUnavailable
 from tests.cache.stand_ins import SECRET, Witness, Workers, entry
 from tests.support.process import becomes
 from tests.support.proxy import FaultProxy
@@ -130,7 +130,7 @@ async def test_a_command_that_always_errs_takes_nothing_from_those_beside_it(
         found, erred = await asyncio.gather(
             value_of(l2, "there"), Allowance().wait(l2._joined.ask(("NO-SUCH-COMMAND",))), return_exceptions=True
         )
-        assert (found, type(erred), l2.state) == (b"first", StoreUnavailable, "up")
+        assert (found, type(erred), l2.state) == (b"first", StoreRefused, "up")
 
 
 async def test_a_server_that_has_lost_its_scripts_is_taught_them_again(l2: RedisCache, server: RedisServer) -> None:
