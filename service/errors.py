@@ -23,7 +23,7 @@ ServiceError
   PredictionFailed      500   the predictor raised or broke its contract; details go to the log only
   StoreFailed           503   Redis did not do what an operator asked
 StoreUnavailable              internal: ends in pipeline.py; a cache that fails costs time, never an answer
-  StoreRefused                Redis answered one command with an error, and has not carried it out
+  StoreRefused                Redis was not asked, or answered with an error: it has not carried the command out
 ConfigurationError            the start fails with this one sentence
 """
 
@@ -187,7 +187,7 @@ class StoreUnavailable(Exception):
 
 
 class StoreRefused(StoreUnavailable):
-    """Redis answered a command with an error, and has not carried it out."""
+    """Redis was not asked, or answered with an error: it has not carried the command out."""
 
 
 class ConfigurationError(Exception):

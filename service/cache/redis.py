@@ -124,12 +124,8 @@ class RedisCache:
         await self._generations.register(model)
 
     async def purge(self, model: str) -> Purged:
-        """Forget all answers of the model, on every worker.
-
-        Raises StoreRefused, having forgotten nothing, or StoreUnavailable, which may have forgotten them all the same.
-        """
-        if not self._node.breaker.closed:
-            raise StoreRefused("Redis is down")
+        """Forget all answers of the model, on every worker; raises as ``Generations.purge``."""
+        self._require(self._node.breaker.closed)
         return await self._generations.purge(model)
 
     async def get(self, key: str, allowance: Allowance | None = None, accepts: Accepts = anything) -> Entry | None:
@@ -229,7 +225,7 @@ class RedisCache:
 
     def _require(self, usable: bool) -> None:
         if not usable:
-            raise StoreUnavailable("Redis is down, full or read-only")
+            raise StoreRefused("Redis is down, full or read-only")
 
     def _on_state(self, state: State, reason: str) -> None:
         level = logging.INFO if state == "up" and not self._troubled else logging.WARNING
@@ -250,9 +246,8 @@ def _of_each(reply: list[Any] | StoreUnavailable, count: int) -> Iterator[Found 
     """What was found for each of so many keys."""
     if isinstance(reply, list) and len(reply) == 2 * count:
         return zip(reply[::2], reply[1::2], strict=True)
-    return repeat(
-        reply if isinstance(reply, StoreUnavailable) else StoreUnavailable("a reply of another length"), count
-    )
+    failure = reply if isinstance(reply, StoreUnavailable) else StoreUnavailable("a reply of another length")
+    return repeat(failure, count)
 
 
 def _surface(task: asyncio.Task[None]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,14 @@ def store(server: RedisServer, generation: bytes) -> None:
 
 def stored(server: RedisServer) -> bytes:
     return Generation.unseal("iris", server.value(NAME), SECRET).value
+
+
+async def registered(workers: Workers, count: int, **options: Any) -> list[RedisCache]:
+    """So many workers that serve iris."""
+    started = [await workers.start(**options) for _ in range(count)]
+    for worker in started:
+        await worker.register("iris")
+    return started
 
 
 async def test_a_model_that_was_not_registered_has_no_generation(l2: RedisCache) -> None:
@@ -142,9 +151,7 @@ async def test_a_generation_is_read_under_OOM_and_stays_where_none_can_be_writte
 
 @pytest.mark.usefixtures("no_rereading")
 async def test_a_lost_generation_is_written_once_and_the_others_are_told(workers: Workers, server: RedisServer) -> None:
-    many = [await workers.start() for _ in range(3)]
-    for worker in many:
-        await worker.register("iris")
+    many = await registered(workers, 3)
     await subscribed(server, "p1:purges", 3)
     before = many[0].generation("iris")
     server.client.flushall()
@@ -176,9 +183,7 @@ async def test_a_worker_never_returns_to_a_generation_that_was_replaced(workers:
 @pytest.mark.usefixtures("long_up")
 async def test_a_purge_returns_once_every_worker_uses_the_new_generation(workers: Workers, server: RedisServer) -> None:
     """Even one that was not listening at that moment, and one that does not serve the model."""
-    many = [await workers.start() for _ in range(3)]
-    for worker in many:
-        await worker.register("iris")
+    many = await registered(workers, 3)
     await (await workers.start()).register("digits")
     await subscribed(server, "p1:purges", 4)
     for purging in (*many, many[0]):
@@ -193,9 +198,7 @@ async def test_a_purge_returns_once_every_worker_uses_the_new_generation(workers
 async def test_purges_at_the_same_time_all_return_and_leave_one_generation(
     workers: Workers, server: RedisServer
 ) -> None:
-    many = [await workers.start() for _ in range(3)]
-    for worker in many:
-        await worker.register("iris")
+    many = await registered(workers, 3)
     await subscribed(server, "p1:purges", 3)
     for _ in range(5):
         purges = await asyncio.gather(*(worker.purge("iris") for worker in many))
@@ -267,9 +270,7 @@ async def test_a_user_without_permission_for_channels_purges_and_is_told_the_tru
     monkeypatch.setattr("service.cache.generations.REREAD_SECONDS", 0.05)
     server.client.acl_setuser("mute", enabled=True, passwords=["+p"], keys=["*"], commands=["+@all"], reset=True)
     url = server.url.replace("://", "://mute:p@")
-    one, two = await workers.start(url=url), await workers.start(url=url)
-    for worker in (one, two):
-        await worker.register("iris")
+    one, two = await registered(workers, 2, url=url)
     before = two.generation("iris")
     purged = await one.purge("iris")
     assert purged == (2, 2, 0.0)
