@@ -24,6 +24,7 @@ ServiceError
   PredictionFailed      500   the predictor raised or broke its contract; details go to the log only
   StoreFailed           503   Redis did not do what an operator asked
 StoreUnavailable              internal: ends in pipeline.py; a cache that fails costs time, never an answer
+  StoreRefused                Redis was not asked, or answered with an error: it has not carried the command out
 ConfigurationError            the start fails with this one sentence
 """
 
@@ -190,6 +191,10 @@ class StoreFailed(ServiceError):
 
 class StoreUnavailable(Exception):
     """Redis did not answer, or not in time, or the circuit breaker is open."""
+
+
+class StoreRefused(StoreUnavailable):
+    """Redis was not asked, or answered with an error: it has not carried the command out."""
 
 
 class ConfigurationError(Exception):

@@ -222,9 +222,13 @@ class Pipeline:
         return answer
 
     def _keep_here(self, ask: Ask, answer: Answer) -> Answer:
-        """Without a usable Redis L1 is all there is: it admits at once, and for the whole lifetime."""
-        self.l1.put(ask.key, answer.entry)
-        answer.stored = self.l1.get(ask.key) is not None
+        """Without a usable Redis L1 is all there is: it admits at once, and for the whole lifetime.
+
+        Not without a generation: no purge would reach it there.
+        """
+        if ask.shared or self.l2.state == "off":
+            self.l1.put(ask.key, answer.entry)
+            answer.stored = self.l1.get(ask.key) is not None
         answer.bypassed = self.l2.state != "off"
         return answer
 

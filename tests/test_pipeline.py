@@ -135,6 +135,15 @@ class Shared(NoRedis):
         return entry
 
 
+class Unreachable(Shared):
+    """A Redis that has not told the model's generation."""
+
+    state = "down"
+
+    def generation(self, model: str) -> bytes | None:  # type: ignore[override]
+        return None
+
+
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[House]:
     house = House(settings)
@@ -377,3 +386,10 @@ async def test_what_a_batch_has_in_the_cache_needs_no_place_in_the_queue(house: 
         await house.ask(x)
     results = await house.pipeline.answer_many(house.model, [question(x) for x in range(8)])
     assert {result.source for result in results if isinstance(result, Answer)} == {"l1"}
+
+
+async def test_an_answer_that_no_purge_could_reach_is_not_kept() -> None:
+    async with opened(load_settings({})) as house:
+        house.pipeline.l2 = Unreachable(house.clock)
+        answers = [await house.ask(1) for _ in range(2)]
+        assert [(answer.source, answer.stored) for answer in answers] == [("computed", False)] * 2

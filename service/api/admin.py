@@ -12,7 +12,7 @@ from service.api import predict
 from service.api.coding import read_content
 from service.api.endpoint import NO_STORE, Reply, Request
 from service.api.json_body import load_object
-from service.errors import InvalidInput, NotFound, StoreFailed, StoreUnavailable, Unauthorized
+from service.errors import InvalidInput, NotFound, StoreFailed, StoreRefused, StoreUnavailable, Unauthorized
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,10 @@ def guard(request: Request) -> None:
 
 
 async def purge(request: Request) -> Reply:
-    """``{"model": name}``: forget every answer of one model, on every worker. O(1): its generation is replaced."""
+    """``{"model": name}``: forget every answer of one model, on every worker. O(1): its generation is replaced.
+
+    200 once every worker has acknowledged it; 202 when some have not in time, with when they will have noticed.
+    """
     document = load_object(await read_content(request, MAX_ADMIN_BYTES))
     if document.keys() != {"model"}:
         raise InvalidInput('The body must be {"model": <name>}.', parameter="model")
@@ -40,11 +43,19 @@ async def purge(request: Request) -> Reply:
     if l2.state == "off" and request.runtime.settings.workers > 1:
         raise StoreFailed("Without Redis no worker can tell the others: restart the service instead.")
     try:
-        await l2.purge(model.name)
-    except StoreUnavailable as error:
+        purged = await l2.purge(model.name)
+    except StoreRefused as error:
         raise StoreFailed(f"Nothing was purged: {error}.") from None
-    logger.info("The answers of a model are purged.", extra={"model": model.name})
-    return Reply(orjson.dumps({"purged": model.name}), headers=[NO_STORE])
+    except StoreUnavailable as error:
+        raise StoreFailed(f"It is not known whether the model was purged: {error}. Ask again.") from None
+    logger.info("The answers of a model are purged.", extra={"model": model.name, **purged._asdict()})
+    document = {
+        "purged": model.name,
+        "workers": purged.workers,
+        "acknowledged": purged.acknowledged,
+        "complete_within_seconds": round(purged.seconds, 3),
+    }
+    return Reply(orjson.dumps(document), 202 if purged.seconds else 200, headers=[NO_STORE])
 
 
 async def key_of(request: Request) -> Reply:

@@ -13,9 +13,9 @@ from service.errors import ServiceError
 from service.inference.predictor import Question
 
 
-def entity_tag(model: Model, question: Question, rendering: str) -> bytes:
-    """The opaque tag, quoted: it names model, question and rendering, so it needs no look-up."""
-    text = b"%s|%s|%s|" % (model.predictor.fingerprint, model.name.encode(), rendering.encode())
+def entity_tag(model: Model, generation: bytes, question: Question, rendering: str) -> bytes:
+    """The opaque tag, quoted: it names model, generation, question and rendering, so it needs no look-up."""
+    text = b"%s|%s|%s|%s|" % (model.predictor.fingerprint, generation, model.name.encode(), rendering.encode())
     return b'"%s"' % urlsafe_b64encode(sha256(text + question.identity).digest()[:16]).rstrip(b"=")
 
 

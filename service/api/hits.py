@@ -6,8 +6,9 @@ every request, or the request before was no hit, it is found by the parsed targe
 path, unharmed. While the service drains everything does: every answer then says that its connection closes.
 
 L1 stays the authority: a hit holds its entry's place there, and the table forgets whatever was evicted, has expired,
-was purged or replaced. The bytes are made by the functions of the ordinary path, and anew as soon as they would
-differ: when Age, the time left or the date has moved on by a second. L1 is then asked, which touches its LRU order.
+was purged or replaced; while purges cannot be heard, everything. The bytes are made by the functions of the ordinary
+path, and anew as soon as they would differ: when Age, the time left or the date has moved on by a second. L1 is then
+asked, which touches its LRU order.
 """
 
 from __future__ import annotations
@@ -114,7 +115,8 @@ class HitTable:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime, self._settings, self._metrics = runtime, runtime.settings, runtime.metrics
         self._clock = runtime.clock
-        self._l1, self._auditor, self._economics = runtime.pipeline.l1, runtime.auditor, runtime.economics
+        self._l1, self._l2 = runtime.pipeline.l1, runtime.pipeline.l2
+        self._auditor, self._economics = runtime.auditor, runtime.economics
         self._max_bytes = runtime.settings.hit_path_bytes
         self.by_head: dict[bytes, Hit] = {}
         self.by_target: dict[bytes, Hit] = {}
@@ -149,7 +151,7 @@ class HitTable:
         now = self._clock()
         server_headers = self.server_state.default_headers
         if now >= hit.until or hit.kept.gone or hit.server_headers is not server_headers:
-            if self._l1.find(hit.key) is not hit.kept:
+            if self._l1.find(hit.key) is not hit.kept or now >= self._l2.valid_until:
                 self._forget(hit.target)
                 return False
             self._render(hit, now, server_headers)
@@ -229,4 +231,4 @@ class HitTable:
         fields = b"".join(b"%b: %b\r\n" % header for header in headers)
         hit.whole = b"HTTP/1.1 200 OK\r\n" + fields + b"\r\n" + hit.body
         hit.server_headers = server_headers
-        hit.until = min(hit.kept.until, now + min(1 - entry.age(now) % 1, entry.left(now) % 1))
+        hit.until = min(hit.kept.until, self._l2.valid_until, now + min(1 - entry.age(now) % 1, entry.left(now) % 1))

@@ -93,7 +93,10 @@ _HOW: Schema = {
 }
 _CACHED = _HOW | {
     "Cache-Control": {"required": True, "schema": TEXT},
-    "ETag": {"description": "Weak; names model, input and rendering.", "required": True, "schema": TEXT},
+    "ETag": {
+        "description": "Weak; names model, input and rendering until the next purge. Absent without a usable Redis.",
+        "schema": TEXT,
+    },
     "Age": {"description": "Seconds since the answer was computed; on hits.", "schema": {"type": "integer"}},
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import orjson
@@ -24,18 +24,23 @@ from service.large_json import LargeString
 from service.runtime import Runtime
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class Parsed:
     """What a request asks."""
 
     model: Model
     question: Question
     top_k: int
+    _generation: bytes | None = None
+    _tag: bytes | None = None
 
-    @cached_property
-    def tag(self) -> bytes:
-        """Of the rendering; kept with a query that is remembered."""
-        return entity_tag(self.model, self.question, f"predict/{self.top_k}")
+    def tag(self, generation: bytes | None) -> bytes | None:
+        """Of the rendering; kept with a query that is remembered. None while the model's generation is not known."""
+        if generation != self._generation:
+            self._generation, self._tag = generation, None
+            if generation is not None:
+                self._tag = entity_tag(self.model, generation, self.question, f"predict/{self.top_k}")
+        return self._tag
 
 
 JSON = "application/json"
@@ -166,31 +171,33 @@ def _take_model(params: dict[str, Any]) -> object:
 async def _cached_reply(request: Request, parsed: Parsed) -> Reply:
     """The order of decisions (RFC 9110, 13.2.2): If-Match; a matching tag is 304 unseen, or once no-cache has had it
     computed; ``*`` looks up; then the cache."""
-    runtime, model, question, tag = request.runtime, parsed.model, parsed.question, parsed.tag
+    runtime, model, question = request.runtime, parsed.model, parsed.question
+    # Before the answer: a purge meanwhile may give a new answer the old tag, which matches no more; never the reverse.
+    tag = parsed.tag(runtime.pipeline.l2.generation(model.name))
     wants, if_match, condition = wants_of(request), request.header(b"if-match"), request.header(b"if-none-match")
     # Our tags are weak, so that none of a list holds.
     if if_match is not None and (if_match != b"*" or await _stored(request, parsed) is None):
         raise PreconditionFailed
-    unchanged = None if condition is None else await _unchanged(request, parsed, condition)
+    unchanged = None if condition is None else await _unchanged(request, parsed, condition, tag)
     if unchanged is not None and not wants.fresh:
         return _not_modified(unchanged, tag)
     answer = await runtime.pipeline.answer(model, question, wants)
     if unchanged is not None:
         return _not_modified(response_headers(answer, runtime.settings, runtime.clock()), tag)
     reply = _reply(request, answer, parsed)
-    reply.headers.append((b"etag", b"W/" + tag))
+    reply.headers += _tagged(tag)
     if answer.source == "l1" and request.method == "GET":
         reply.hot = (model, answer)
     return reply
 
 
-async def _unchanged(request: Request, parsed: Parsed, if_none_match: bytes) -> Headers | None:
+async def _unchanged(request: Request, parsed: Parsed, if_none_match: bytes, tag: bytes | None) -> Headers | None:
     """How we know that the client has the answer, or None when it has not."""
     settings = request.runtime.settings
     if if_none_match == b"*":
         stored = await _stored(request, parsed)
         return None if stored is None else response_headers(stored, settings, request.runtime.clock())
-    if not matches(if_none_match, parsed.tag):
+    if tag is None or not matches(if_none_match, tag):
         return None
     return [(b"cache-status", b"predict; hit; detail=ETAG"), cache_control(settings, settings.ttl_seconds)]
 
@@ -202,8 +209,12 @@ async def _stored(request: Request, parsed: Parsed) -> Answer | None:
         return None
 
 
-def _not_modified(headers: Headers, tag: bytes) -> Reply:
-    return Reply(status=304, content_type=None, headers=[*headers, (b"etag", b"W/" + tag)])
+def _not_modified(headers: Headers, tag: bytes | None) -> Reply:
+    return Reply(status=304, content_type=None, headers=[*headers, *_tagged(tag)])
+
+
+def _tagged(tag: bytes | None) -> Headers:
+    return [] if tag is None else [(b"etag", b"W/" + tag)]
 
 
 def _reply(request: Request, answer: Answer, parsed: Parsed) -> Reply:

@@ -1,61 +1,161 @@
-"""The generation of each model: eight random bytes in every key, whose replacement is a purge."""
+"""The generation of each model: eight random bytes in every key, whose replacement is a purge.
+
+Whatever becomes of messages, connections, workers and Redis: no worker uses a generation for longer than ten seconds
+after it was replaced, because what was read from Redis holds for so long, from before Redis was asked. Everything else
+only makes it faster:
+
+    1. A reading registers its worker in Redis, in the same script.
+    2. A purge replaces the generation, publishes it, and is told who is registered: whoever may still use the old one.
+    3. A worker that hears of it reads anew, drops what it has, and only then acknowledges the generation in Redis.
+    4. The purge waits until all have, for two seconds at most.
+    -. A worker hears nothing: it reads anew every five seconds.
+    -. It cannot: ten seconds after the last reading it has no generation, so nothing from before is found.
+
+Generations are numbered, so a worker never returns to one that was replaced, whatever Redis comes back with (an older
+snapshot, a replica that lagged behind): it replaces it again.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import socket
+import struct
+import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
+from service.cache.entry import seal, unseal
 from service.cache.joined import Allowance, Asked
-from service.cache.keys import GENERATION_BYTES, generation_key
-from service.cache.scripts import GENERATIONS, PURGE, Command
+from service.cache.keys import GENERATION_BYTES, acknowledgements_key, generation_key, readers_key
+from service.cache.observer import Observer
+from service.cache.scripts import ACKNOWLEDGE, GENERATIONS, PURGE, Command
 from service.errors import StoreUnavailable
 
+logger = logging.getLogger(__name__)
+
 PURGES = "p1:purges"
-"""The channel on which the name of a purged model is published."""
+"""The channel on which the name of a model is published whose generation was replaced."""
+
+VALID_SECONDS = 10.0
+"""For so long a reading holds: the worst case of a purge."""
 
 REREAD_SECONDS = 5.0
+RETRY_SECONDS = 1.0
+ACKNOWLEDGE_SECONDS = 2.0
+"""For so long a purge waits for the workers."""
+
+MAX_NUMBER = 2**62
+"""More than any that is counted up to: the next one must have room."""
+
+_KEEP_MS = 60_000
+_POLL_SECONDS = (0.001, 0.05)
+_SEALED_TTL_MS = 1
+"""A generation has no lifetime, but is sealed as entries are."""
+
+_ATTEMPTS = 3
+_PAYLOAD = struct.Struct(f"!Q{GENERATION_BYTES}s")
+_NOT_THE_MASTER = (b"READONLY", b"NOREPLICAS")
+"""Who refuses the registration so may be a master of the past: purges happen elsewhere."""
+
+
+class Generation(NamedTuple):
+    """``number``: the time in ms when it was written, or more where that is what it takes to be the next one."""
+
+    number: int
+    value: bytes
+
+    def seal(self, model: str, secret: bytes) -> bytes:
+        return seal(generation_key(model), _PAYLOAD.pack(*self), _SEALED_TTL_MS, secret)
+
+    @classmethod
+    def unseal(cls, model: str, blob: bytes, secret: bytes) -> Generation:
+        """Raises ValueError for what was not sealed for this model."""
+        payload, _ = unseal(generation_key(model), blob, secret)
+        if len(payload) != _PAYLOAD.size or (generation := cls(*_PAYLOAD.unpack(payload))).number > MAX_NUMBER:
+            raise ValueError("not a generation")
+        return generation
 
 
 def new_generation() -> bytes:
     return os.urandom(GENERATION_BYTES)
 
 
-class Generations:
-    """What this worker knows of them: read anew every five seconds, and when ``reread`` is called.
+def next_generation(known: Generation | None) -> Generation:
+    return Generation(max(known.number + 1 if known else 0, int(time.time() * 1000)), new_generation())
 
-    Without Redis the last known ones stay in use, for L1's sake.
+
+class Purged(NamedTuple):
+    """``seconds``: until a worker that has not acknowledged the purge has noticed it in any case; 0 when all have.
+
+    Not 0 either in Redis's first seconds: it may have forgotten who used the generation before.
+    """
+
+    workers: int
+    acknowledged: int
+    seconds: float
+
+
+class Generations:
+    """What this worker knows of them. ``valid_until``: the clock's reading at which it ceases to know.
+
+    ``on_change(model)``: drop what was kept under the generation before.
     """
 
     def __init__(
         self,
         ask: Callable[[Command], Asked[Any]],
+        secret: bytes,
+        observer: Observer,
+        clock: Callable[[], float],
         on_change: Callable[[str], None],
     ) -> None:
-        self._ask = ask
-        self._on_change = on_change
-        self._known: dict[str, bytes | None] = {}
+        self.valid_until = -float("inf")
+        self.worker = f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
+        self._ask, self._secret, self._observer = ask, secret, observer
+        self._clock, self._on_change = clock, on_change
+        self._known: dict[str, Generation | None] = {}
         self._wanted = asyncio.Event()
+        self._lapsed = False
 
     def get(self, model: str) -> bytes | None:
-        return self._known.get(model)
+        known = self._known.get(model)
+        return known.value if known is not None and self._clock() < self.valid_until else None
 
     async def register(self, model: str) -> None:
         """Keep the model's generation from now on. Tries once to read it: one deadline at most, no error."""
         self._known.setdefault(model, None)
         await self._try_read()
 
-    async def purge(self, model: str) -> None:
-        """Replace the model's generation everywhere.
+    async def purge(self, model: str) -> Purged:
+        """Replace the model's generation, and wait for the workers.
 
-        Raises StoreUnavailable, having purged nothing: a generation that only this worker knew would be taken back at
-        the next reading, and with it the purged answers. (Past a deadline the purge may have happened all the same.)
+        Raises StoreRefused, having purged nothing, or StoreUnavailable: Redis may then have carried it out, or may yet.
         """
-        generation = new_generation()
-        await Allowance().wait(self._ask(PURGE([generation_key(model)], [generation, PURGES, model])))
-        self._learn(model, generation)
+        generation = next_generation(self._known.get(model))
+        sealed = generation.seal(model, self._secret)
+        command = PURGE([generation_key(model), readers_key(model)], [sealed, PURGES, model, int(VALID_SECONDS * 1000)])
+        try:
+            listening, all_known, registered = await Allowance().wait(self._ask(command))
+        except StoreUnavailable:
+            self.reread()
+            raise
+        noticed_by = self._clock() + VALID_SECONDS
+        if self._is_acceptable(model, generation):
+            self._learn(model, generation)
+        acknowledged, nobody_missing = await self._acknowledged(model, generation, set(registered), listening)
+        workers = max(len(acknowledged | set(registered)), listening)
+        left = 0.0 if nobody_missing and all_known else max(0.0, noticed_by - self._clock())
+        return Purged(workers, len(acknowledged), left)
+
+    def heard(self, model: str) -> None:
+        """A purge has been published."""
+        if model in self._known:
+            self.reread()
+        else:  # whoever purges counts all who listen
+            self._acknowledge(model)
 
     def reread(self) -> None:
         """Read them again now, in the background."""
@@ -63,27 +163,118 @@ class Generations:
 
     async def watch(self) -> None:
         """Runs until cancelled."""
+        read = True
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wanted.wait(), REREAD_SECONDS)
+                # Not wait_for, which in Python 3.11 forgets that it was cancelled if the event is set in the same turn.
+                async with asyncio.timeout(REREAD_SECONDS if read else RETRY_SECONDS):
+                    await self._wanted.wait()
             # Cleared before reading: a purge that is published meanwhile is read in the next round.
             self._wanted.clear()
-            await self._try_read()
+            read = await self._try_read()
 
-    async def _try_read(self) -> None:
-        models = list(self._known)
-        if not models:
-            return
-        command = GENERATIONS([generation_key(model) for model in models], [new_generation() for _ in models])
+    def close(self) -> None:
+        """This worker is to be waited for no more."""
+        self.valid_until = -float("inf")
+        for model in self._known:
+            self._tell(("ZREM", readers_key(model), self.worker))
+
+    async def _try_read(self) -> bool:
+        if not self._known:
+            return True
+        asked = self._clock()
         try:
-            generations = await Allowance().wait(self._ask(command))
-        except StoreUnavailable:
-            return
-        for model, generation in zip(models, generations, strict=True):
-            if generation is not None:
-                self._learn(model, generation)
+            await self._read()
+        except StoreUnavailable as error:
+            self._say_lapsed(error)
+            return False
+        self.valid_until = asked + VALID_SECONDS
+        if self._lapsed:
+            self._lapsed = False
+            logger.info("Purges reach this worker again.")
+        return True
 
-    def _learn(self, model: str, generation: bytes) -> None:
+    async def _read(self) -> None:
+        """Raises StoreUnavailable unless Redis, as the master, has told a generation of each model."""
+        refused = dict.fromkeys(self._known, b"")
+        for _ in range(_ATTEMPTS):
+            told = await self._ask_for(refused)
+            again = {model: blob for model, blob in told.items() if not self._take(model, blob)}
+            if not again:
+                return
+            refused |= again
+        raise StoreUnavailable("a generation that must not be used does not go away")
+
+    async def _ask_for(self, refused: dict[str, bytes]) -> dict[str, bytes]:
+        """What Redis has for each model; what is refused is replaced before."""
+        new = {model: next_generation(self._known[model]).seal(model, self._secret) for model in refused}
+        models = [argument for model in refused for argument in (model, new[model], refused[model])]
+        keys = [key for model in refused for key in (generation_key(model), readers_key(model))]
+        reply = await Allowance().wait(self._ask(GENERATIONS(keys, [self.worker, _KEEP_MS, PURGES, *models])))
+        if any(unregistered.startswith(_NOT_THE_MASTER) for unregistered in reply[::2]):
+            raise StoreUnavailable("Redis is read-only")
+        if None in reply:
+            raise StoreUnavailable("a generation is lost and cannot be written")
+        told = dict(zip(refused, reply[1::2], strict=True))
+        for model in refused:
+            if refused[model] and told[model] == new[model]:
+                logger.warning("Redis had a replaced or damaged generation of %s: a new one was written.", model)
+        return told
+
+    def _take(self, model: str, blob: bytes) -> bool:
+        """Use what Redis has from now on, if it is not older than what is known, and was sealed by this service."""
+        try:
+            generation = Generation.unseal(model, blob, self._secret)
+        except ValueError as error:
+            self._observer.corrupt(str(error))
+            return False
+        if not self._is_acceptable(model, generation):
+            return False
+        self._learn(model, generation)
+        return True
+
+    def _is_acceptable(self, model: str, generation: Generation) -> bool:
+        known = self._known.get(model)
+        return known is None or generation == known or generation.number > known.number
+
+    def _learn(self, model: str, generation: Generation) -> None:
         if self._known.get(model) != generation:
             self._known[model] = generation
             self._on_change(model)
+            self._acknowledge(model, generation.value)  # not before: whoever purges believes it
+
+    async def _acknowledged(
+        self, model: str, generation: Generation, registered: set[bytes], listening: int
+    ) -> tuple[set[bytes], bool]:
+        """Who uses this generation, or the one that has replaced it since, and whether nobody is missing."""
+        acknowledged: set[bytes] = set()
+        until, pause = time.monotonic() + ACKNOWLEDGE_SECONDS, _POLL_SECONDS[0]
+        while True:
+            later = self._known.get(model)
+            if later is None or not later.number > generation.number:
+                later = generation
+            keys = (acknowledgements_key(model, of) for of in (b"", generation.value, later.value))
+            with suppress(StoreUnavailable):
+                acknowledged |= set(await Allowance().wait(self._ask(("SUNION", *keys))))
+            nobody_missing = registered <= acknowledged and len(acknowledged) >= listening
+            if nobody_missing or time.monotonic() >= until:
+                return acknowledged, nobody_missing
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _POLL_SECONDS[1])
+
+    def _say_lapsed(self, error: StoreUnavailable) -> None:
+        if not self._lapsed and self._clock() >= self.valid_until:
+            self._lapsed = True
+            logger.warning(
+                "Purges have not reached this worker for %g s (%s): it gives no cached answer until they do.",
+                VALID_SECONDS,
+                error,
+            )
+
+    def _acknowledge(self, model: str, generation: bytes = b"") -> None:
+        self._tell(ACKNOWLEDGE([acknowledgements_key(model, generation)], [self.worker, _KEEP_MS]))
+
+    def _tell(self, command: Command) -> None:
+        """Without waiting, and whether or not Redis hears it."""
+        with suppress(StoreUnavailable):
+            self._ask(command).add_done_callback(lambda told: told.cancelled() or told.exception())

@@ -44,6 +44,17 @@ def generation_key(model: str) -> str:
     return f"p1:g:{model}"
 
 
+def readers_key(model: str) -> str:
+    """The workers that have read the model's generation, sorted by when, in ms of Redis's clock; '' has minus the time
+    since when Redis has this list."""
+    return f"p1:w:{model}"
+
+
+def acknowledgements_key(model: str, generation: bytes = b"") -> str:
+    """The set of workers that use this generation and none before it. Without one: that do not serve the model."""
+    return f"p1:k:{model}:{generation.hex()}"
+
+
 def census_keys(model: str) -> tuple[str, str]:
     """The HyperLogLog of a model's cache keys, and the counts of its questions and hits."""
     return f"p1:{{{model}}}:hll", f"p1:{{{model}}}:asked"

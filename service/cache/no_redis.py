@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from typing import Literal
 
 from service.cache.codec import Accepts, anything
 from service.cache.entry import Entry, born
-from service.cache.generations import new_generation
+from service.cache.generations import Purged, new_generation
 from service.cache.joined import Allowance
 from service.cache.lease import Compute, Resolved
 
@@ -16,6 +17,7 @@ class NoRedis:
     """An L2 that never has anything. Generations live and end with this process."""
 
     state: Literal["off"] = "off"
+    valid_until = math.inf
 
     def __init__(
         self, on_generation_change: Callable[[str], None], clock: Callable[[], float], random: Callable[[], float]
@@ -34,9 +36,10 @@ class NoRedis:
     async def register(self, model: str) -> None:
         self.generation(model)
 
-    async def purge(self, model: str) -> None:
+    async def purge(self, model: str) -> Purged:
         self._generations[model] = new_generation()
         self._on_generation_change(model)
+        return Purged(workers=1, acknowledged=1, seconds=0.0)
 
     async def get(self, key: str, allowance: Allowance | None = None, accepts: Accepts = anything) -> None:
         return None

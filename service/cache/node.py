@@ -21,7 +21,7 @@ from service.cache.loop_clock import LoopClock
 from service.cache.observer import Observer, Silent, Trip
 from service.cache.scripts import READ, Command, Invocation
 from service.cache.wire import Wire
-from service.errors import ConfigurationError, StoreUnavailable
+from service.errors import ConfigurationError, StoreRefused, StoreUnavailable
 
 CONNECT_SECONDS = PING_SECONDS = 0.1
 
@@ -70,14 +70,14 @@ class Node:
         self.breaker = Breaker(self._ping, on_change)
 
     async def run(self, commands: Sequence[Command], questions: int, seconds: float) -> list[Any]:
-        """One reply per command, in order; StoreUnavailable in the place of an error reply. Raises StoreUnavailable."""
+        """One reply per command, in order; StoreRefused in the place of an error reply. Raises StoreUnavailable."""
         if self._closed:
             raise StoreUnavailable("closed")
         if not self.breaker.closed:
             raise StoreUnavailable("the circuit breaker is open")
         replies = await self._round_trip("command", commands, questions, seconds)
         self._judge(replies)
-        return [StoreUnavailable(str(reply)) if isinstance(reply, ResponseError) else reply for reply in replies]
+        return [StoreRefused(str(reply)) if isinstance(reply, ResponseError) else reply for reply in replies]
 
     def new_connection(self) -> AbstractConnection:
         """One for the caller to connect, use and disconnect; it counts among no others."""

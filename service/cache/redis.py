@@ -17,7 +17,7 @@ from service.cache.breaker import State
 from service.cache.census import Census
 from service.cache.codec import Accepts, Codec, anything
 from service.cache.entry import Entry
-from service.cache.generations import PURGES, Generations
+from service.cache.generations import PURGES, Generations, Purged
 from service.cache.joined import Allowance, Asked, Joined
 from service.cache.keys import entry_key
 from service.cache.lease import HINTS, Compute, Leases, Resolved
@@ -27,7 +27,7 @@ from service.cache.node import Node
 from service.cache.observer import Observer, Silent
 from service.cache.scripts import DISCARD, PUT, READ, Argument, Command
 from service.cache.subscriber import Subscriber
-from service.errors import StoreUnavailable
+from service.errors import StoreRefused, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -83,9 +83,9 @@ class RedisCache:
         waiting = LoopClock()
         self._node = Node(url, waiting, self._on_state, observer, lambda: self._subscriber.reconnect())
         self._joined: Joined[Read | Write | Command, Any] = Joined(self._travel, TRIPS, ITEMS_PER_TRIP, waiting)
-        self._generations = Generations(self._joined.ask, on_generation_change)
+        self._generations = Generations(self._joined.ask, secret, observer, clock, on_generation_change)
         self._leases = Leases(self._ask_to_write, self._codec, random, compute_seconds, follow_seconds)
-        handlers = {PURGES: self._on_purge, HINTS: self._leases.hints.tell}
+        handlers = {PURGES: self._generations.heard, HINTS: self._leases.hints.tell}
         self._subscriber = Subscriber(self._node, handlers, self._on_resubscribed)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -105,21 +105,28 @@ class RedisCache:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._leases.close()
+        self._generations.close()
         await self._joined.close()
         await self._node.close()
         self._codec.close()
 
     def generation(self, model: str) -> bytes | None:
-        """Eight bytes for the model's keys; None before they have been read: L2 must not be used for it until then."""
+        """Eight bytes for the model's keys; None while they are not known: L2 must then not be used for it."""
         return self._generations.get(model)
+
+    @property
+    def valid_until(self) -> float:
+        """The clock's reading until which all generations are known; it moves on as they are read again."""
+        return self._generations.valid_until
 
     async def register(self, model: str) -> None:
         """Read the model's generation, and keep it current; an unreachable Redis costs one deadline and no error."""
         await self._generations.register(model)
 
-    async def purge(self, model: str) -> None:
-        """Forget all answers of the model, on every worker; raises StoreUnavailable, having forgotten nothing."""
-        await self._generations.purge(model)
+    async def purge(self, model: str) -> Purged:
+        """Forget all answers of the model, on every worker; raises as ``Generations.purge``."""
+        self._require(self._node.breaker.closed)
+        return await self._generations.purge(model)
 
     async def get(self, key: str, allowance: Allowance | None = None, accepts: Accepts = anything) -> Entry | None:
         """The entry. A value that this service did not write there under this key, or that is not accepted, is counted,
@@ -218,7 +225,7 @@ class RedisCache:
 
     def _require(self, usable: bool) -> None:
         if not usable:
-            raise StoreUnavailable("Redis is down, full or read-only")
+            raise StoreRefused("Redis is down, full or read-only")
 
     def _on_state(self, state: State, reason: str) -> None:
         level = logging.INFO if state == "up" and not self._troubled else logging.WARNING
@@ -230,9 +237,6 @@ class RedisCache:
             self._generations.reread()
             self._leases.reconnected()
 
-    def _on_purge(self, model: str) -> None:
-        self._generations.reread()
-
     def _on_resubscribed(self) -> None:
         self._on_reconnect()
         self._generations.reread()
@@ -242,9 +246,8 @@ def _of_each(reply: list[Any] | StoreUnavailable, count: int) -> Iterator[Found 
     """What was found for each of so many keys."""
     if isinstance(reply, list) and len(reply) == 2 * count:
         return zip(reply[::2], reply[1::2], strict=True)
-    return repeat(
-        reply if isinstance(reply, StoreUnavailable) else StoreUnavailable("a reply of another length"), count
-    )
+    failure = reply if isinstance(reply, StoreUnavailable) else StoreUnavailable("a reply of another length")
+    return repeat(failure, count)
 
 
 def _surface(task: asyncio.Task[None]) -> None:

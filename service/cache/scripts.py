@@ -167,27 +167,72 @@ return 0
 """)
 """Remove a value that was found corrupt, unless a good one has taken its place since."""
 
-GENERATIONS = Script("""
-local generations = {}
-for i, key in ipairs(KEYS) do
-  local generation = redis.pcall('GET', key)
-  if type(generation) ~= 'string' or #generation ~= 8 then
-    generation = not redis.pcall('SET', key, ARGV[i]).err and ARGV[i]
+_NOW = """
+local now = redis.call('TIME')
+now = now[1] * 1000 + math.floor(now[2] / 1000)
+"""
+
+GENERATIONS = Script(
+    _NOW
+    + """
+local worker, keep_ms, channel = ARGV[1], ARGV[2], ARGV[3]
+
+local function register(readers)
+  local added = redis.pcall('ZADD', readers, now, worker)
+  if type(added) == 'table' and string.find(added.err, 'WRONGTYPE', 1, true) then
+    redis.call('DEL', readers)
+    added = redis.pcall('ZADD', readers, now, worker)
   end
-  generations[i] = generation
+  if type(added) == 'table' then return added.err end  -- under OOM, say: who has written then would be let do all
+  if redis.call('ZCARD', readers) == 1 then redis.call('ZADD', readers, -now, '') end
+  redis.call('PEXPIRE', readers, keep_ms)
+  return ''
+end
+
+local told = {}
+for i = 2, #KEYS, 2 do
+  local key, model, new, refused = KEYS[i - 1], ARGV[3 * i / 2 + 1], ARGV[3 * i / 2 + 2], ARGV[3 * i / 2 + 3]
+  told[i - 1] = register(KEYS[i])
+  local generation = redis.pcall('GET', key)
+  if type(generation) == 'table' then generation = '' end
+  if not generation or generation == refused then
+    generation = not redis.pcall('SET', key, new).err and new
+    if generation then redis.pcall('PUBLISH', channel, model) end
+  end
+  told[i] = generation
   -- Redis evicts what is read least, and with a generation go all the answers of its model: let it seem the hottest.
   for _ = 1, 100 do redis.pcall('GET', key) end
 end
-return generations
-""")
-"""Keys, and a new generation for each -> the one that holds; a missing one is written, nil where it cannot be."""
+return told
+"""
+)
+"""The key of its generation and ``keys.readers_key`` of each model; the worker's name, ms to keep it among the readers,
+a channel, and for each model its name, a new sealed generation, and one that is refused ('' is a value of another type)
+-> of each model '' or why the worker is not among its readers, and its sealed generation. One that is missing or
+refused is replaced, and the model's name published; nil where it cannot be."""
 
-PURGE = Script("""
-redis.call('SET', KEYS[1], ARGV[1])
-redis.call('PUBLISH', ARGV[2], ARGV[3])
-return 1
+PURGE = Script(
+    _NOW
+    + """
+local key, readers, valid_ms = KEYS[1], KEYS[2], tonumber(ARGV[4])
+redis.call('SET', key, ARGV[1])
+redis.pcall('ZREMRANGEBYSCORE', readers, 0, '(' .. now - valid_ms)
+local registered, listening = redis.pcall('ZRANGEBYSCORE', readers, 0, '+inf'), redis.pcall('PUBLISH', ARGV[2], ARGV[3])
+local since, server = redis.pcall('ZSCORE', readers, ''), redis.pcall('INFO', 'server')
+local up = type(server) == 'string' and string.match(server, 'uptime_in_seconds:(%d+)') or 0
+local all = type(since) == 'string' and now + since > valid_ms and up * 1000 > valid_ms
+return {type(listening) == 'number' and listening or 0, all and 1 or 0, registered.err and {} or registered}
+"""
+)
+"""A generation's key and ``keys.readers_key``; the new sealed generation, a channel, the model's name to publish there,
+and the ms that a reading holds -> how many listen, whether Redis knows all for whom an earlier generation may still
+hold, and those. Not all if it has been up, or has had a list of them, for less than that: it may have lost some."""
+
+ACKNOWLEDGE = Script("""
+redis.call('SADD', KEYS[1], ARGV[1])
+return redis.call('PEXPIRE', KEYS[1], ARGV[2])
 """)
-"""A generation's key; the new generation, a channel, and the model's name to publish there."""
+"""As ``keys.acknowledgements_key``; the worker's name, ms to keep it."""
 
 CENSUS = Script("""
 local hll, counts = KEYS[1], KEYS[2]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 
 from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
@@ -12,8 +12,13 @@ from redis.exceptions import RedisError
 
 from service.cache.node import Node
 
+logger = logging.getLogger(__name__)
+
 CONNECT_SECONDS = 1.0
-RECONNECT_SECONDS = 1.0
+RECONNECT_SECONDS = 0.2
+DEAF_FAILURES = 3
+"""After so many in a row it is worth a line in the log."""
+
 SILENCE_SECONDS = 2.0
 """After so long without a message the server is asked whether it is there; after twice that it is given up."""
 
@@ -32,12 +37,20 @@ class Subscriber:
         self._on_reconnect = on_reconnect
         self._seen_before = False
         self._listening: asyncio.Timeout | None = None
+        self._failures = 0
 
     async def watch(self) -> None:
         """Listen, and listen again whenever the connection is lost. Runs until cancelled."""
         while True:
-            with suppress(RedisError, OSError):
+            try:
                 await self._listen()
+            except (RedisError, OSError) as error:
+                self._failures += 1
+                if self._failures == DEAF_FAILURES:
+                    reason = str(error) or type(error).__name__
+                    logger.warning(
+                        "No messages from Redis reach this worker (%s): it looks for purges instead.", reason
+                    )
             await asyncio.sleep(RECONNECT_SECONDS)
 
     def reconnect(self) -> None:
@@ -53,6 +66,9 @@ class Subscriber:
                 await _send(connection, "SUBSCRIBE", *self._handlers)
                 for _ in self._handlers:
                     await connection.read_response()
+            if self._failures >= DEAF_FAILURES:
+                logger.info("Messages from Redis reach this worker again.")
+            self._failures = 0
             if self._seen_before:
                 self._on_reconnect()
             self._seen_before = True

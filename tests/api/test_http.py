@@ -15,6 +15,7 @@ from service.app import FIXED, create_app
 from service.config import load_settings
 from service.logs import JsonFormatter
 from tests.support.client import Connection, Response, fetch, fetch_json
+from tests.support.process import free_port
 from tests.support.server import Server, running_server
 
 pytestmark = pytest.mark.anyio
@@ -110,6 +111,16 @@ async def test_a_query_is_revalidated_like_the_get_that_asks_the_same(server: Se
     }
     assert (await ask_with_body(server, 0.15, "QUERY", **{"If-None-Match": get.headers["etag"]})).status == 304
     assert (await ask_with_body(server, 0.15, "QUERY", **{"If-None-Match": "*"})).status == 304
+
+
+async def test_while_nobody_can_tell_what_was_purged_there_is_no_tag_and_no_304_by_one(
+    server: Server, iris_models: Path, tmp_path: Path
+) -> None:
+    tag = (await ask(server, 0.1)).headers["etag"]
+    with running_server(tmp_path, models_dir=iris_models, redis_url=f"redis://127.0.0.1:{free_port()}") as cut_off:
+        for condition in ({}, {"If-None-Match": tag}):
+            answer = await ask(cut_off, 0.1, **condition)
+            assert (answer.status, "etag" in answer.headers) == (200, False)
 
 
 async def test_a_304_carries_what_the_200_would_have(server: Server) -> None:

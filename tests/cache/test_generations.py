@@ -1,19 +1,37 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
+from service.cache.generations import VALID_SECONDS, Generation
 from service.cache.keys import generation_key
 from service.cache.redis import RedisCache
-from service.errors import StoreUnavailable
-from tests.cache.stand_ins import Workers, subscribed
+from service.errors import StoreRefused, StoreUnavailable
+from tests.cache.stand_ins import SECRET, Clock, Workers, subscribed
 from tests.support.process import becomes
 from tests.support.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
 
 NAME = generation_key("iris")
+
+
+def store(server: RedisServer, generation: bytes) -> None:
+    server.client.set(NAME, Generation(2**50, generation).seal("iris", SECRET))
+
+
+def stored(server: RedisServer) -> bytes:
+    return Generation.unseal("iris", server.value(NAME), SECRET).value
+
+
+async def registered(workers: Workers, count: int, **options: Any) -> list[RedisCache]:
+    """So many workers that serve iris."""
+    started = [await workers.start(**options) for _ in range(count)]
+    for worker in started:
+        await worker.register("iris")
+    return started
 
 
 async def test_a_model_that_was_not_registered_has_no_generation(l2: RedisCache) -> None:
@@ -28,7 +46,7 @@ async def test_the_first_worker_writes_a_generation_without_a_TTL_and_the_others
     generation = one.generation("iris")
     assert generation is not None
     assert len(generation) == 8
-    assert two.generation("iris") == generation == server.client.get(NAME)
+    assert two.generation("iris") == generation == stored(server)
     assert server.client.ttl(NAME) == -1
 
 
@@ -46,6 +64,13 @@ async def test_redis_takes_a_generation_for_the_hottest_key_so_that_a_flood_does
         await l2.register("iris")
     server.client.set("new", 1)
     assert server.client.object("freq", NAME) >= server.client.object("freq", "new") + 3
+
+
+@pytest.fixture
+async def long_up(server: RedisServer) -> None:
+    """A Redis that has been up, and has known the readers, for long enough to know all."""
+    await becomes(lambda: server.client.info("server")["uptime_in_seconds"] > VALID_SECONDS)  # type: ignore[index]
+    server.client.zadd("p1:w:iris", {b"": -1})
 
 
 @pytest.fixture
@@ -74,11 +99,11 @@ async def test_a_purge_that_was_not_heard_of_is_found_by_rereading(
     monkeypatch.setattr("service.cache.generations.REREAD_SECONDS", 0.05)
     cache = await workers.start()
     await cache.register("iris")
-    server.client.set(NAME, b"another!")
+    store(server, b"another!")
     await becomes(lambda: cache.generation("iris") == b"another!", within=30)
 
 
-@pytest.mark.parametrize("lose", ["delete", "flush", "damage", "retype"])
+@pytest.mark.parametrize("lose", ["delete", "flush", "damage", "retype", "copy another model's"])
 async def test_a_lost_generation_is_replaced_by_one_that_never_was(
     workers: Workers, server: RedisServer, lose: str
 ) -> None:
@@ -88,35 +113,186 @@ async def test_a_lost_generation_is_replaced_by_one_that_never_was(
     if lose == "flush":
         server.client.flushall()
     elif lose == "damage":
-        server.client.set(NAME, "no generation")
+        server.client.set(NAME, b"damaged!")
+    elif lose == "copy another model's":
+        server.client.set(NAME, Generation(2**50, b"another!").seal("digits", SECRET))
     else:
         server.client.delete(NAME)
         if lose == "retype":
             server.client.rpush(NAME, "x")
     await cache.register("iris")
-    assert cache.generation("iris") == server.client.get(NAME) != before
+    assert cache.generation("iris") == stored(server) != before
 
 
-async def test_a_purge_without_Redis_raises_and_changes_nothing(l2: RedisCache, server: RedisServer) -> None:
+async def test_a_purge_without_Redis_raises_and_changes_nothing_here(l2: RedisCache, server: RedisServer) -> None:
     await l2.register("iris")
     before = l2.generation("iris")
     server.freeze()
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StoreUnavailable) as raised:
         await l2.purge("iris")
+    assert not isinstance(raised.value, StoreRefused), "it may carry it out yet"
     assert l2.generation("iris") == before
+    server.thaw()
+    await becomes(lambda: l2.generation("iris") == stored(server), within=30)
 
 
 async def test_a_generation_is_read_under_OOM_and_stays_where_none_can_be_written(
     l2: RedisCache, server: RedisServer
 ) -> None:
-    server.client.set(NAME, b"existing")
+    store(server, b"existing")
     server.configure(maxmemory_policy="noeviction", maxmemory="1")
     await l2.register("iris")
     assert l2.generation("iris") == b"existing"
     server.client.delete(NAME)
     await l2.register("iris")
     assert l2.generation("iris") == b"existing"
-    assert l2.state == "up"
+    assert l2.state == "read-only", "which it is; reading goes on"
+
+
+@pytest.mark.usefixtures("no_rereading")
+async def test_a_lost_generation_is_written_once_and_the_others_are_told(workers: Workers, server: RedisServer) -> None:
+    many = await registered(workers, 3)
+    await subscribed(server, "p1:purges", 3)
+    before = many[0].generation("iris")
+    server.client.flushall()
+    await many[0].register("iris")
+    await becomes(lambda: {worker.generation("iris") for worker in many} == {stored(server)}, within=30)
+    assert stored(server) != before
+
+
+async def test_a_worker_never_returns_to_a_generation_that_was_replaced(workers: Workers, server: RedisServer) -> None:
+    """Whoever purged it, whether or not this worker was there, and whatever restores it: a restart from an older
+    snapshot, a replica that lagged behind."""
+    one, two = await workers.start(), await workers.start()
+    await one.register("iris")
+    snapshots = [server.value(NAME)]
+    for _ in range(3):
+        await one.purge("iris")
+        snapshots.append(server.value(NAME))
+    seen = {Generation.unseal("iris", snapshot, SECRET).value for snapshot in snapshots}
+    await two.register("iris")
+    assert two.generation("iris") == one.generation("iris")
+    for snapshot in snapshots[:-1]:
+        server.client.set(NAME, snapshot)
+        await two.register("iris")
+        assert two.generation("iris") == stored(server)
+        assert stored(server) not in seen
+        seen.add(stored(server))
+
+
+@pytest.mark.usefixtures("long_up")
+async def test_a_purge_returns_once_every_worker_uses_the_new_generation(workers: Workers, server: RedisServer) -> None:
+    """Even one that was not listening at that moment, and one that does not serve the model."""
+    many = await registered(workers, 3)
+    await (await workers.start()).register("digits")
+    await subscribed(server, "p1:purges", 4)
+    for purging in (*many, many[0]):
+        server.client.client_kill_filter(_type="pubsub")
+        purged = await purging.purge("iris")
+        assert purged.acknowledged == purged.workers >= 3
+        assert purged.seconds == 0
+        assert {worker.generation("iris") for worker in many} == {stored(server)}
+
+
+@pytest.mark.usefixtures("long_up")
+async def test_purges_at_the_same_time_all_return_and_leave_one_generation(
+    workers: Workers, server: RedisServer
+) -> None:
+    many = await registered(workers, 3)
+    await subscribed(server, "p1:purges", 3)
+    for _ in range(5):
+        purges = await asyncio.gather(*(worker.purge("iris") for worker in many))
+        assert {(purged.acknowledged, purged.seconds) for purged in purges} == {(3, 0.0)}
+        await becomes(lambda: {worker.generation("iris") for worker in many} == {stored(server)}, within=30)
+
+
+async def test_a_redis_that_may_have_forgotten_workers_is_not_believed_to_know_all(
+    workers: Workers, server: RedisServer, long_up: None
+) -> None:
+    cache = await workers.start()
+    await cache.register("iris")
+    await subscribed(server, "p1:purges")
+    assert await cache.purge("iris") == (1, 1, 0.0)
+    server.client.flushall()
+    purged = await cache.purge("iris")
+    assert 0 < purged.seconds <= VALID_SECONDS
+
+
+async def test_a_worker_that_does_not_acknowledge_is_waited_for_in_bounds_and_counted(
+    workers: Workers, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.cache.generations.ACKNOWLEDGE_SECONDS", 0.2)
+    cache = await workers.start()
+    await cache.register("iris")
+    await subscribed(server, "p1:purges")
+    dead, long_dead = b"host:1:dead", b"host:2:gone"
+    now = int(server.client.time()[0]) * 1000  # type: ignore[index]
+    server.client.zadd("p1:w:iris", {dead: now, long_dead: now - 11_000})
+    purged = await cache.purge("iris")
+    assert (purged.workers, purged.acknowledged) == (2, 1)
+    assert VALID_SECONDS - 5 < purged.seconds <= VALID_SECONDS
+
+
+@pytest.mark.usefixtures("no_rereading")
+async def test_a_worker_that_cannot_hear_purges_says_so_and_knows_no_generation_after_ten_seconds(
+    workers: Workers, server: RedisServer, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = await workers.start(clock=clock)
+    await cache.register("iris")
+    known = cache.generation("iris")
+    server.freeze()
+    clock.now += VALID_SECONDS - 0.01
+    assert cache.generation("iris") == known
+    clock.now += 0.01
+    assert cache.generation("iris") is None, "by the clock, not by a timer: a worker that was stopped has none either"
+    await cache.register("iris")
+    assert "Purges have not reached this worker" in caplog.text
+    server.thaw()
+    await cache.register("iris")
+    assert cache.generation("iris") == known, "what is kept under it was not purged meanwhile"
+
+
+async def test_a_read_only_redis_may_be_a_master_of_the_past_so_its_generations_do_not_count(
+    workers: Workers, server: RedisServer, clock: Clock
+) -> None:
+    cache = await workers.start(clock=clock)
+    await cache.register("iris")
+    server.client.replicaof("127.0.0.1", "1")
+    clock.now += VALID_SECONDS
+    await cache.register("iris")
+    assert cache.generation("iris") is None
+
+
+@pytest.mark.usefixtures("long_up")
+async def test_a_user_without_permission_for_channels_purges_and_is_told_the_truth(
+    workers: Workers, server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("service.cache.generations.REREAD_SECONDS", 0.05)
+    server.client.acl_setuser("mute", enabled=True, passwords=["+p"], keys=["*"], commands=["+@all"], reset=True)
+    url = server.url.replace("://", "://mute:p@")
+    one, two = await registered(workers, 2, url=url)
+    before = two.generation("iris")
+    purged = await one.purge("iris")
+    assert purged == (2, 2, 0.0)
+    assert one.generation("iris") == two.generation("iris") != before
+    await becomes(
+        lambda: "No messages from Redis reach this worker (this user has no permissions" in caplog.text, within=30
+    )
+    answer = await one.once("K", compute)
+    assert answer.stored, "a lease needs no messages either"
+
+
+async def compute() -> tuple[bytes, float]:
+    return b"value", 300.0
+
+
+async def test_a_purge_that_redis_refuses_has_purged_nothing(l2: RedisCache, server: RedisServer) -> None:
+    await l2.register("iris")
+    before = stored(server)
+    server.configure(maxmemory_policy="noeviction", maxmemory="1")
+    with pytest.raises(StoreRefused):
+        await l2.purge("iris")
+    assert l2.generation("iris") == stored(server) == before
 
 
 @pytest.mark.usefixtures("no_rereading")

@@ -16,7 +16,7 @@ from service.cache.joined import ROUND_TRIP_SECONDS, Allowance
 from service.cache.keys import entry_key
 from service.cache.no_redis import NoRedis
 from service.cache.redis import RedisCache, open_redis
-from service.errors import ConfigurationError, StoreUnavailable
+from service.errors import ConfigurationError, StoreRefused, StoreUnavailable
 from tests.cache.stand_ins import SECRET, Witness, Workers, entry
 from tests.support.process import becomes
 from tests.support.proxy import FaultProxy
@@ -75,8 +75,10 @@ async def test_everything_stored_has_a_TTL_and_no_key_holds_raw_input(l2: RedisC
     await l2.register("iris")
     await l2.put("K", entry(b"secret-input"))
     keys = set(server.client.keys())
-    assert keys == {b"p1:{K}:v", b"p1:g:iris"}
-    assert 0 < server.client.pttl("p1:{K}:v") <= 300_000
+    generation = l2.generation("iris")
+    assert generation is not None
+    assert keys == {b"p1:{K}:v", b"p1:g:iris", b"p1:w:iris", b"p1:k:iris:" + generation.hex().encode()}
+    assert all(0 < server.client.pttl(key) <= 300_000 for key in keys - {b"p1:g:iris"})
 
 
 async def test_an_answer_can_be_forgotten(l2: RedisCache) -> None:
@@ -128,7 +130,7 @@ async def test_a_command_that_always_errs_takes_nothing_from_those_beside_it(
         found, erred = await asyncio.gather(
             value_of(l2, "there"), Allowance().wait(l2._joined.ask(("NO-SUCH-COMMAND",))), return_exceptions=True
         )
-        assert (found, type(erred), l2.state) == (b"first", StoreUnavailable, "up")
+        assert (found, type(erred), l2.state) == (b"first", StoreRefused, "up")
 
 
 async def test_a_server_that_has_lost_its_scripts_is_taught_them_again(l2: RedisCache, server: RedisServer) -> None:
