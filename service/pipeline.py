@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -20,6 +21,7 @@ from typing import Any, TypeAlias
 from service.asking import PLAIN, Answer, Ask, Model, Wants
 from service.cache.entry import born
 from service.cache.flight import Abandoned, Call, Flights
+from service.cache.generations import VALID_SECONDS
 from service.cache.joined import Allowance
 from service.cache.keys import cache_key
 from service.cache.lease import TooManyClaims
@@ -224,11 +226,13 @@ class Pipeline:
     def _keep_here(self, ask: Ask, answer: Answer) -> Answer:
         """Without a usable Redis L1 is all there is: it admits at once, and for the whole lifetime.
 
-        Not without a generation: no purge would reach it there.
+        What has no generation no purge can reach: it stays for no longer than any other answer after a purge.
         """
-        if ask.shared or self.l2.state == "off":
-            self.l1.put(ask.key, answer.entry)
-            answer.stored = self.l1.get(ask.key) is not None
+        stay = math.inf
+        if not ask.shared and self.l2.state != "off":
+            stay = VALID_SECONDS - answer.queue_seconds - answer.model_seconds
+        self.l1.put(ask.key, answer.entry, stay)
+        answer.stored = self.l1.get(ask.key) is not None
         answer.bypassed = self.l2.state != "off"
         return answer
 

@@ -15,6 +15,7 @@ import pytest
 from service.asking import PLAIN, Answer, Model, Wants
 from service.cache.codec import Accepts, anything
 from service.cache.entry import Entry
+from service.cache.generations import VALID_SECONDS
 from service.cache.joined import Allowance
 from service.cache.memory import MemoryCache
 from service.cache.no_redis import NoRedis
@@ -388,8 +389,11 @@ async def test_what_a_batch_has_in_the_cache_needs_no_place_in_the_queue(house: 
     assert {result.source for result in results if isinstance(result, Answer)} == {"l1"}
 
 
-async def test_an_answer_that_no_purge_could_reach_is_not_kept() -> None:
+async def test_an_answer_that_no_purge_can_reach_stays_for_no_longer_than_one_after_a_purge() -> None:
     async with opened(load_settings({})) as house:
         house.pipeline.l2 = Unreachable(house.clock)
-        answers = [await house.ask(1) for _ in range(2)]
-        assert [(answer.source, answer.stored) for answer in answers] == [("computed", False)] * 2
+        sources = []
+        for seconds in (0, 0, VALID_SECONDS - 0.1, 0.1, 0):
+            house.clock.now += seconds
+            sources.append((await house.ask(1)).source)
+        assert sources == ["computed", "l1", "l1", "computed", "l1"]

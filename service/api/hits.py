@@ -132,6 +132,8 @@ class HitTable:
         hit, kept = self.by_target.get(target), self._l1.find(answer.key)
         if kept is None or kept.entry is not answer.entry or len(target) > MAX_HEAD_BYTES:
             return
+        if self._clock() >= self._l2.valid_until:  # its key may have no generation, and then no purge would reach it
+            return
         if hit is None and self._is_new(target):
             return
         # A head that names its request does not come again.

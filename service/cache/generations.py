@@ -9,7 +9,8 @@ only makes it faster:
     3. A worker that hears of it reads anew, drops what it has, and only then acknowledges the generation in Redis.
     4. The purge waits until all have, for two seconds at most.
     -. A worker hears nothing: it reads anew every five seconds.
-    -. It cannot: ten seconds after the last reading it has no generation, so nothing from before is found.
+    -. It cannot: ten seconds after the last reading it has no generation, so nothing from before is found. What it
+       computes from then on it keeps for ten seconds at most, and a purge whose worker may be cut off says ten seconds.
 
 Generations are numbered, so a worker never returns to one that was replaced, whatever Redis comes back with (an older
 snapshot, a replica that lagged behind): it replaces it again.
@@ -50,7 +51,10 @@ ACKNOWLEDGE_SECONDS = 2.0
 MAX_NUMBER = 2**62
 """More than any that is counted up to: the next one must have room."""
 
-_KEEP_MS = 60_000
+CUT_OFF_SECONDS = 60.0
+"""For so long a worker that has stopped reading without a word may be one that is cut off; then it counts as ended."""
+
+_KEEP_MS = 120_000
 _POLL_SECONDS = (0.001, 0.05)
 _SEALED_TTL_MS = 1
 """A generation has no lifetime, but is sealed as entries are."""
@@ -136,7 +140,8 @@ class Generations:
         """
         generation = next_generation(self._known.get(model))
         sealed = generation.seal(model, self._secret)
-        command = PURGE([generation_key(model), readers_key(model)], [sealed, PURGES, model, int(VALID_SECONDS * 1000)])
+        times = [int(VALID_SECONDS * 1000), int(CUT_OFF_SECONDS * 1000)]
+        command = PURGE([generation_key(model), readers_key(model)], [sealed, PURGES, model, *times])
         try:
             listening, all_known, registered = await Allowance().wait(self._ask(command))
         except StoreUnavailable:
@@ -266,9 +271,9 @@ class Generations:
         if not self._lapsed and self._clock() >= self.valid_until:
             self._lapsed = True
             logger.warning(
-                "Purges have not reached this worker for %g s (%s): it gives no cached answer until they do.",
-                VALID_SECONDS,
+                "Purges cannot reach this worker (%s): it gives no cached answer that is older than %g s.",
                 error,
+                VALID_SECONDS,
             )
 
     def _acknowledge(self, model: str, generation: bytes = b"") -> None:

@@ -214,19 +214,22 @@ refused is replaced, and the model's name published; nil where it cannot be."""
 PURGE = Script(
     _NOW
     + """
-local key, readers, valid_ms = KEYS[1], KEYS[2], tonumber(ARGV[4])
+local key, readers, valid_ms, cut_off_ms = KEYS[1], KEYS[2], tonumber(ARGV[4]), tonumber(ARGV[5])
 redis.call('SET', key, ARGV[1])
-redis.pcall('ZREMRANGEBYSCORE', readers, 0, '(' .. now - valid_ms)
-local registered, listening = redis.pcall('ZRANGEBYSCORE', readers, 0, '+inf'), redis.pcall('PUBLISH', ARGV[2], ARGV[3])
+redis.pcall('ZREMRANGEBYSCORE', readers, 0, '(' .. now - cut_off_ms)
+local registered = redis.pcall('ZRANGEBYSCORE', readers, now - valid_ms, '+inf')
+local cut_off = redis.pcall('ZCOUNT', readers, 0, '(' .. now - valid_ms)
+local listening = redis.pcall('PUBLISH', ARGV[2], ARGV[3])
 local since, server = redis.pcall('ZSCORE', readers, ''), redis.pcall('INFO', 'server')
 local up = type(server) == 'string' and string.match(server, 'uptime_in_seconds:(%d+)') or 0
-local all = type(since) == 'string' and now + since > valid_ms and up * 1000 > valid_ms
+local all = type(since) == 'string' and now + since > valid_ms and up * 1000 > valid_ms and cut_off == 0
 return {type(listening) == 'number' and listening or 0, all and 1 or 0, registered.err and {} or registered}
 """
 )
 """A generation's key and ``keys.readers_key``; the new sealed generation, a channel, the model's name to publish there,
-and the ms that a reading holds -> how many listen, whether Redis knows all for whom an earlier generation may still
-hold, and those. Not all if it has been up, or has had a list of them, for less than that: it may have lost some."""
+the ms that a reading holds, and the ms for which a worker that stops reading counts as cut off and not as ended ->
+how many listen, whether Redis knows all who may have answers from before, and whose reading still holds. Not all where
+one is cut off, nor where Redis has been up, or has had a list of them, for less than a reading holds."""
 
 ACKNOWLEDGE = Script("""
 redis.call('SADD', KEYS[1], ARGV[1])

@@ -121,6 +121,7 @@ async def test_while_nobody_can_tell_what_was_purged_there_is_no_tag_and_no_304_
         for condition in ({}, {"If-None-Match": tag}):
             answer = await ask(cut_off, 0.1, **condition)
             assert (answer.status, "etag" in answer.headers) == (200, False)
+        assert (await ask(cut_off, 0.1, **{"If-None-Match": "*"})).status == 304
 
 
 async def test_a_304_carries_what_the_200_would_have(server: Server) -> None:

@@ -233,6 +233,22 @@ async def test_a_worker_that_does_not_acknowledge_is_waited_for_in_bounds_and_co
     assert VALID_SECONDS - 5 < purged.seconds <= VALID_SECONDS
 
 
+@pytest.mark.usefixtures("long_up")
+async def test_a_worker_that_has_stopped_reading_is_not_waited_for_and_is_told_of_for_a_minute(
+    workers: Workers, server: RedisServer
+) -> None:
+    cache = await workers.start()
+    await cache.register("iris")
+    await subscribed(server, "p1:purges")
+    now = int(server.client.time()[0]) * 1000  # type: ignore[index]
+    server.client.zadd("p1:w:iris", {b"host:1:cut off": now - 30_000, b"host:2:gone": now - 61_000})
+    workers_seen, acknowledged, seconds = await cache.purge("iris")
+    assert (workers_seen, acknowledged) == (1, 1)
+    assert VALID_SECONDS - 1 < seconds <= VALID_SECONDS, "its answers are not older than that"
+    server.client.zrem("p1:w:iris", b"host:1:cut off")
+    assert await cache.purge("iris") == (1, 1, 0.0)
+
+
 @pytest.mark.usefixtures("no_rereading")
 async def test_a_worker_that_cannot_hear_purges_says_so_and_knows_no_generation_after_ten_seconds(
     workers: Workers, server: RedisServer, clock: Clock, caplog: pytest.LogCaptureFixture
@@ -246,7 +262,7 @@ async def test_a_worker_that_cannot_hear_purges_says_so_and_knows_no_generation_
     clock.now += 0.01
     assert cache.generation("iris") is None, "by the clock, not by a timer: a worker that was stopped has none either"
     await cache.register("iris")
-    assert "Purges have not reached this worker" in caplog.text
+    assert "Purges cannot reach this worker" in caplog.text
     server.thaw()
     await cache.register("iris")
     assert cache.generation("iris") == known, "what is kept under it was not purged meanwhile"

@@ -40,6 +40,8 @@ SEED = int(os.environ.get("RANDOM_WALK_SEED", random.SystemRandom().randrange(2*
 WORKERS = 3
 HEALING_SECONDS = VALID_SECONDS + 2
 """After Redis has lost a purge and is back: by then a worker that knew of it has repeated it, and all have noticed."""
+RECONNECT_SECONDS = 3
+"""After a worker can reach Redis again: by then it has read the generations."""
 
 OPERATOR = {"Authorization": f"Bearer {ADMIN_TOKEN}", "Content-Type": "application/json"}
 
@@ -50,6 +52,7 @@ class Walk:
 
     ``epoch``: of what is computed now. ``floors``: (a purge was asked for, its bound, epoch): requests sent past the
     bound are answered with this epoch or a later one, unless Redis has lost the purge and is not ``healed_at`` yet.
+    ``unknown_until``: a worker that Redis has forgotten may be cut off; its answers are ten seconds old at most.
     ``allowed``: how often a question may have been computed since the last quiet moment, one more at most.
     """
 
@@ -68,6 +71,7 @@ class Walk:
     stopped: dict[int, float] = field(default_factory=dict)
     faults_end: dict[str, float] = field(default_factory=dict)
     trail: list[str] = field(default_factory=list)
+    unknown_until: float = 0.0
     under_way: set[asyncio.Task[None]] = field(default_factory=set)
     answers: int = 0
     hits: int = 0
@@ -124,7 +128,8 @@ class Walk:
             assert (answer.status == 200) == (told["complete_within_seconds"] == 0), answer
             assert answer.status == 202 or told["acknowledged"] == told["workers"], answer
             assert told["complete_within_seconds"] <= VALID_SECONDS
-            self.floors.append((asked, time.monotonic() + told["complete_within_seconds"], epoch))
+            within = VALID_SECONDS if asked < self.unknown_until else told["complete_within_seconds"]
+            self.floors.append((asked, time.monotonic() + within, epoch))
         else:
             assert answer.status == 503, answer
 
@@ -157,6 +162,10 @@ class Walk:
         self.lost_at = time.monotonic()
         self.healed_at = self.lost_at + HEALING_SECONDS
 
+    def forget_readers(self) -> None:
+        if (cut_off_until := self.faults_end.get("cut off")) is not None:
+            self.unknown_until = cut_off_until + RECONNECT_SECONDS
+
     async def save_snapshot(self) -> None:
         self.redis.client.save()
         shutil.copy(self.redis.directory / "dump.rdb", self.redis.directory / "kept.rdb")
@@ -169,17 +178,20 @@ class Walk:
             shutil.copy(kept, self.redis.directory / "dump.rdb")
         await asyncio.sleep(self.chance.choice([0, 0.3, 2]))
         self.redis.start()
+        self.forget_readers()
         self.lost_purges("restart from the snapshot")
 
     async def restart_empty(self) -> None:
         self.redis.kill()
         (self.redis.directory / "dump.rdb").unlink(missing_ok=True)
         self.redis.start()
+        self.forget_readers()
         self.allowed += 2 * WORKERS
         self.say("restart empty")
 
     async def flush(self) -> None:
         self.redis.client.flushall()
+        self.forget_readers()
         self.allowed += WORKERS
         self.say("flush")
 
@@ -196,6 +208,7 @@ class Walk:
         value = self.redis.client.get(name) if self.redis.client.type(name) == b"string" else b""
         assert isinstance(value, bytes | None)
         self.redis.client.delete(name)
+        self.forget_readers()
         if kind == 0:
             self.redis.client.set(name, (value or b"")[:-1])
         elif kind == 1:

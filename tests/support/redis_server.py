@@ -36,6 +36,8 @@ class RedisServer:
         """Start it with production's eviction; ``options`` as on its command line."""
         fixed = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory)]
         policy = ["--save", "", "--appendonly", "no", "--maxmemory", "64mb", "--maxmemory-policy", "allkeys-lfu"]
+        if "--cluster-enabled" in options:  # by default it takes a second port, 10,000 above, which may be somebody's
+            fixed += ["--cluster-port", str(free_port())]
         program = find_server()
         assert program is not None, "the tests need a redis-server, of the system or from the dev extra"
         self._process = Process([program, *fixed, *policy, *options], self.directory / "redis.log")
