@@ -86,7 +86,7 @@ def whole_again(server: Server, killed: int) -> None:
 
     def is_whole() -> bool:
         workers = set(server.workers()) - {killed}
-        return len(workers) == server.workers_wanted and workers <= serving(server)
+        return len(workers) == server.workers_wanted and workers <= server.serving()
 
     eventually(is_whole, within=2 * PATIENCE)
 
@@ -94,13 +94,6 @@ def whole_again(server: Server, killed: int) -> None:
 def printed(server: Server) -> str:
     """Its standard output."""
     return server.process.log.with_suffix(".out").read_text()
-
-
-def serving(server: Server) -> set[int]:
-    """The workers that have told that they serve; a process that runs may still be starting."""
-    whole = server.process.errors().rpartition("\n")[0]  # without a line that is being written
-    lines = [json.loads(line) for line in whole.splitlines()]
-    return {line["worker"] for line in lines if line["message"] == "A worker serves."}
 
 
 # Start

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.test_service import QUESTION, serving
+from tests.process.test_service import QUESTION
 from tests.support.client import fetch
 from tests.support.process import PATIENCE, children, command_line, eventually, is_running
 from tests.support.server import Server, close_all, running_server
@@ -40,7 +40,7 @@ def send(server: Server, signum: signal.Signals) -> None:
 def served_by(server: Server, count: int, without: set[int] = frozenset()) -> bool:  # type: ignore[assignment]
     """Whether so many workers run, all of them serve, and none of those of before does."""
     workers = set(server.workers())
-    return len(workers) == count and workers <= serving(server) and not workers & without
+    return len(workers) == count and workers <= server.serving() and not workers & without
 
 
 async def test_sighup_replaces_every_worker_and_fails_no_request(server: Server) -> None:
@@ -106,8 +106,8 @@ async def test_sigusr2_starts_another_service_on_the_same_port_which_outlives_th
     with running_server(tmp_path / "server", redis_url="embedded", models_dir=iris_models) as server:
         (worker,) = server.workers()
         send(server, signal.SIGUSR2)
-        eventually(lambda: len(serving(server)) == 2)
-        (other,) = serving(server) - {worker}
+        eventually(lambda: len(server.serving()) == 2)
+        (other,) = server.serving() - {worker}
         (new,) = [child for child in children(server.process.pid) if other in children(child)]
         try:
             server.process.terminate()

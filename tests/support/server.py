@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -60,12 +61,12 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def wait_until_ready(self) -> float:
-        """Seconds from now until every worker runs and /readyz says 200."""
+        """Seconds from now until every worker serves and /readyz says 200."""
         return eventually(self._is_up, within=START_SECONDS)
 
     def _is_up(self) -> bool:
         assert self.process.exit_code is None, self.process.errors()
-        return self.is_ready() and len(self.workers()) >= self.workers_wanted
+        return len(self.workers()) >= self.workers_wanted and set(self.workers()) <= self.serving() and self.is_ready()
 
     def is_ready(self) -> bool:
         return self.status("/readyz") == 200
@@ -84,6 +85,11 @@ class Server:
         """The pids of the processes that serve, or will: forked, they have their parent's command line."""
         own = command_line(self.process.pid)
         return [pid for pid in children(self.process.pid) if own and command_line(pid) == own]
+
+    def serving(self) -> set[int]:
+        """The workers that have told that they serve; a process that runs may still be starting."""
+        whole = self.process.errors().rpartition("\n")[0]  # without a line that is being written
+        return {json.loads(line)["worker"] for line in whole.splitlines() if '"A worker serves."' in line}
 
     def family(self) -> list[int]:
         """Every process that belongs to it, its embedded Redis included."""
