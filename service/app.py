@@ -19,10 +19,11 @@ from starlette.routing import compile_path
 from starlette.types import Receive, Scope, Send
 
 from service import __version__
-from service.api import admin, docs, predict, status, v2
-from service.api.endpoint import Endpoint
-from service.api.hits import HitTable
 from service.config import Settings, settings_of_process
+from service.http import predict
+from service.http.endpoint import Endpoint
+from service.management import admin, docs, status
+from service.openinference import routes as v2
 from service.runtime import open_runtime
 
 logger = logging.getLogger(__name__)
@@ -83,8 +84,7 @@ def _find(scope: Scope) -> Endpoint | None:
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The ASGI application. Its lifespan opens the runtime and hands it to every request as ``state["runtime"]``,
-    with the table of the hit path for the protocol.
+    """The ASGI application. Its lifespan opens the runtime and hands it to every request as ``state["runtime"]``.
 
     ``settings`` None: those of the process, read when the lifespan starts. Whoever runs the application may set
     ``app.state.settings``, and ``app.state.lost``, which is called with the reason when a model can compute no more.
@@ -94,9 +94,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         current = app.state.settings or settings_of_process()
         async with open_runtime(current, app.state.lost) as runtime:
-            hits = HitTable(runtime)
-            runtime.tallies.append(hits.flush)
-            yield {"runtime": runtime, "hits": hits if current.hit_path else None}
+            yield {"runtime": runtime}
 
     app = App(
         title="Cached prediction service",

@@ -18,12 +18,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from service.asking import Answer, Ask, Model
 from service.cache.memory import MemoryCache
-from service.cache.redis import L2
-from service.errors import PredictionFailed, StoreUnavailable
-from service.inference.batcher import Unwanted
+from service.cache.redis.l2 import L2
+from service.errors import NoWaiters, PredictionFailed, StoreUnavailable
 from service.inference.predictor import unpack
+from service.lookup import Answer, Lookup, Model
 from service.metrics import Metrics
 
 IMAGE_TOLERANCE = 1e-5
@@ -52,21 +51,21 @@ class Countdown:
         self._mean = 1 / share if share else math.inf
         self._left = self._mean
         self._random = random
-        self._owed: set[str] = set()
+        self._forced: set[str] = set()
 
     def gap(self) -> float:
         """Hits from one that is picked to the next. By chance: no pattern in the traffic can keep in step with it."""
         return 1 + 2 * (self._mean - 1) * self._random() if self.share else math.inf
 
-    def owe(self, key: str) -> None:
+    def force_sample(self, key: str) -> None:
         """Pick the next hit of this key: it was counted, and found due, elsewhere."""
-        if len(self._owed) < MAX_WAITING:
-            self._owed.add(key)
+        if len(self._forced) < MAX_WAITING:
+            self._forced.add(key)
 
     def picks(self, key: str) -> bool:
         """Whether this hit, which then counts as past, is one to pick."""
-        if key in self._owed:
-            self._owed.discard(key)
+        if key in self._forced:
+            self._forced.discard(key)
             return True
         self._left -= 1
         if self._left >= 1:
@@ -109,10 +108,10 @@ class Auditor:
         """Whether a sample would wait for its audit; beyond the backlog they are dropped."""
         return len(self._waiting) < MAX_WAITING and self._waiting_bytes < MAX_WAITING_BYTES
 
-    def observe(self, ask: Ask, answer: Answer) -> None:
+    def observe(self, lookup: Lookup, answer: Answer) -> None:
         """The pipeline's observer. A question without a payload cannot be audited: there is nothing to compute from."""
-        if answer.hit and self.countdown.picks(answer.key) and ask.question.payload is not None:
-            self._offer(Sample(ask.model, answer.key, ask.question.payload, answer.entry.value))
+        if answer.hit and self.countdown.picks(answer.key) and lookup.question.payload is not None:
+            self._offer(Sample(lookup.model, answer.key, lookup.question.payload, answer.entry.value))
 
     async def run(self) -> None:
         """Runs until cancelled."""
@@ -141,7 +140,7 @@ class Auditor:
         name = sample.model.name
         try:
             computed = await _computed(sample)
-        except Unwanted:
+        except NoWaiters:
             return
         except Exception as error:  # proves nothing about the answer, and must not end the audits
             logger.warning("An audit of the model %s failed.", name, extra={"key": sample.key}, exc_info=error)
@@ -161,7 +160,7 @@ class Auditor:
 
 
 async def _computed(sample: Sample) -> bytes:
-    """What the model says now. Raises what the model raises, or Unwanted when it is no longer idle."""
+    """What the model says now. Raises what the model raises, or NoWaiters when it is no longer idle."""
     model, payload = sample.model, sample.payload
     audit: Callable[[bytes], bytes | Exception] | None = getattr(model.predictor, "audit", None)
     if audit is None:  # then the model's own thread, the only one that may call it

@@ -11,10 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.asking import Answer, Ask
-from service.cache.census import Census
-from service.cache.redis import L2
+from service.cache.redis.census import Census
+from service.cache.redis.l2 import L2
 from service.errors import StoreUnavailable
+from service.lookup import Answer, Lookup
 from service.metrics import Metrics
 
 TICK_SECONDS = 1.0
@@ -53,8 +53,8 @@ class Account:
         self.hits += count
         self.new_hits += count
 
-    def add(self, ask: Ask, answer: Answer) -> None:
-        spent = ask.allowance.spent
+    def add(self, lookup: Lookup, answer: Answer) -> None:
+        spent = lookup.budget.spent
         self.asked += 1
         self.new_spent += spent
         if answer.hit:
@@ -77,9 +77,9 @@ class Economics:
         self._accounts = accounts
         self._l2, self._metrics, self._sleep = l2, metrics, sleep
 
-    def observe(self, ask: Ask, answer: Answer) -> None:
+    def observe(self, lookup: Lookup, answer: Answer) -> None:
         """The pipeline's observer."""
-        self._accounts[ask.model.name].add(ask, answer)
+        self._accounts[lookup.model.name].add(lookup, answer)
 
     def add_hits(self, model: str, count: int) -> None:
         self._accounts[model].add_hits(count)

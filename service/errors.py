@@ -25,6 +25,7 @@ ServiceError
   StoreFailed           503   Redis did not do what an operator asked
 StoreUnavailable              internal: ends in pipeline.py; a cache that fails costs time, never an answer
   StoreRefused                Redis was not asked, or answered with an error: it has not carried the command out
+NoWaiters                     internal: a computation that was dropped because nobody waited for it any more
 ConfigurationError            the start fails with this one sentence
 """
 
@@ -187,6 +188,10 @@ class StoreFailed(ServiceError):
     status = 503
     type = "store-failed"
     title = "Redis could not be told"
+
+
+class NoWaiters(Exception):
+    """Nobody waited for a computation any more when its turn came, so it was dropped."""
 
 
 class StoreUnavailable(Exception):

@@ -18,15 +18,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 
-from service.asking import PLAIN, Answer, Ask, Model, Wants
-from service.cache.entry import born
-from service.cache.flight import Abandoned, Call, Flights
+from service.cache.entry import new_entry
 from service.cache.generations import VALID_SECONDS
-from service.cache.joined import Allowance
 from service.cache.keys import cache_key
 from service.cache.lease import TooManyClaims
 from service.cache.memory import MemoryCache
-from service.cache.redis import L2
+from service.cache.redis.auto_pipeline import DeadlineBudget
+from service.cache.redis.l2 import L2
+from service.cache.single_flight import Call, SingleFlight
 from service.config import Settings
 from service.deadlines import Deadlines
 from service.errors import (
@@ -37,8 +36,8 @@ from service.errors import (
     ServiceError,
     StoreUnavailable,
 )
-from service.inference.batcher import Unwanted
 from service.inference.predictor import Question
+from service.lookup import DEFAULT, Answer, CacheDirectives, Lookup, Model
 from service.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -48,8 +47,8 @@ LEASE_COST_SECONDS = 0.001
 
 NO_GENERATION = bytes(8)
 
-Step: TypeAlias = Callable[[Ask, Call[Answer]], Coroutine[Any, Any, Answer]]
-Glance: TypeAlias = Callable[[], Awaitable[Answer | None]]
+Step: TypeAlias = Callable[[Lookup, Call[Answer]], Coroutine[Any, Any, Answer]]
+Precheck: TypeAlias = Callable[[], Awaitable[Answer | None]]
 
 
 class Pipeline:
@@ -63,12 +62,12 @@ class Pipeline:
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = random.random,
-        observe: Callable[[Ask, Answer], None] = lambda ask, answer: None,
+        observe: Callable[[Lookup, Answer], None] = lambda lookup, answer: None,
     ) -> None:
         self.settings, self.l1, self.l2, self.metrics = settings, l1, l2, metrics
         self._clock, self._random = clock, random
         self._observe = observe
-        self._flights, self._fresh_flights = Flights(), Flights()
+        self._flights, self._fresh_flights = SingleFlight(), SingleFlight()
         self._deadlines = Deadlines(settings.deadline_seconds)
 
     async def aclose(self) -> None:
@@ -76,190 +75,198 @@ class Pipeline:
         await self._fresh_flights.close()
 
     def key(self, model: Model, question: Question) -> str:
-        return self._ask(model, question).key
+        return self._lookup(model, question).key
 
-    def answer(self, model: Model, question: Question, wants: Wants = PLAIN) -> Coroutine[Any, Any, Answer]:
+    def answer(
+        self, model: Model, question: Question, directives: CacheDirectives = DEFAULT
+    ) -> Coroutine[Any, Any, Answer]:
         """The answer to one question; raises ServiceError."""
-        ask = self._ask(model, question)
-        return self._counted(ask, self._answer(ask, wants, partial(self._in_l2, ask)))
+        lookup = self._lookup(model, question)
+        return self._counted(lookup, self._answer(lookup, directives, partial(self._in_l2, lookup)))
 
     async def answer_many(
-        self, model: Model, questions: Sequence[Question | ServiceError], wants: Wants = PLAIN
+        self, model: Model, questions: Sequence[Question | ServiceError], directives: CacheDirectives = DEFAULT
     ) -> list[Answer | ServiceError]:
         """An answer, or the row's own error, for each question in order; duplicates are folded into one.
 
         All rows that must be computed are admitted to the queue or none: raises Overloaded.
         """
-        asks: dict[bytes, Ask] = {}
+        lookups: dict[bytes, Lookup] = {}
         for question in questions:
             # Of duplicates one that has a payload: the other may be a digest alone.
-            if isinstance(question, Question) and (question.payload is not None or question.identity not in asks):
-                asks[question.identity] = self._ask(model, question)
-        found = await self._found(list(asks.values()), wants)
-        missing = [ask for ask in asks.values() if ask.key not in found and ask.may_be_computed(wants)]
+            if isinstance(question, Question) and (question.payload is not None or question.identity not in lookups):
+                lookups[question.identity] = self._lookup(model, question)
+        found = await self._found(list(lookups.values()), directives)
+        missing = [
+            lookup for lookup in lookups.values() if lookup.key not in found and lookup.may_be_computed(directives)
+        ]
         with model.batcher.reserve(len(missing)) as reservation:
-            for ask in missing:
-                ask.reservation = reservation
+            for lookup in missing:
+                lookup.reservation = reservation
             answered = await asyncio.gather(
-                *(self._counted(ask, self._row(ask, wants, found.get(ask.key))) for ask in asks.values()),
+                *(
+                    self._counted(lookup, self._row(lookup, directives, found.get(lookup.key)))
+                    for lookup in lookups.values()
+                ),
                 return_exceptions=True,
             )
-        by_identity = dict(zip(asks, answered, strict=True))
-        return [_own(by_identity[q.identity] if isinstance(q, Question) else q) for q in questions]
+        by_identity = dict(zip(lookups, answered, strict=True))
+        return [row_error(by_identity[q.identity] if isinstance(q, Question) else q) for q in questions]
 
-    async def _answer(self, ask: Ask, wants: Wants, glance: Glance | None = None) -> Answer:
-        if wants.reads:
-            found = self._in_l1(ask)
+    async def _answer(self, lookup: Lookup, directives: CacheDirectives, precheck: Precheck | None = None) -> Answer:
+        if directives.reads:
+            found = self._in_l1(lookup)
             if found is None:
-                found = await (self._fly(ask, self._lead, glance) if ask.may_be_computed(wants) else self._in_l2(ask))
-            if found is not None and self._suits(found, wants):
+                found = await (
+                    self._fly(lookup, self._lead, precheck)
+                    if lookup.may_be_computed(directives)
+                    else self._in_l2(lookup)
+                )
+            if found is not None and self._suits(found, directives):
                 return found
-        return await self._anew(ask, wants)
+        return await self._recompute(lookup, directives)
 
-    async def _anew(self, ask: Ask, wants: Wants) -> Answer:
+    async def _recompute(self, lookup: Lookup, directives: CacheDirectives) -> Answer:
         """Nothing stored will do."""
-        if not ask.may_be_computed(wants):
-            if not wants.compute:
+        if not lookup.may_be_computed(directives):
+            if not directives.compute:
                 raise OnlyIfCached
             raise NotCached("Nothing is cached for this digest: POST the image itself.")
-        if not wants.store:
-            return replace(await self._deadlines.within(self._compute(ask)), fresh=True)
-        return await self._fly(ask, self._refresh, fresh=True)
+        if not directives.store:
+            return replace(await self._deadlines.within(self._compute(lookup)), fresh=True)
+        return await self._fly(lookup, self._refresh, fresh=True)
 
     # The steps of a flight.
 
-    async def _lead(self, ask: Ask, call: Call[Answer]) -> Answer:
+    async def _lead(self, lookup: Lookup, call: Call[Answer]) -> Answer:
         """Compute, once in the cluster where that is worth a lease, and store."""
-        if not (ask.model.leased and ask.shared):
-            return await self._store(ask, await self._compute(ask, call))
+        if not (lookup.model.leased and lookup.l2_eligible):
+            return await self._store(lookup, await self._compute(lookup, call))
         computed: Answer | None = None
 
         async def compute() -> tuple[bytes, float]:
             nonlocal computed
-            computed = await self._compute(ask, call)
+            computed = await self._compute(lookup, call)
             return computed.entry.value, self.settings.ttl_seconds
 
         try:
-            resolved = await self.l2.once(ask.key, compute, ask.allowance, ask.model.is_answer)
+            resolved = await self.l2.compute_once(lookup.key, compute, lookup.budget, lookup.model.is_answer)
         except TooManyClaims:
             raise PredictionFailed("This input has ended three workers; it is not tried again for a minute.") from None
         if computed is None:
-            return Answer(ask.key, resolved.entry, "l2" if resolved.source == "stored" else "collapsed", stored=True)
+            return Answer(lookup.key, resolved.entry, "l2" if resolved.source == "stored" else "collapsed", stored=True)
         computed.entry, computed.stored = resolved.entry, resolved.stored
-        return self._keep_here(ask, computed) if resolved.down else computed
+        return self._keep_here(lookup, computed) if resolved.down else computed
 
-    async def _refresh(self, ask: Ask, call: Call[Answer]) -> Answer:
+    async def _refresh(self, lookup: Lookup, call: Call[Answer]) -> Answer:
         """No look-up and no lease, and what is stored is overwritten."""
-        return await self._store(ask, replace(await self._compute(ask, call), fresh=True), overwrite=True)
+        return await self._store(lookup, replace(await self._compute(lookup, call), fresh=True), overwrite=True)
 
     # What the steps are made of.
 
-    def _in_l1(self, ask: Ask) -> Answer | None:
-        entry = self.l1.get(ask.key)
-        return None if entry is None else Answer(ask.key, entry, "l1")
+    def _in_l1(self, lookup: Lookup) -> Answer | None:
+        entry = self.l1.get(lookup.key)
+        return None if entry is None else Answer(lookup.key, entry, "l1")
 
-    async def _in_l2(self, ask: Ask) -> Answer | None:
-        if not ask.shared:
+    async def _in_l2(self, lookup: Lookup) -> Answer | None:
+        if not lookup.l2_eligible:
             return None
         try:
-            entry = await self.l2.get(ask.key, ask.allowance, ask.model.is_answer)
+            entry = await self.l2.get(lookup.key, lookup.budget, lookup.model.is_answer)
         except StoreUnavailable:
             return None
         if entry is None:
             return None
         # Its second use at least: only now does it enter L1, so that a flood of unique keys never does.
-        self.l1.put(ask.key, entry, self.settings.l1_max_seconds)
-        return Answer(ask.key, entry, "l2")
+        self.l1.put(lookup.key, entry, self.settings.l1_max_seconds)
+        return Answer(lookup.key, entry, "l2")
 
-    async def _fly(self, ask: Ask, step: Step, glance: Glance | None = None, fresh: bool = False) -> Answer:
+    async def _fly(self, lookup: Lookup, step: Step, precheck: Precheck | None = None, fresh: bool = False) -> Answer:
         """Once at a time per key in this worker, whose flight it is: a client that leaves ends it for nobody else."""
         started = self._clock()
 
         async def fly(call: Call[Answer]) -> Answer:
-            try:
-                answer = await step(ask, call)
-            except Unwanted:
-                raise Abandoned from None
+            answer = await step(lookup, call)
             answer.cache_seconds = self._clock() - started - answer.queue_seconds - answer.model_seconds
             return answer
 
         flights = self._fresh_flights if fresh else self._flights
-        answer, led = await self._deadlines.within(flights.do(ask.key, fly, glance))
+        answer, led = await self._deadlines.within(flights.do(lookup.key, fly, precheck))
         return answer if led or answer.hit else replace(answer, source="collapsed")
 
-    async def _compute(self, ask: Ask, call: Call[Answer] | None = None) -> Answer:
-        """Raises Unwanted when everybody had left before its turn came."""
-        assert ask.question.payload is not None
+    async def _compute(self, lookup: Lookup, call: Call[Answer] | None = None) -> Answer:
+        """Raises NoWaiters when everybody had left before its turn came."""
+        assert lookup.question.payload is not None
         try:
-            computed = await ask.model.batcher.submit(
-                ask.question.payload,
+            computed = await lookup.model.batcher.submit(
+                lookup.question.payload,
                 wanted=lambda: call is None or call.waiters > 0,
-                deadline=ask.deadline,
-                reservation=ask.reservation,
+                deadline=lookup.deadline,
+                reservation=lookup.reservation,
             )
-            if not ask.model.is_answer(computed.prediction):
+            if not lookup.model.is_answer(computed.prediction):
                 raise PredictionFailed from ValueError("the model's answer is not like that to its example")
         except PredictionFailed as error:
-            logger.error("A prediction failed.", extra=_names(ask), exc_info=error.__cause__ or error)
+            logger.error("A prediction failed.", extra=_names(lookup), exc_info=error.__cause__ or error)
             raise
-        self.metrics.queued(ask.model.name, computed.queue_seconds)
-        entry = born(computed.prediction, self.settings.ttl_seconds, self._clock(), self._random)
+        self.metrics.queued(lookup.model.name, computed.queue_seconds)
+        entry = new_entry(computed.prediction, self.settings.ttl_seconds, self._clock(), self._random)
         return Answer(
-            ask.key, entry, "computed", queue_seconds=computed.queue_seconds, model_seconds=computed.model_seconds
+            lookup.key, entry, "computed", queue_seconds=computed.queue_seconds, model_seconds=computed.model_seconds
         )
 
-    async def _store(self, ask: Ask, answer: Answer, overwrite: bool = False) -> Answer:
+    async def _store(self, lookup: Lookup, answer: Answer, overwrite: bool = False) -> Answer:
         """In Redis; the answer is then the one that was committed first, whatever a batch did to the last bits."""
-        if not ask.shared:
-            return self._keep_here(ask, answer)
+        if not lookup.l2_eligible:
+            return self._keep_here(lookup, answer)
         try:
             answer.entry = await self.l2.put(
-                ask.key, answer.entry, overwrite=overwrite, allowance=ask.allowance, accepts=ask.model.is_answer
+                lookup.key, answer.entry, overwrite=overwrite, budget=lookup.budget, accepts=lookup.model.is_answer
             )
         except StoreUnavailable:
-            return self._keep_here(ask, answer)
+            return self._keep_here(lookup, answer)
         answer.stored = True
-        if overwrite and self.l1.get(ask.key) is not None:
-            self.l1.put(ask.key, answer.entry, self.settings.l1_max_seconds)
+        if overwrite and self.l1.get(lookup.key) is not None:
+            self.l1.put(lookup.key, answer.entry, self.settings.l1_max_seconds)
         return answer
 
-    def _keep_here(self, ask: Ask, answer: Answer) -> Answer:
+    def _keep_here(self, lookup: Lookup, answer: Answer) -> Answer:
         """Without a usable Redis L1 is all there is: it admits at once, and for the whole lifetime.
 
         What has no generation no purge can reach: it stays for no longer than any other answer after a purge.
         """
         stay = math.inf
-        if not ask.shared and self.l2.state != "off":
+        if not lookup.l2_eligible and self.l2.state != "off":
             stay = VALID_SECONDS - answer.queue_seconds - answer.model_seconds
-        self.l1.put(ask.key, answer.entry, stay)
-        answer.stored = self.l1.get(ask.key) is not None
-        answer.bypassed = self.l2.state != "off"
+        self.l1.put(lookup.key, answer.entry, stay)
+        answer.stored = self.l1.get(lookup.key) is not None
+        answer.l2_down = self.l2.state != "off"
         return answer
 
-    async def _found(self, asks: list[Ask], wants: Wants) -> dict[str, Answer]:
+    async def _found(self, lookups: list[Lookup], directives: CacheDirectives) -> dict[str, Answer]:
         """What the caches have of a batch. The reads start in one turn of the loop, so they travel together."""
-        if not wants.reads:
+        if not directives.reads:
             return {}
-        local = [self._in_l1(ask) for ask in asks]
-        shared = await asyncio.gather(*(self._in_l2(a) for a, hit in zip(asks, local, strict=True) if hit is None))
+        local = [self._in_l1(lookup) for lookup in lookups]
+        shared = await asyncio.gather(*(self._in_l2(a) for a, hit in zip(lookups, local, strict=True) if hit is None))
         return {answer.key: answer for answer in (*local, *shared) if answer is not None}
 
-    async def _row(self, ask: Ask, wants: Wants, found: Answer | None) -> Answer:
+    async def _row(self, lookup: Lookup, directives: CacheDirectives, found: Answer | None) -> Answer:
         if found is None:
-            return await self._answer(ask, wants)
-        return found if self._suits(found, wants) else await self._anew(ask, wants)
+            return await self._answer(lookup, directives)
+        return found if self._suits(found, directives) else await self._recompute(lookup, directives)
 
-    def _suits(self, answer: Answer, wants: Wants) -> bool:
-        return not answer.hit or wants.accepts(answer.entry, self._clock())
+    def _suits(self, answer: Answer, directives: CacheDirectives) -> bool:
+        return not answer.hit or directives.accepts(answer.entry, self._clock())
 
-    def _ask(self, model: Model, question: Question) -> Ask:
+    def _lookup(self, model: Model, question: Question) -> Lookup:
         generation = self.l2.generation(model.name)
         key = cache_key(model.predictor.fingerprint, generation or NO_GENERATION, question.identity)
         # Now, with the key: one made before the generation was read must not reach Redis after it was.
         shared = generation is not None and self.l2.state != "off"
-        return Ask(model, question, key, shared, self._clock() + self.settings.deadline_seconds, Allowance())
+        return Lookup(model, question, key, shared, self._clock() + self.settings.deadline_seconds, DeadlineBudget())
 
-    async def _counted(self, ask: Ask, answering: Coroutine[Any, Any, Answer]) -> Answer:
+    async def _counted(self, lookup: Lookup, answering: Coroutine[Any, Any, Answer]) -> Answer:
         result, started = "failed", self._clock()
         try:
             answer = await answering
@@ -268,22 +275,22 @@ class Pipeline:
             result = "not_cached"
             raise
         except PredictionFailed:  # of each who waited for it, and in his own task: the line has his request's id
-            logger.warning("A question has no answer: its prediction failed.", extra=_names(ask))
+            logger.warning("A question has no answer: its prediction failed.", extra=_names(lookup))
             raise
         except asyncio.CancelledError:  # its client has left: nothing has failed
             result = "cancelled"
             raise
         finally:
-            self.metrics.resolved(ask.model.name, result, self._clock() - started)
-        self._observe(ask, answer)
+            self.metrics.resolved(lookup.model.name, result, self._clock() - started)
+        self._observe(lookup, answer)
         return answer
 
 
-def _names(ask: Ask) -> dict[str, str]:
-    return {"model": ask.model.name, "key": ask.key}
+def _names(lookup: Lookup) -> dict[str, str]:
+    return {"model": lookup.model.name, "key": lookup.key}
 
 
-def _own(outcome: Answer | BaseException) -> Answer | ServiceError:
+def row_error(outcome: Answer | BaseException) -> Answer | ServiceError:
     """A row's own error stays in its row; anything else is the request's."""
     if isinstance(outcome, Overloaded) or not isinstance(outcome, Answer | ServiceError):
         raise outcome

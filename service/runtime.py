@@ -10,22 +10,23 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
-from service.asking import Answer, Ask, Model
 from service.audit import Auditor, Countdown
 from service.bodies import Bodies
 from service.cache.memory import MemoryCache
-from service.cache.redis import L2, open_redis
+from service.cache.redis.l2 import L2, open_redis
 from service.config import Settings
 from service.economics import Account, Economics
 from service.errors import StoreUnavailable, UnknownModel
-from service.inference.artifact import LoadedModel, discover, load_model
+from service.inference.artifact import discover
 from service.inference.batcher import Batcher
+from service.inference.loading import LoadedModel, load_model
 from service.inference.manifest import Manifest
 from service.inference.predictor import Options
+from service.lookup import Answer, Lookup, Model
+from service.memo import Memo
 from service.metrics import Metrics
 from service.pipeline import LEASE_COST_SECONDS, Pipeline
 from service.refusals import Refusals
-from service.remembered import Remembered
 
 METRICS_SECONDS = 0.5
 HOT_SECONDS = 1.0
@@ -61,8 +62,8 @@ class Runtime:
         self.bodies = Bodies(settings.max_bodies_bytes)
         self.clock = time.monotonic
         self.tallies: list[Callable[[], None]] = []
-        self.parsed: Remembered[tuple[str | None, bytes], Any] = Remembered(MAX_REMEMBERED)
-        self.rendered: Remembered[tuple[str, int, bytes], bytes] = Remembered(MAX_REMEMBERED)
+        self.parsed: Memo[tuple[str | None, bytes], Any] = Memo(MAX_REMEMBERED)
+        self.rendered: Memo[tuple[str, int, bytes], bytes] = Memo(MAX_REMEMBERED)
         preferred = settings.default_image_model
         self._default_image_model = preferred or ("imagenet" if "imagenet" in models else "digits")
 
@@ -121,9 +122,9 @@ async def open_runtime(settings: Settings, lost: Callable[[str], None] = lambda 
         auditor = Auditor(Countdown(settings.audit_share), l1, l2, metrics)
         economics = Economics(accounts, l2, metrics)
 
-        def observe(ask: Ask, answer: Answer) -> None:
-            auditor.observe(ask, answer)
-            economics.observe(ask, answer)
+        def observe(lookup: Lookup, answer: Answer) -> None:
+            auditor.observe(lookup, answer)
+            economics.observe(lookup, answer)
 
         pipeline = Pipeline(settings, l1, l2, metrics, observe=observe)
         runtime = Runtime(settings, metrics, pipeline, models, auditor, economics)

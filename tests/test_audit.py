@@ -19,20 +19,20 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from uvicorn.server import ServerState
 
-from service.api.hits import HitTable, Tally
-from service.asking import Answer, Ask, Model
 from service.audit import MAX_WAITING, Auditor, Countdown
 from service.cache.entry import Entry, seal
-from service.cache.joined import Allowance
 from service.cache.keys import entry_key
 from service.cache.memory import MemoryCache
-from service.cache.no_redis import NoRedis
+from service.cache.redis.auto_pipeline import DeadlineBudget
+from service.cache.redis.no_redis import NoRedis
 from service.config import load_settings
 from service.inference.batcher import Batcher
-from service.inference.cells import Cells
 from service.inference.predictor import Prediction, Question, pack, unpack
+from service.inference.tabular.cells import Cells
+from service.lookup import Answer, Lookup, Model
 from service.metrics import Metrics
 from service.runtime import Runtime, open_runtime
+from service.server.hit_table import HitCounter, HitTable
 from tests.support.client import Connection
 from tests.support.patience import give_redis_time
 from tests.support.probe import register
@@ -244,13 +244,13 @@ def test_a_share_of_none_picks_none() -> None:
 def test_a_hit_that_is_owed_stays_so_until_it_is_picked_and_counts_once() -> None:
     countdown = Countdown(1 / 3, lambda: 0.5)
     assert [countdown.picks("key") for _ in range(6)] == [False, False, True, False, False, True]
-    countdown.owe("owed")
+    countdown.force_sample("owed")
     picked = [(key, countdown.picks(key)) for key in ("key", "owed", "owed", "key")]
     assert picked == [("key", False), ("owed", True), ("owed", False), ("key", True)]
 
 
 async def test_a_hit_that_is_due_leaves_the_hit_path_alone_and_stays_in_its_table() -> None:
-    from service.api.endpoint import Reply
+    from service.http.endpoint import Reply
 
     l1, counts = MemoryCache(10**6, 100, lambda: 1000.0), []
     countdown = Countdown(1 / 3, lambda: 0.5)
@@ -283,7 +283,7 @@ async def test_a_hit_that_is_due_leaves_the_hit_path_alone_and_stays_in_its_tabl
 
 def test_hits_of_both_paths_are_picked_in_proportion() -> None:
     chance = np.random.default_rng(1)
-    countdown, tally, hot, ordinary = Countdown(0.01, chance.random), Tally(), 0, 0
+    countdown, tally, hot, ordinary = Countdown(0.01, chance.random), HitCounter(), 0, 0
     tally.start(countdown.gap())
     for number in range(110_000):
         if number % 11 == 0:
@@ -350,7 +350,7 @@ class House:
 
     def hit(self, payload: bytes | None = b"x", value: float = 0.0) -> None:
         entry = Entry(pack(np.array([value])), 1e6, 1e9)
-        asked = Ask(self.model, Question(b"x", payload), "key", True, 1e9, Allowance())
+        asked = Lookup(self.model, Question(b"x", payload), "key", True, 1e9, DeadlineBudget())
         self.l1.put("key", entry)
         self.auditor.observe(asked, Answer("key", entry, "l1"))
 

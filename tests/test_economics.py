@@ -10,16 +10,16 @@ from typing import Any, Literal
 
 import pytest
 
-from service.asking import Answer, Ask, Model
-from service.cache.census import Census
 from service.cache.entry import Entry
-from service.cache.joined import Allowance
 from service.cache.keys import cache_key
-from service.cache.no_redis import NoRedis
-from service.cache.redis import L2, RedisCache, open_redis
+from service.cache.redis.auto_pipeline import DeadlineBudget
+from service.cache.redis.census import Census
+from service.cache.redis.l2 import L2, RedisCache, open_redis
+from service.cache.redis.no_redis import NoRedis
 from service.config import load_settings
 from service.economics import Account, Economics
 from service.errors import StoreUnavailable
+from service.lookup import Answer, Lookup, Model
 from service.metrics import Metrics
 from service.runtime import open_runtime
 from tests.support.client import fetch, fetch_json
@@ -69,8 +69,10 @@ class Books:
         self.economics = Economics({"echo": self.account}, self.l2, self.metrics)
         self.model = Model("echo", MANIFEST, EchoPredictor(), None, leased=False)  # type: ignore[arg-type]
 
-    def ask(self, number: int = 0, digest_only: bool = False) -> Ask:
-        return Ask(self.model, question(number, digest_only=digest_only), key(number), True, math.inf, Allowance(10))
+    def ask(self, number: int = 0, digest_only: bool = False) -> Lookup:
+        return Lookup(
+            self.model, question(number, digest_only=digest_only), key(number), True, math.inf, DeadlineBudget(10)
+        )
 
     def answer(
         self,
@@ -81,7 +83,7 @@ class Books:
         model: float = 0.0,
     ) -> None:
         ask = self.ask(number)
-        ask.allowance.left -= redis
+        ask.budget.left -= redis
         entry = Entry(b"", 1, 1)
         self.economics.observe(ask, Answer(ask.key, entry, source, queue_seconds=queue, model_seconds=model))
 
@@ -203,7 +205,7 @@ async def test_an_empty_census_makes_its_keys_so_that_questions_make_none(
 async def test_what_redis_does_not_take_is_forgotten_as_a_whole(l2: RedisCache, redis_server: RedisServer) -> None:
     books = Books(l2)
     books.answer(1, "computed")
-    l2._node.breaker.pause_writes("full")
+    l2._client.breaker.pause_writes("full")
     assert await books.economics.census("echo") is None
     assert (books.account.asked, books.account.keys) == (0, set())
 
@@ -252,6 +254,6 @@ async def test_a_worker_that_ends_leaves_no_task(iris_models: Any) -> None:
 
 async def test_a_census_of_a_redis_that_is_down_says_so(l2: RedisCache) -> None:
     for _ in range(3):
-        l2._node.breaker.failed("silent")
+        l2._client.breaker.failed("silent")
     with pytest.raises(StoreUnavailable):
         await l2.count("echo", [], 0, 0)

@@ -12,18 +12,18 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from service.asking import PLAIN, Answer, Model, Wants
-from service.cache.codec import Accepts, anything
 from service.cache.entry import Entry
 from service.cache.generations import VALID_SECONDS
-from service.cache.joined import Allowance
 from service.cache.memory import MemoryCache
-from service.cache.no_redis import NoRedis
+from service.cache.redis.auto_pipeline import DeadlineBudget
+from service.cache.redis.codec import Accepts, anything
+from service.cache.redis.no_redis import NoRedis
 from service.config import Settings, load_settings
 from service.errors import DeadlineExceeded, InvalidInput, NotCached, OnlyIfCached, Overloaded
 from service.inference.batcher import Batcher
 from service.inference.manifest import Manifest
 from service.inference.predictor import Prediction, Question, pack, unpack
+from service.lookup import DEFAULT, Answer, CacheDirectives, Model
 from service.metrics import Metrics
 from service.pipeline import Pipeline
 from tests.support.process import becomes
@@ -96,8 +96,8 @@ class House:
         )
         self.model = Model("echo", MANIFEST, self.predictor, self.batcher, leased=True)
 
-    async def ask(self, x: float, wants: Wants = PLAIN, **more: Any) -> Answer:
-        return await self.pipeline.answer(self.model, question(x, **more), wants)
+    async def ask(self, x: float, directives: CacheDirectives = DEFAULT, **more: Any) -> Answer:
+        return await self.pipeline.answer(self.model, question(x, **more), directives)
 
     def count(self, result: str) -> float:
         self.metrics.flush()
@@ -118,7 +118,7 @@ class Shared(NoRedis):
         self.gate, self.looks, self.kept = asyncio.Event(), 0, {}
         self.gate.set()
 
-    async def get(self, key: str, allowance: Allowance | None = None, accepts: Accepts = anything) -> Any:
+    async def get(self, key: str, budget: DeadlineBudget | None = None, accepts: Accepts = anything) -> Any:
         self.looks += 1
         await self.gate.wait()
         return self.kept.get(key)
@@ -129,7 +129,7 @@ class Shared(NoRedis):
         entry: Entry,
         *,
         overwrite: bool = False,
-        allowance: Allowance | None = None,
+        budget: DeadlineBudget | None = None,
         accepts: Accepts = anything,
     ) -> Entry:
         self.kept[key] = entry
@@ -278,7 +278,9 @@ async def test_a_deadline_that_passes_in_the_queue_means_no_computation(house: H
 async def test_no_cache_computes_overwrites_and_does_not_share_with_ordinary_askers(house: House) -> None:
     await house.ask(5)
     house.clock.now += 40
-    answers = await asyncio.gather(house.ask(5, Wants(fresh=True)), house.ask(5, Wants(fresh=True)), house.ask(5))
+    answers = await asyncio.gather(
+        house.ask(5, CacheDirectives(fresh=True)), house.ask(5, CacheDirectives(fresh=True)), house.ask(5)
+    )
     assert [answer.source for answer in answers] == ["computed", "collapsed", "l1"]
     assert answers[0].fresh and answers[1].fresh
     assert (await house.ask(5)).entry.age(house.clock.now) == 0
@@ -287,7 +289,7 @@ async def test_no_cache_computes_overwrites_and_does_not_share_with_ordinary_ask
 
 async def test_no_store_neither_reads_nor_writes(house: House) -> None:
     await house.ask(5)
-    first, second = await house.ask(5, Wants(store=False)), await house.ask(6, Wants(store=False))
+    first, second = await house.ask(5, CacheDirectives(store=False)), await house.ask(6, CacheDirectives(store=False))
     assert (first.source, first.stored, second.stored) == ("computed", False, False)
     assert (await house.ask(6)).source == "computed"
     assert house.predictor.computed == [5, 5, 6, 6]
@@ -296,18 +298,18 @@ async def test_no_store_neither_reads_nor_writes(house: House) -> None:
 async def test_no_store_waits_no_longer_than_anybody() -> None:
     async with opened(load_settings({"PREDICT_DEADLINE_SECONDS": "0.05"})) as house:
         house.predictor.gate.clear()
-        for wants in (Wants(), Wants(fresh=True), Wants(store=False)):
+        for directives in (CacheDirectives(), CacheDirectives(fresh=True), CacheDirectives(store=False)):
             with pytest.raises(DeadlineExceeded):
-                await house.ask(5, wants)
+                await house.ask(5, directives)
 
 
 async def test_only_if_cached_never_computes(house: House) -> None:
     with pytest.raises(OnlyIfCached):
-        await house.ask(5, Wants(compute=False))
+        await house.ask(5, CacheDirectives(compute=False))
     await house.ask(5)
-    assert (await house.ask(5, Wants(compute=False))).source == "l1"
+    assert (await house.ask(5, CacheDirectives(compute=False))).source == "l1"
     with pytest.raises(OnlyIfCached):
-        await house.ask(5, Wants(compute=False, fresh=True))
+        await house.ask(5, CacheDirectives(compute=False, fresh=True))
     assert house.predictor.computed == [5]
 
 
@@ -322,24 +324,24 @@ async def test_a_digest_is_answered_from_the_cache_or_not_at_all(house: House) -
 
 
 @pytest.mark.parametrize(
-    ("wants", "source"),
+    ("directives", "source"),
     [
-        (Wants(max_age=41), "l1"),
-        (Wants(max_age=39), "computed"),
-        (Wants(min_fresh=59), "l1"),
-        (Wants(min_fresh=61), "computed"),
+        (CacheDirectives(max_age=41), "l1"),
+        (CacheDirectives(max_age=39), "computed"),
+        (CacheDirectives(min_fresh=59), "l1"),
+        (CacheDirectives(min_fresh=61), "computed"),
     ],
 )
 async def test_an_answer_that_is_too_old_for_the_asker_is_computed_anew(
-    house: House, wants: Wants, source: str
+    house: House, directives: CacheDirectives, source: str
 ) -> None:
     await house.ask(5)
     house.clock.now += 40
-    assert (await house.ask(5, wants)).source == source
+    assert (await house.ask(5, directives)).source == source
 
 
 async def test_a_min_fresh_beyond_any_lifetime_computes_once_not_twice(house: House) -> None:
-    assert (await house.ask(5, Wants(min_fresh=1e9))).source == "computed"
+    assert (await house.ask(5, CacheDirectives(min_fresh=1e9))).source == "computed"
     assert house.predictor.computed == [5]
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from service.errors import ConfigurationError
 from service.inference.artifact import Artifact, write_artifact
+from service.inference.loading import load_predictor
 from service.inference.manifest import Manifest
-from service.inference.predictor import Options, Predictor, load_predictor, unpack
+from service.inference.predictor import Options, Predictor, unpack
 
 ENOUGH_SECONDS = 1.0
 MOST_PREDICTIONS = 101

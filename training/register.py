@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from service.errors import ConfigurationError, ServiceError
 from service.inference.artifact import library_versions
-from service.inference.estimator import class_values, unpickle
 from service.inference.manifest import Class, Example, Feature, Manifest, Weights, reason
+from service.inference.tabular.estimator import class_values, unpickle
 from training import publish
 
 

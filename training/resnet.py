@@ -25,15 +25,16 @@ from torchvision.datasets import ImageFolder
 
 from service.errors import ConfigurationError, InvalidInput
 from service.inference.artifact import Artifact, library_versions
-from service.inference.cpu import has_openvino
-from service.inference.device import resolve_device
-from service.inference.images import read
+from service.inference.loading import load_predictor
 from service.inference.manifest import Class, Example, Image, Manifest, Weights, reason
-from service.inference.predictor import Options, load_predictor, unpack
-from service.inference.state_dict import Tensors, read_state
-from service.inference.torch_network import LIBRARIES as TORCH
-from service.inference.torch_network import build
-from service.inference.vision import LIBRARIES
+from service.inference.predictor import Options, unpack
+from service.inference.vision.cpu import has_openvino
+from service.inference.vision.device import resolve_device
+from service.inference.vision.images import read
+from service.inference.vision.predictor import LIBRARIES
+from service.inference.vision.state_dict import Tensors, read_state
+from service.inference.vision.torch_network import LIBRARIES as TORCH
+from service.inference.vision.torch_network import build
 from training import digits, publish, published
 
 SEED = 0

@@ -41,7 +41,7 @@ class Entry:
         return max(0.0, self.ttl - (self.expires - now))
 
 
-def born(value: bytes, ttl: float, now: float, random: Callable[[], float]) -> Entry:
+def new_entry(value: bytes, ttl: float, now: float, random: Callable[[], float]) -> Entry:
     """A new entry. It lives ``ttl`` less up to a tenth, so that answers computed together do not expire together.
 
     In whole milliseconds, as Redis counts: what is read back is what was written.

@@ -29,10 +29,10 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from service.cache.entry import seal, unseal
-from service.cache.joined import Allowance, Asked
 from service.cache.keys import GENERATION_BYTES, acknowledgements_key, generation_key, readers_key
 from service.cache.observer import Observer
-from service.cache.scripts import ACKNOWLEDGE, GENERATIONS, PURGE, Command
+from service.cache.redis.auto_pipeline import DeadlineBudget, PendingReply
+from service.cache.redis.scripts import ACKNOWLEDGE, GENERATIONS, PURGE, Command
 from service.errors import StoreUnavailable
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class Generations:
 
     def __init__(
         self,
-        ask: Callable[[Command], Asked[Any]],
+        ask: Callable[[Command], PendingReply[Any]],
         secret: bytes,
         observer: Observer,
         clock: Callable[[], float],
@@ -143,7 +143,7 @@ class Generations:
         times = [int(VALID_SECONDS * 1000), int(CUT_OFF_SECONDS * 1000)]
         command = PURGE([generation_key(model), readers_key(model)], [sealed, PURGES, model, *times])
         try:
-            listening, all_known, registered = await Allowance().wait(self._ask(command))
+            listening, all_known, registered = await DeadlineBudget().wait(self._ask(command))
         except StoreUnavailable:
             self.reread()
             raise
@@ -215,7 +215,7 @@ class Generations:
         new = {model: next_generation(self._known[model]).seal(model, self._secret) for model in refused}
         models = [argument for model in refused for argument in (model, new[model], refused[model])]
         keys = [key for model in refused for key in (generation_key(model), readers_key(model))]
-        reply = await Allowance().wait(self._ask(GENERATIONS(keys, [self.worker, _KEEP_MS, PURGES, *models])))
+        reply = await DeadlineBudget().wait(self._ask(GENERATIONS(keys, [self.worker, _KEEP_MS, PURGES, *models])))
         if any(unregistered.startswith(_NOT_THE_MASTER) for unregistered in reply[::2]):
             raise StoreUnavailable("Redis is read-only")
         if None in reply:
@@ -260,7 +260,7 @@ class Generations:
                 later = generation
             keys = (acknowledgements_key(model, of) for of in (b"", generation.value, later.value))
             with suppress(StoreUnavailable):
-                acknowledged |= set(await Allowance().wait(self._ask(("SUNION", *keys))))
+                acknowledged |= set(await DeadlineBudget().wait(self._ask(("SUNION", *keys))))
             nobody_missing = registered <= acknowledged and len(acknowledged) >= listening
             if nobody_missing or time.monotonic() >= until:
                 return acknowledged, nobody_missing

@@ -18,11 +18,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from service.cache.codec import Accepts, Codec
-from service.cache.entry import Entry, born
-from service.cache.joined import Allowance, Asked
+from service.cache.entry import Entry, new_entry
 from service.cache.keys import entry_key, lease_keys
-from service.cache.scripts import ABORT, CLAIM, COMMIT, DISCARD, RENEW, Command
+from service.cache.redis.auto_pipeline import DeadlineBudget, PendingReply
+from service.cache.redis.codec import Accepts, Codec
+from service.cache.redis.scripts import ABORT, CLAIM, COMMIT, DISCARD, RENEW, Command
 from service.errors import StoreUnavailable
 
 HINTS = "p1:hints"
@@ -89,7 +89,7 @@ class Leases:
 
     def __init__(
         self,
-        ask: Callable[[Command], Asked[Any]],
+        ask: Callable[[Command], PendingReply[Any]],
         codec: Codec,
         random: Callable[[], float],
         compute_seconds: float,
@@ -104,7 +104,7 @@ class Leases:
         self._held: dict[bytes, str] = {}
         self._unheard: dict[bytes, str] = {}
 
-    async def once(self, key: str, compute: Compute, allowance: Allowance, accepts: Accepts) -> Resolved:
+    async def compute_once(self, key: str, compute: Compute, budget: DeadlineBudget, accepts: Accepts) -> Resolved:
         """The key's entry, computed at most once in the cluster. Raises what ``compute`` raises, or TooManyClaims."""
         until = self._codec.clock() + self._follow_seconds
         waited = False  # after that, polls that succeed are no cost of Redis's
@@ -113,14 +113,14 @@ class Leases:
                 hint.clear()  # before the claim: a hint that comes while it is under way must wake us
                 token = os.urandom(16)
                 try:
-                    claiming = Allowance(allowance.left) if waited else allowance
+                    claiming = DeadlineBudget(budget.left) if waited else budget
                     claim = await self._claim(key, token, claiming, accepts)
                 except StoreUnavailable:
                     return await self._alone(compute, down=True)
                 if isinstance(claim, Entry):
                     return Resolved(claim, "followed" if waited else "stored")
                 if claim == "lead":
-                    return await self._lead(key, token, compute, allowance, accepts)
+                    return await self._lead(key, token, compute, budget, accepts)
                 if self._codec.clock() >= until:
                     return await self._alone(compute, down=False)
                 waited = True
@@ -134,14 +134,14 @@ class Leases:
             self._give_up(key, token)
 
     async def _claim(
-        self, key: str, token: bytes, allowance: Allowance, accepts: Accepts
+        self, key: str, token: bytes, budget: DeadlineBudget, accepts: Accepts
     ) -> Entry | Literal["lead", "follow"]:
         """The committed entry, or this worker's part. A corrupt entry is removed, and claimed for once more."""
         command = CLAIM(lease_keys(key), (token, LEASE_MS, MAX_CLAIMS, CLAIMS_MS))
         try:
             for _ in range(2):
                 asked = self._codec.clock()
-                part, blob, left_ms = await allowance.wait(self._ask(command))
+                part, blob, left_ms = await budget.wait(self._ask(command))
                 if self._unheard:
                     self.reconnected()
                 if part == b"refused":
@@ -152,18 +152,20 @@ class Leases:
                     if entry := self._codec.open(key, blob, left_ms, asked, accepts):
                         return entry
                 except ValueError:
-                    await allowance.wait(self._ask(DISCARD([entry_key(key)], [blob])))
+                    await budget.wait(self._ask(DISCARD([entry_key(key)], [blob])))
             raise StoreUnavailable("the value under this key does not go away")
         except (StoreUnavailable, asyncio.CancelledError):
             self._give_up(key, token)  # the claim may have reached Redis, or may yet
             raise
 
-    async def _lead(self, key: str, token: bytes, compute: Compute, allowance: Allowance, accepts: Accepts) -> Resolved:
+    async def _lead(
+        self, key: str, token: bytes, compute: Compute, budget: DeadlineBudget, accepts: Accepts
+    ) -> Resolved:
         self._held[token] = key
         try:
             entry = await self._computed(key, token, compute)
             try:
-                return Resolved(await self._commit(key, token, entry, allowance, accepts), "computed")
+                return Resolved(await self._commit(key, token, entry, budget, accepts), "computed")
             except (StoreUnavailable, ValueError) as error:
                 self._give_up(key, token)
                 return Resolved(entry, "computed", stored=False, down=isinstance(error, StoreUnavailable))
@@ -180,7 +182,7 @@ class Leases:
             raise
         finally:
             renewal.cancel()
-        return born(value, ttl, self._codec.clock(), self._random)
+        return new_entry(value, ttl, self._codec.clock(), self._random)
 
     async def _renew(self, key: str, token: bytes) -> None:
         """Keep the lease until the computation has taken too long, or the lease is found lost."""
@@ -191,29 +193,29 @@ class Leases:
                 return
             # One renewal may fail: the next comes before the lease ends.
             with suppress(StoreUnavailable):
-                if not await Allowance().wait(self._ask(RENEW(lease_keys(key), (token, LEASE_MS)))):
+                if not await DeadlineBudget().wait(self._ask(RENEW(lease_keys(key), (token, LEASE_MS)))):
                     return
 
-    async def _commit(self, key: str, token: bytes, entry: Entry, allowance: Allowance, accepts: Accepts) -> Entry:
+    async def _commit(self, key: str, token: bytes, entry: Entry, budget: DeadlineBudget, accepts: Accepts) -> Entry:
         """What is stored now: this entry, or the one committed first. Raises ValueError when it cannot be stored."""
         blob, left_ms = self._codec.seal(key, entry)
         command = COMMIT(lease_keys(key), (token, LEASE_MS, blob, left_ms, HINTS, key))
         for _ in range(2):
             asked = self._codec.clock()
-            first, first_left_ms = await allowance.wait(self._ask(command))
+            first, first_left_ms = await budget.wait(self._ask(command))
             if first is None:
                 return entry
             try:
                 if committed := self._codec.open(key, first, first_left_ms, asked, accepts):
                     return committed
             except ValueError:
-                await allowance.wait(self._ask(DISCARD([entry_key(key)], [first])))
+                await budget.wait(self._ask(DISCARD([entry_key(key)], [first])))
         raise StoreUnavailable("the value under this key does not go away")
 
     async def _alone(self, compute: Compute, *, down: bool) -> Resolved:
         """Computed for this worker only: it holds no lease, so it stores nothing."""
         value, ttl = await compute()
-        return Resolved(born(value, ttl, self._codec.clock(), self._random), "computed", stored=False, down=down)
+        return Resolved(new_entry(value, ttl, self._codec.clock(), self._random), "computed", stored=False, down=down)
 
     def reconnected(self) -> None:
         """Redis answers again: take back the claims that it may have carried out after nobody waited for them.
@@ -221,8 +223,8 @@ class Leases:
         1. Redis freezes, and a claim times out.   2. Giving it up fails, too.   3. Redis goes on, and carries it out.
         The lease ends by itself, but the claim would count for a minute, as if this worker had died of the input.
         """
-        unheard, self._unheard = self._unheard, {}
-        for token, key in unheard.items():
+        unacknowledged, self._unheard = self._unheard, {}
+        for token, key in unacknowledged.items():
             self._give_up(key, token, late=True)
 
     def _give_up(self, key: str, token: bytes, late: bool = False) -> None:

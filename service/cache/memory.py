@@ -16,17 +16,17 @@ RENDERING_OVERHEAD = 130
 MAX_ASKED = 1000
 
 
-class Kept:
+class Slot:
     """An entry in its place. ``until``: the clock's reading when it must go. ``cost``: bytes, renderings included.
 
     ``gone``: it has been taken out. Whoever holds this need not look it up again to know.
     """
 
-    __slots__ = ("cost", "entry", "gone", "until")
+    __slots__ = ("cost", "entry", "evicted", "until")
 
     def __init__(self, entry: Entry, until: float, cost: int) -> None:
         self.entry, self.until, self.cost = entry, until, cost
-        self.gone = False
+        self.evicted = False
 
 
 class MemoryCache:
@@ -36,7 +36,7 @@ class MemoryCache:
         self._max_bytes = max_bytes
         self._max_entries = max_entries
         self._clock = clock
-        self._entries: OrderedDict[str, Kept] = OrderedDict()
+        self._entries: OrderedDict[str, Slot] = OrderedDict()
         self._asked: set[str] = set()
         self.bytes_used = 0
 
@@ -48,7 +48,7 @@ class MemoryCache:
         kept = self.find(key)
         return None if kept is None else kept.entry
 
-    def find(self, key: str) -> Kept | None:
+    def find(self, key: str) -> Slot | None:
         """As ``get``, with its place."""
         kept = self._entries.get(key)
         if kept is None:
@@ -72,7 +72,7 @@ class MemoryCache:
         cost, now = _cost(key, entry), self._clock()
         if cost > self._max_bytes or entry.expires <= now:
             return
-        self._entries[key] = Kept(entry, min(entry.expires, now + seconds), cost)
+        self._entries[key] = Slot(entry, min(entry.expires, now + seconds), cost)
         self.bytes_used += cost
         self._evict()
 
@@ -94,13 +94,13 @@ class MemoryCache:
     def delete(self, key: str) -> None:
         kept = self._entries.pop(key, None)
         if kept is not None:
-            kept.gone = True
+            kept.evicted = True
             kept.entry.renderings.clear()  # whoever still holds it must not hold more than was counted
             self.bytes_used -= kept.cost
 
     def clear(self) -> None:
         for kept in self._entries.values():
-            kept.gone = True
+            kept.evicted = True
             kept.entry.renderings.clear()
         self._entries.clear()
         self.bytes_used = 0

@@ -20,7 +20,6 @@ from pydantic import ValidationError
 
 from service.errors import ConfigurationError
 from service.inference.manifest import Manifest, reason
-from service.inference.predictor import Options, Predictor, load_predictor, warm_up
 
 MANIFEST, PREVIOUS = "manifest.json", "manifest.previous.json"
 REMEDY = "run `make train`, register the model again, or remove the directory"
@@ -34,15 +33,6 @@ class Artifact:
 
     manifest: Manifest
     weights: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """An artifact, loaded and warmed. ``warning``: why it is the previous one, if it is."""
-
-    manifest: Manifest
-    predictor: Predictor
-    warning: str | None = None
 
 
 def discover(models_dir: Path) -> list[Path]:
@@ -82,25 +72,6 @@ def write_artifact(directory: Path, artifact: Artifact) -> None:
     _delete_unnamed(directory, artifact.manifest.weights.file)
 
 
-def load_current(directory: Path, options: Options) -> LoadedModel:
-    """The current pair, loaded and warmed; raises ConfigurationError."""
-    return _load(directory, MANIFEST, options)
-
-
-def load_model(directory: Path, options: Options) -> LoadedModel:
-    """The current pair, or with a warning the previous one; raises the current one's ConfigurationError."""
-    try:
-        return load_current(directory, options)
-    except ConfigurationError as error:
-        try:
-            model = _load(directory, PREVIOUS, options)
-        except ConfigurationError:
-            raise error from None
-        warning = f"Serving the previous version of {directory.name}. {error}"
-        logger.warning(warning)
-        return LoadedModel(model.manifest, model.predictor, warning)
-
-
 def fingerprint(
     artifact: Artifact,
     *,
@@ -132,13 +103,6 @@ def fingerprint(
 def library_versions(*names: str) -> dict[str, str]:
     """Installed version of each distribution."""
     return {name: version(name) for name in names}
-
-
-def _load(directory: Path, manifest_name: str, options: Options) -> LoadedModel:
-    artifact = read_artifact(directory, manifest_name)
-    predictor = load_predictor(artifact, options)
-    warm_up(predictor, artifact)
-    return LoadedModel(artifact.manifest, predictor)
 
 
 def _read_manifest(directory: Path, manifest_name: str) -> Manifest:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
-from service.errors import DeadlineExceeded, DeviceLost, Overloaded, PredictionFailed, ServiceError
+from service.errors import DeadlineExceeded, DeviceLost, NoWaiters, Overloaded, PredictionFailed, ServiceError
 from service.inference.model_thread import ModelThreads, Predict
 from service.inference.predictor import Prediction
 
@@ -31,10 +31,6 @@ NEARLY = 0.75
 always wait for the larger one to be done."""
 
 logger = logging.getLogger(__name__)
-
-
-class Unwanted(Exception):
-    """Nobody waited for this item any more when its turn came; it was not computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +114,7 @@ class Batcher:
     async def submit(
         self, payload: bytes, *, wanted: Wanted, deadline: float, reservation: Reservation | None = None
     ) -> Computed:
-        """Queue one item and wait; raises Overloaded at once, DeadlineExceeded or Unwanted at dispatch, or its error.
+        """Queue one item and wait; raises Overloaded at once, DeadlineExceeded or NoWaiters at dispatch, or its error.
 
         ``wanted`` is asked once, at dispatch: an item that nobody wants is dropped, a dispatched one is finished.
         """
@@ -237,7 +233,7 @@ class Batcher:
         if now >= item.deadline:
             item.done.set_exception(DeadlineExceeded("The model was busy until the deadline."))
         elif not item.wanted():
-            item.done.set_exception(Unwanted())
+            item.done.set_exception(NoWaiters())
         return not item.done.done()
 
     async def _compute(self, slot: int) -> None:

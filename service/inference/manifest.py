@@ -7,8 +7,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
-from service.inference.predictor import KINDS
-
 RESERVED_FEATURES = frozenset({"model", "image", "input", "sha256", "top_k"})
 
 
@@ -93,8 +91,6 @@ class Manifest(Part):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.kind not in KINDS:
-            raise ValueError(f"unknown kind {self.kind!r}; known are {', '.join(KINDS)}")
         if (self.image is None) != bool(self.features):
             raise ValueError("a model has either features or an image")
         for what, names in (

@@ -5,25 +5,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, NewType, Protocol
+from typing import Any, Literal, NewType, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from service.inference.artifact import Artifact
-
 Prediction = NewType("Prediction", bytes)
 """A packed probability vector: dtype, shape and little-endian values (see ``pack``)."""
-
-KINDS = {
-    "tabular": "service.inference.tabular:load",
-    "vision": "service.inference.vision:load",
-}
-"""Manifest kind -> ``load(artifact, options) -> Predictor``, imported when first needed."""
 
 EXAMPLE_TOLERANCE = 1e-3
 """How far an answer may be from the manifest's golden one, where a predictor's ``example_tolerance`` says no more."""
@@ -97,30 +85,6 @@ class Predictor(Protocol):
         calls it: for what takes well under a millisecond for a full batch, whatever the input.
         Raises DeviceLost when nothing can be computed any more until the process is replaced.
         """
-
-
-def load_predictor(artifact: Artifact, options: Options) -> Predictor:
-    """Import the artifact's kind and load it; raises ConfigurationError with the file and the remedy."""
-    module, _, function = KINDS[artifact.manifest.kind].partition(":")
-    predictor: Predictor = getattr(import_module(module), function)(artifact, options)
-    return predictor
-
-
-def warm_up(predictor: Predictor, artifact: Artifact) -> None:
-    """Ask the manifest's example, once; raises ConfigurationError when the answer is not the one it gave when made."""
-    name, example = artifact.manifest.name, artifact.manifest.example
-    try:
-        payload = predictor.parse(example.inputs, b"", "application/json").payload
-        answer = predictor.predict([payload])[0] if payload is not None else ValueError("it has no payload")
-        vector = unpack(answer) if isinstance(answer, bytes) else None
-    except Exception as error:
-        answer, vector = error, None
-    if vector is None:
-        raise ConfigurationError(f"Model {name} fails on its own example ({answer!r}): make or register it again.")
-    # Other processors and libraries move last bits; a wrong model is further off.
-    tolerance: float = getattr(predictor, "example_tolerance", EXAMPLE_TOLERANCE)
-    if vector.shape != (len(example.golden),) or not np.allclose(vector, example.golden, rtol=0, atol=tolerance):
-        raise ConfigurationError(f"Model {name} no longer gives its example's answer: make or register it again.")
 
 
 def pack(vector: NDArray[Any]) -> Prediction:

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from service.inference.artifact import MANIFEST
-from service.inference.predictor import KINDS
+from service.inference.loading import KINDS
 
 
 def import_kinds(models_dir: Path) -> None:

@@ -1,9 +1,12 @@
-"""The application's lifespan, as its server sees it."""
+"""The application's lifespan, as its server sees it, and the table of the hit path that goes with it."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
+
+from service.runtime import Runtime
+from service.server.hit_table import HitTable
 
 
 class Lifespan:
@@ -24,6 +27,13 @@ class Lifespan:
         await self._put("lifespan.startup")
         if self._task.done():
             self._task.result()
+        self._open_hit_path(self.state["runtime"])
+
+    def _open_hit_path(self, runtime: Runtime) -> None:
+        """The table that connections look into, before any of them is accepted."""
+        if runtime.settings.hit_path:
+            hits = self.state["hits"] = HitTable(runtime)
+            runtime.tallies.append(hits.flush)
 
     async def shutdown(self) -> None:
         await self._put("lifespan.shutdown")

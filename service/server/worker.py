@@ -25,12 +25,12 @@ import uvicorn
 from uvicorn.config import Config
 from uvicorn_worker import UvicornWorker
 
-from service.api.hits import HitTable
-from service.api.protocol import protocol_class
 from service.app import app
 from service.config import Settings, settings_of_process
 from service.errors import ConfigurationError
 from service.metrics import share_values
+from service.server.connection import protocol_class
+from service.server.hit_table import HitTable
 from service.server.lifespan import Lifespan
 from service.server.report import ENDED, SERVING, Report, Succession
 
@@ -98,7 +98,7 @@ class Server(uvicorn.Server):
         before = self.server_state.default_headers
         should_exit = await super().on_tick(counter)
         if self._hits is not None and self.server_state.default_headers is not before:
-            self._hits.turn()
+            self._hits.invalidate()
         return should_exit
 
     async def _beat(self) -> None:

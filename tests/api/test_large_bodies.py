@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from service.api.protocol import protocol_class
 from service.app import create_app
 from service.config import load_settings
+from service.server.connection import protocol_class
 from service.server.lifespan import Lifespan
 from tests.support.client import Address, Connection, fetch
 from tests.support.probe import register

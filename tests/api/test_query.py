@@ -2,8 +2,8 @@
 
 import pytest
 
-from service.api.query import parse_query
 from service.errors import InvalidInput
+from service.http.query import parse_query
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.coding import CODINGS, decode, encode, negotiate
-from service.api.predict import MAX_BATCH_ROWS
-from service.api.tensors import DTYPES, Inference, read_inference
 from service.errors import InvalidInput, MalformedRequest, NotSupported, PayloadTooLarge, ServiceError
+from service.http.coding import CODINGS, decode, encode, negotiate
+from service.http.predict import MAX_BATCH_ROWS
+from service.openinference.tensors import DTYPES, Inference, read_inference
 
 INPUT: dict[str, Any] = {"name": "x", "datatype": "FP32", "shape": [2, 2], "data": [1, 2, 3, 4]}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from service.cache.redis import RedisCache
+from service.cache.redis.l2 import RedisCache
 from tests.cache.stand_ins import Clock, Witness, Workers
 from tests.support.patience import give_redis_time
 from tests.support.process import free_port
@@ -19,7 +19,7 @@ from tests.support.redis_server import RedisServer, running_redis
 
 @pytest.fixture
 def promised_times() -> None:
-    """Asked for by the tests that need no Redis to be there in time: it then has no more than in production."""
+    """PendingReply for by the tests that need no Redis to be there in time: it then has no more than in production."""
 
 
 @pytest.fixture(autouse=True)

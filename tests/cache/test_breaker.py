@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from service.cache.breaker import PING_SECONDS, WRITE_PAUSE_SECONDS, Breaker, State
+from service.cache.redis.breaker import PING_SECONDS, WRITE_PAUSE_SECONDS, Breaker, State
 from service.errors import StoreUnavailable
 from tests.cache.stand_ins import Clock
 from tests.support.process import becomes

@@ -10,7 +10,7 @@ import pytest
 from service.cache.entry import MAX_VALUE_BYTES, Entry
 from service.cache.keys import entry_key
 from service.cache.memory import MemoryCache
-from service.cache.redis import RedisCache
+from service.cache.redis.l2 import RedisCache
 from tests.cache.stand_ins import Clock, entry
 from tests.support.redis_server import RedisServer
 

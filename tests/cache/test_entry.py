@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.cache.entry import MAX_VALUE_BYTES, Entry, born, seal, unseal
+from service.cache.entry import MAX_VALUE_BYTES, Entry, new_entry, seal, unseal
 
 SECRET = b"secret"
 KEYS = st.text(max_size=50)
@@ -75,17 +75,17 @@ def test_a_TTL_that_does_not_fit_is_refused(ttl_ms: int) -> None:
 
 @given(st.floats(0.001, 4_000_000), st.floats(0, 1, exclude_max=True))
 def test_jitter_only_shortens_a_life_and_by_a_tenth_at_most(ttl: float, chance: float) -> None:
-    entry = born(b"", ttl, 0.0, lambda: chance)
+    entry = new_entry(b"", ttl, 0.0, lambda: chance)
     assert ttl * 0.9 - 0.001 <= entry.ttl <= max(ttl, 0.001)
 
 
 def test_without_luck_nothing_is_lost_and_with_much_a_tenth() -> None:
-    assert born(b"", 300, 0.0, lambda: 0.0).ttl == 300
-    assert born(b"", 300, 0.0, lambda: 1.0).ttl == 270
+    assert new_entry(b"", 300, 0.0, lambda: 0.0).ttl == 300
+    assert new_entry(b"", 300, 0.0, lambda: 1.0).ttl == 270
 
 
 def test_age_grows_from_zero_to_the_lifetime_while_what_is_left_shrinks() -> None:
-    entry = born(b"", 300, 1000.0, lambda: 0.0)
+    entry = new_entry(b"", 300, 1000.0, lambda: 0.0)
     assert (entry.age(1000.0), entry.left(1000.0)) == (0, 300)
     assert (entry.age(1100.0), entry.left(1100.0)) == (100, 200)
     assert (entry.age(1300.0), entry.left(1300.0)) == (300, 0)

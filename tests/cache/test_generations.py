@@ -7,7 +7,7 @@ import pytest
 
 from service.cache.generations import VALID_SECONDS, Generation
 from service.cache.keys import generation_key
-from service.cache.redis import RedisCache
+from service.cache.redis.l2 import RedisCache
 from service.errors import StoreRefused, StoreUnavailable
 from tests.cache.stand_ins import SECRET, Clock, Workers, subscribed
 from tests.support.process import becomes
@@ -294,7 +294,7 @@ async def test_a_user_without_permission_for_channels_purges_and_is_told_the_tru
     await becomes(
         lambda: "No messages from Redis reach this worker (this user has no permissions" in caplog.text, within=30
     )
-    answer = await one.once("K", compute)
+    answer = await one.compute_once("K", compute)
     assert answer.stored, "a lease needs no messages either"
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from service.cache.keys import lease_keys
 from service.cache.lease import HINTS, LEASE_MS, MAX_CLAIMS, Resolved, TooManyClaims
-from service.cache.redis import RedisCache, open_redis
-from service.cache.scripts import CLAIM
+from service.cache.redis.l2 import RedisCache, open_redis
+from service.cache.redis.scripts import CLAIM
 from tests.cache.stand_ins import SECRET, Witness, Workers, entry, subscribed
 from tests.support.process import becomes
 from tests.support.redis_server import RedisServer
@@ -50,7 +50,7 @@ def claim_and_die(server: RedisServer) -> None:
 
 async def follower(server: RedisServer, cache: RedisCache, work: Work) -> asyncio.Task[Resolved]:
     """Asks, and has been told to follow."""
-    task = asyncio.create_task(cache.once("K", work))
+    task = asyncio.create_task(cache.compute_once("K", work))
     await becomes(lambda: server.client.exists(WAITS))
     return task
 
@@ -63,7 +63,7 @@ async def test_who_may_not_publish_commits_all_the_same(server: RedisServer, wor
     server.client.execute_command("ACL SETUSER", "default", "resetchannels")
     try:
         work = Work()
-        leading = asyncio.create_task(l2.once("K", work))
+        leading = asyncio.create_task(l2.compute_once("K", work))
         await work.started.wait()
         following = await follower(server, other, done())
         work.gate.set()
@@ -76,7 +76,7 @@ async def test_who_may_not_publish_commits_all_the_same(server: RedisServer, wor
 async def test_who_claims_first_computes_and_stores_and_leaves_nothing_else_behind(
     l2: RedisCache, server: RedisServer
 ) -> None:
-    resolved = await l2.once("K", done())
+    resolved = await l2.compute_once("K", done())
     assert (resolved.entry.value, resolved.source, resolved.stored, resolved.down) == (
         b"answer",
         "computed",
@@ -92,14 +92,14 @@ async def test_who_claims_first_computes_and_stores_and_leaves_nothing_else_behi
 async def test_what_was_stored_meanwhile_is_not_computed(l2: RedisCache) -> None:
     await l2.put("K", entry(b"stored"))
     work = done()
-    resolved = await l2.once("K", work)
+    resolved = await l2.compute_once("K", work)
     assert (resolved.entry.value, resolved.source, work.runs) == (b"stored", "stored", 0)
 
 
 async def test_ten_workers_compute_once_and_answer_alike(workers: Workers, server: RedisServer) -> None:
     caches = [await workers.start() for _ in range(10)]
     work = Work()
-    asked = [asyncio.create_task(cache.once("K", work)) for cache in caches]
+    asked = [asyncio.create_task(cache.compute_once("K", work)) for cache in caches]
     await work.started.wait()
     await becomes(lambda: server.client.exists(WAITS))
     work.gate.set()
@@ -117,7 +117,7 @@ async def test_a_follower_hears_the_hint_long_before_it_would_look_again(
     one, two = await workers.start(), await workers.start()
     await subscribed(server, HINTS, 2)
     work = Work()
-    leading = asyncio.create_task(one.once("K", work))
+    leading = asyncio.create_task(one.compute_once("K", work))
     await work.started.wait()
     following = await follower(server, two, work)
     work.gate.set()
@@ -128,7 +128,7 @@ async def test_a_follower_hears_the_hint_long_before_it_would_look_again(
 async def test_a_follower_that_misses_the_hint_looks_for_itself(workers: Workers, server: RedisServer) -> None:
     one, two = await workers.start(), await workers.start(follow_seconds=60)
     work = Work()
-    leading = asyncio.create_task(one.once("K", work))
+    leading = asyncio.create_task(one.compute_once("K", work))
     await work.started.wait()
     following = await follower(server, two, work)
     server.client.client_kill_filter(_type="pubsub")
@@ -156,7 +156,7 @@ async def test_a_hint_that_means_nothing_makes_a_follower_look_just_once(
 async def test_nothing_is_published_when_nobody_waits(l2: RedisCache, server: RedisServer) -> None:
     with server.client.pubsub() as listener:
         listener.subscribe(HINTS)
-        await l2.once("K", done())
+        await l2.compute_once("K", done())
         server.client.publish(HINTS, "end")
         heard = []
         while b"end" not in heard:
@@ -167,9 +167,9 @@ async def test_nothing_is_published_when_nobody_waits(l2: RedisCache, server: Re
 
 async def test_keys_do_not_wait_for_each_other(l2: RedisCache) -> None:
     slow = Work()
-    waiting = asyncio.create_task(l2.once("K", slow))
+    waiting = asyncio.create_task(l2.compute_once("K", slow))
     await slow.started.wait()
-    assert (await l2.once("L", done(b"quick"))).entry.value == b"quick"
+    assert (await l2.compute_once("L", done(b"quick"))).entry.value == b"quick"
     slow.gate.set()
     await waiting
 
@@ -179,7 +179,7 @@ async def test_keys_do_not_wait_for_each_other(l2: RedisCache) -> None:
 
 async def test_the_lease_of_a_slow_leader_is_renewed(l2: RedisCache, server: RedisServer) -> None:
     work = Work()
-    leading = asyncio.create_task(l2.once("K", work))
+    leading = asyncio.create_task(l2.compute_once("K", work))
     await work.started.wait()
     server.client.pexpire(LEASE, 60_000)
     await becomes(lambda: 0 < int(server.client.pttl(LEASE)) <= LEASE_MS, within=30)
@@ -190,10 +190,10 @@ async def test_the_lease_of_a_slow_leader_is_renewed(l2: RedisCache, server: Red
 async def test_a_lease_is_not_renewed_beyond_the_compute_deadline(workers: Workers, server: RedisServer) -> None:
     stuck, other = await workers.start(compute_seconds=0.5), await workers.start()
     work = Work()
-    leading = asyncio.create_task(stuck.once("K", work))
+    leading = asyncio.create_task(stuck.compute_once("K", work))
     await work.started.wait()
     server.client.pexpire(LEASE, 900)
-    resolved = await other.once("K", done(b"other"))
+    resolved = await other.compute_once("K", done(b"other"))
     assert (resolved.entry.value, resolved.source) == (b"other", "computed")
     work.gate.set()
     assert (await leading).entry.value == b"other"
@@ -215,10 +215,10 @@ async def test_a_leader_that_stalled_answers_with_what_was_committed_meanwhile(
 ) -> None:
     stalled, other = await workers.start(), await workers.start()
     work = Work(b"late")
-    leading = asyncio.create_task(stalled.once("K", work))
+    leading = asyncio.create_task(stalled.compute_once("K", work))
     await work.started.wait()
     server.client.delete(LEASE)  # as if it had been stopped for longer than its lease
-    await other.once("K", done(b"first"))
+    await other.compute_once("K", done(b"first"))
     work.gate.set()
     resolved = await leading
     assert (resolved.entry.value, resolved.source, resolved.stored) == (b"first", "computed", True)
@@ -229,10 +229,10 @@ async def test_a_leader_that_stalled_does_not_end_the_lease_of_its_successor(
 ) -> None:
     stalled, other = await workers.start(), await workers.start()
     failing, slow = Work(RuntimeError("no")), Work()
-    leading = asyncio.create_task(stalled.once("K", failing))
+    leading = asyncio.create_task(stalled.compute_once("K", failing))
     await failing.started.wait()
     server.client.delete(LEASE)
-    succeeding = asyncio.create_task(other.once("K", slow))
+    succeeding = asyncio.create_task(other.compute_once("K", slow))
     await slow.started.wait()
     failing.gate.set()
     with pytest.raises(RuntimeError):
@@ -246,7 +246,7 @@ async def test_a_leader_that_stalled_does_not_end_the_lease_of_its_successor(
 async def test_a_failure_is_not_stored_and_a_follower_tries_at_once(workers: Workers, server: RedisServer) -> None:
     one, two = await workers.start(), await workers.start(follow_seconds=60)
     failing = Work(RuntimeError("no"))
-    leading = asyncio.create_task(one.once("K", failing))
+    leading = asyncio.create_task(one.compute_once("K", failing))
     await failing.started.wait()
     following = await follower(server, two, done())
     server.client.pexpire(LEASE, 60_000)
@@ -259,7 +259,7 @@ async def test_a_failure_is_not_stored_and_a_follower_tries_at_once(workers: Wor
 
 async def test_a_computation_that_is_cancelled_gives_its_lease_up(l2: RedisCache, server: RedisServer) -> None:
     work = Work()
-    leading = asyncio.create_task(l2.once("K", work))
+    leading = asyncio.create_task(l2.compute_once("K", work))
     await work.started.wait()
     leading.cancel()
     await becomes(lambda: not server.client.exists(LEASE, CLAIMS), within=30)
@@ -268,7 +268,7 @@ async def test_a_computation_that_is_cancelled_gives_its_lease_up(l2: RedisCache
 async def test_closing_gives_up_the_leases_still_held(server: RedisServer) -> None:
     async with open_redis(server.url, secret=SECRET) as cache:
         work = Work()
-        leading = asyncio.create_task(cache.once("K", work))
+        leading = asyncio.create_task(cache.compute_once("K", work))
         await work.started.wait()
     assert not server.client.exists(LEASE, CLAIMS)
     work.gate.set()
@@ -278,10 +278,10 @@ async def test_closing_gives_up_the_leases_still_held(server: RedisServer) -> No
 
 async def test_a_claim_whose_asker_leaves_is_given_up(l2: RedisCache, server: RedisServer, witness: Witness) -> None:
     with pytest.raises(RuntimeError):
-        await l2.once("L", done(RuntimeError("no")))  # Redis has learnt the scripts
+        await l2.compute_once("L", done(RuntimeError("no")))  # Redis has learnt the scripts
     await becomes(lambda: len(witness.of("command")) == 2)
     server.freeze()
-    asking = asyncio.create_task(l2.once("K", done()))
+    asking = asyncio.create_task(l2.compute_once("K", done()))
     for _ in range(10):  # until the claim has been sent
         await asyncio.sleep(0)
     asking.cancel()
@@ -299,18 +299,18 @@ async def test_an_input_that_kills_its_workers_is_refused_after_three_until_the_
         server.client.delete(LEASE)
     work = done()
     with pytest.raises(TooManyClaims):
-        await l2.once("K", work)
+        await l2.compute_once("K", work)
     assert work.runs == 0
     assert 0 < server.client.pttl(CLAIMS) <= 60_000
-    assert (await l2.once("L", done())).source == "computed"
+    assert (await l2.compute_once("L", done())).source == "computed"
     server.client.pexpire(CLAIMS, 0)
-    assert (await l2.once("K", work)).source == "computed"
+    assert (await l2.compute_once("K", work)).source == "computed"
 
 
 async def test_failures_never_add_up_to_a_refusal(l2: RedisCache) -> None:
     for _ in range(2 * MAX_CLAIMS):
         with pytest.raises(RuntimeError):
-            await l2.once("K", done(RuntimeError("no")))
+            await l2.compute_once("K", done(RuntimeError("no")))
 
 
 # Patience, and Redis's failures
@@ -319,14 +319,14 @@ async def test_failures_never_add_up_to_a_refusal(l2: RedisCache) -> None:
 async def test_past_its_patience_a_follower_computes_and_does_not_store(workers: Workers, server: RedisServer) -> None:
     claim_and_die(server)
     impatient = await workers.start(follow_seconds=0)
-    resolved = await impatient.once("K", done())
+    resolved = await impatient.compute_once("K", done())
     assert (resolved.source, resolved.stored, resolved.down) == ("computed", False, False)
     assert not server.client.exists(VALUE)
 
 
 async def test_without_Redis_everybody_computes_and_answers(l2: RedisCache, server: RedisServer) -> None:
     server.freeze()
-    resolved = await asyncio.wait_for(l2.once("K", done()), 5)
+    resolved = await asyncio.wait_for(l2.compute_once("K", done()), 5)
     assert (resolved.entry.value, resolved.source, resolved.stored, resolved.down) == (
         b"answer",
         "computed",
@@ -337,7 +337,7 @@ async def test_without_Redis_everybody_computes_and_answers(l2: RedisCache, serv
 
 async def test_a_leader_whose_commit_fails_answers_all_the_same(l2: RedisCache, server: RedisServer) -> None:
     work = Work()
-    leading = asyncio.create_task(l2.once("K", work))
+    leading = asyncio.create_task(l2.compute_once("K", work))
     await work.started.wait()
     server.freeze()
     work.gate.set()
@@ -358,14 +358,14 @@ async def test_under_OOM_everybody_computes_and_what_is_stored_is_still_found(
 ) -> None:
     await l2.put("L", entry(b"stored"))
     server.configure(maxmemory_policy="noeviction", maxmemory="1")
-    assert (await l2.once("L", done())).entry.value == b"stored"
-    resolved = await l2.once("K", done())
+    assert (await l2.compute_once("L", done())).entry.value == b"stored"
+    resolved = await l2.compute_once("K", done())
     assert (resolved.source, resolved.stored, resolved.down) == ("computed", False, True)
     assert not server.client.exists(VALUE, LEASE)
 
 
 async def test_too_large_an_answer_is_given_and_not_stored(l2: RedisCache, server: RedisServer) -> None:
-    resolved = await l2.once("K", done(bytes(100_000)))
+    resolved = await l2.compute_once("K", done(bytes(100_000)))
     assert (len(resolved.entry.value), resolved.stored, resolved.down) == (100_000, False, False)
     await becomes(lambda: not server.client.exists(LEASE, CLAIMS), within=30)
 
@@ -382,11 +382,11 @@ async def test_damaged_keys_of_a_lease_do_no_harm(
         server.client.rpush(name, "x")
     else:
         server.client.set(name, b"" if damage == "empty" else b"99999999999")
-    resolved = await l2.once("K", done())
+    resolved = await l2.compute_once("K", done())
     assert (resolved.entry.value, resolved.source, resolved.stored) == (b"answer", "computed", True)
     assert server.client.keys("p1:{*") == [VALUE.encode()]
     assert len(witness.corruptions) == (name == VALUE)
-    assert (await l2.once("K", done())).source == "stored"
+    assert (await l2.compute_once("K", done())).source == "stored"
 
 
 async def test_a_claim_that_a_frozen_redis_carries_out_later_counts_against_no_input(
@@ -395,10 +395,10 @@ async def test_a_claim_that_a_frozen_redis_carries_out_later_counts_against_no_i
     server.freeze()
     try:
         while l2.state == "up":  # claims, and then their giving up, fail until the breaker opens
-            assert (await l2.once("K", done())).source == "computed"
+            assert (await l2.compute_once("K", done())).source == "computed"
     finally:
         server.thaw()
     await becomes(lambda: l2.state == "up")
     await becomes(lambda: not server.client.exists(CLAIMS))
     await becomes(lambda: not server.client.exists(LEASE))
-    assert (await l2.once("K", done())).stored
+    assert (await l2.compute_once("K", done())).stored

@@ -67,9 +67,9 @@ def test_who_holds_the_place_of_an_entry_that_was_taken_out_sees_that_and_holds_
         cache.put("a", entry(bytes(10), clock=clock))
         cache.add_rendering("a", "view", b"body")
         kept = cache.find("a")
-        assert kept is not None and not kept.gone
+        assert kept is not None and not kept.evicted
         take_out(cache)
-        assert kept.gone
+        assert kept.evicted
         assert not kept.entry.renderings
 
 

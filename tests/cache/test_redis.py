@@ -10,12 +10,12 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from service.cache.codec import Accepts
 from service.cache.entry import Entry, seal
-from service.cache.joined import ROUND_TRIP_SECONDS, Allowance
 from service.cache.keys import entry_key
-from service.cache.no_redis import NoRedis
-from service.cache.redis import RedisCache, open_redis
+from service.cache.redis.auto_pipeline import ROUND_TRIP_SECONDS, DeadlineBudget
+from service.cache.redis.codec import Accepts
+from service.cache.redis.l2 import RedisCache, open_redis
+from service.cache.redis.no_redis import NoRedis
 from service.errors import ConfigurationError, StoreRefused, StoreUnavailable
 from tests.cache.stand_ins import SECRET, Witness, Workers, entry
 from tests.support.process import becomes
@@ -87,7 +87,7 @@ async def test_an_answer_can_be_forgotten(l2: RedisCache) -> None:
     assert await l2.get("K") is None
 
 
-# Joined round trips
+# AutoPipeline round trips
 
 
 async def test_the_reads_of_one_turn_share_one_round_trip(l2: RedisCache, witness: Witness) -> None:
@@ -128,7 +128,7 @@ async def test_a_command_that_always_errs_takes_nothing_from_those_beside_it(
     await l2.put("there", entry(b"first"))
     for _ in range(10):
         found, erred = await asyncio.gather(
-            value_of(l2, "there"), Allowance().wait(l2._joined.ask(("NO-SUCH-COMMAND",))), return_exceptions=True
+            value_of(l2, "there"), DeadlineBudget().wait(l2._pipeline.ask(("NO-SUCH-COMMAND",))), return_exceptions=True
         )
         assert (found, type(erred), l2.state) == (b"first", StoreRefused, "up")
 
@@ -232,7 +232,7 @@ async def led(l2: RedisCache, accepts: Accepts, overtaken_by: bytes | None = Non
             await l2.put("K", entry(overtaken_by), overwrite=True)
         return b"mine", 300.0
 
-    return (await l2.once("K", compute, accepts=accepts)).entry
+    return (await l2.compute_once("K", compute, accepts=accepts)).entry
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
@@ -258,7 +258,7 @@ async def test_removing_a_corrupt_value_spares_the_good_one_that_came_meanwhile(
     l2: RedisCache, server: RedisServer
 ) -> None:
     await l2.put("K", entry(b"good"))
-    await l2._discard("K", b"what was seen before", Allowance())
+    await l2._discard("K", b"what was seen before", DeadlineBudget())
     assert await value_of(l2, "K") == b"good"
 
 
@@ -308,14 +308,14 @@ async def test_a_pause_of_the_worker_itself_is_not_blamed_on_Redis(
 async def test_all_round_trips_of_a_request_together_cost_no_more_than_its_allowance(
     l2: RedisCache, server: RedisServer
 ) -> None:
-    allowance = Allowance()
+    budget = DeadlineBudget()
     server.freeze()
     started = time.monotonic()
-    for call in (l2.get("K", allowance), l2.put("K", entry(), allowance=allowance)):
+    for call in (l2.get("K", budget), l2.put("K", entry(), budget=budget)):
         with pytest.raises(StoreUnavailable):
             await call
     assert time.monotonic() - started < FROZEN_SECONDS
-    assert allowance.left <= 0.01
+    assert budget.left <= 0.01
 
 
 async def test_replies_that_come_too_late_meet_nobody(server: RedisServer, workers: Workers, witness: Witness) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from service.cache.breaker import PING_SECONDS
-from service.cache.redis import RedisCache, open_redis
+from service.cache.redis.breaker import PING_SECONDS
+from service.cache.redis.l2 import RedisCache, open_redis
 from service.errors import ConfigurationError, StoreUnavailable
 from tests.cache.stand_ins import SECRET, Workers, entry, subscribed
 from tests.support.process import becomes, eventually
@@ -39,7 +39,7 @@ class Told(list[tuple[str, str, str]]):
 
 @pytest.fixture
 def told() -> Iterator[Told]:
-    told, logger = Told(), logging.getLogger("service.cache.redis")
+    told, logger = Told(), logging.getLogger("service.cache.redis.l2")
     logger.addFilter(told.read)
     before, logger.level = logger.level, logging.INFO
     yield told
@@ -206,7 +206,7 @@ async def test_a_Redis_Cluster_stops_the_start_with_one_sentence(other: RedisSer
 async def test_a_Redis_Cluster_that_comes_up_later_is_not_used_and_its_worker_says_why(
     other: RedisServer, workers: Workers, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.cache.breaker.SAME_STATE_SECONDS", 0)
+    monkeypatch.setattr("service.cache.redis.breaker.SAME_STATE_SECONDS", 0)
     other.kill()
     cache = await workers.start(url=other.url)
     other.start(*CLUSTER)

@@ -23,13 +23,13 @@ torch: Any = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("pydantic", reason="pydantic is not installed")
 
 from service.errors import InvalidInput  # noqa: E402
-from service.inference.cuda import Cuda, compute_exactly  # noqa: E402
-from service.inference.gpu import GpuRunner  # noqa: E402
-from service.inference.images import normalise, read, read_pixels  # noqa: E402
-from service.inference.jpeg import JpegDecoder, suits  # noqa: E402
 from service.inference.predictor import Options, unpack  # noqa: E402
-from service.inference.torch_network import restore  # noqa: E402
-from service.inference.vision import TOLERANCES, VisionPredictor, load  # noqa: E402
+from service.inference.vision.cuda import Cuda, compute_exactly  # noqa: E402
+from service.inference.vision.gpu import GpuRunner  # noqa: E402
+from service.inference.vision.images import normalise, read, read_pixels  # noqa: E402
+from service.inference.vision.jpeg import JpegDecoder, suits  # noqa: E402
+from service.inference.vision.predictor import TOLERANCES, VisionPredictor, load  # noqa: E402
+from service.inference.vision.torch_network import restore  # noqa: E402
 from tests.inference.pictures import encode, picture  # noqa: E402
 from tests.inference.test_vision import JPEG, PNG, SPEC, artifact, many, untrained  # noqa: E402
 from tests.support.probe import ROOT, environment  # noqa: E402

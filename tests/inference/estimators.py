@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_iris
 
 from service.inference.artifact import Artifact
-from service.inference.estimator import class_values
 from service.inference.manifest import Class, Example, Feature, Manifest, Weights
 from service.inference.predictor import Options, unpack
-from service.inference.tabular import TabularPredictor, load
+from service.inference.tabular.estimator import class_values
+from service.inference.tabular.predictor import TabularPredictor, load
 
 NAMES = ("a", "b", "c", "d")
 IRIS_X, IRIS_Y = load_iris(return_X_y=True)

@@ -18,7 +18,8 @@ from sklearn.tree import DecisionTreeClassifier
 
 from service.errors import ConfigurationError
 from service.inference import artifact as module
-from service.inference.artifact import Artifact, discover, load_current, load_model, read_artifact, write_artifact
+from service.inference.artifact import Artifact, discover, read_artifact, write_artifact
+from service.inference.loading import load_current, load_model
 from service.inference.manifest import Manifest, Weights
 from service.inference.predictor import Options
 from tests.inference.estimators import IRIS_X, IRIS_Y, artifact_of

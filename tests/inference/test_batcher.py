@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from service.errors import DeadlineExceeded, DeviceLost, InvalidInput, Overloaded, PredictionFailed
-from service.inference.batcher import Batcher, Computed, Reservation, Unwanted
+from service.errors import DeadlineExceeded, DeviceLost, InvalidInput, NoWaiters, Overloaded, PredictionFailed
+from service.inference.batcher import Batcher, Computed, Reservation
 from service.inference.predictor import Prediction
 
 pytestmark = pytest.mark.anyio
@@ -188,7 +188,7 @@ async def test_items_past_their_deadline_or_unwanted_at_dispatch_are_never_dispa
         clock.now = 5.0
         model.gate.set()
         outcomes = await asyncio.gather(first, late, nobody, gone, good, return_exceptions=True)
-    assert [type(o) for o in outcomes] == [Computed, DeadlineExceeded, Unwanted, asyncio.CancelledError, Computed]
+    assert [type(o) for o in outcomes] == [Computed, DeadlineExceeded, NoWaiters, asyncio.CancelledError, Computed]
     assert model.batches == [[b"first"], [b"good"]]
 
 

@@ -26,7 +26,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, PowerTransformer, RobustScaler, StandardScaler
 from sklearn.tree import DecisionTreeClassifier, ExtraTreeClassifier
 
-from service.inference.cells import Cells, find_cells
+from service.inference.tabular.cells import Cells, find_cells
 from tests.inference.estimators import IRIS_X, IRIS_Y
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -11,8 +11,8 @@ import PIL.Image
 import pytest
 
 from service.errors import InvalidInput
-from service.inference.images import decode, read_pixels
 from service.inference.manifest import Image
+from service.inference.vision.images import decode, read_pixels
 from tests.inference.pictures import cut_jpeg, encode, interlaced_png, jpeg_of_scans, picture, png
 
 SPEC = Image(architecture="resnet18", size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits, make_classification
 from sklearn.ensemble import ExtraTreesClassifier, GradientBoostingClassifier, RandomForestClassifier
 from sklearn.tree import DecisionTreeClassifier, ExtraTreeClassifier
 
-from service.inference.forest import LeafTable, TreeWalk, fast_forest
+from service.inference.tabular.forest import LeafTable, TreeWalk, fast_forest
 from tests.inference.estimators import IRIS_X, IRIS_Y
 
 RNG = np.random.default_rng(7)

@@ -1,4 +1,4 @@
-"""The GPU's promises, kept by its own code on a CPU (tests/support/twin.py). What needs a card stands in tests/gpu."""
+"""The GPU's promises, kept by its own code on a CPU (tests/support/fake_cuda.py). Of a card, see tests/gpu."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import torch
 from PIL import ExifTags
 
 from service.errors import ConfigurationError, DeviceLost, InvalidInput, Overloaded
-from service.inference import device
 from service.inference.batcher import Batcher
-from service.inference.cuda import compute_exactly
-from service.inference.gpu import GpuBatch, GpuRunner
-from service.inference.images import normalise, read_pixels
-from service.inference.jpeg import JpegDecoder, suits
-from service.inference.limit import RECOVERY_SECONDS, buckets
 from service.inference.predictor import Options, Predictor, unpack
-from service.inference.torch_network import restore
-from service.inference.vision import TOLERANCES, VisionPredictor, load
+from service.inference.vision import device
+from service.inference.vision.batch_limit import RECOVERY_SECONDS, buckets
+from service.inference.vision.cuda import compute_exactly
+from service.inference.vision.gpu import GpuBatch, GpuRunner
+from service.inference.vision.images import normalise, read_pixels
+from service.inference.vision.jpeg import JpegDecoder, suits
+from service.inference.vision.predictor import TOLERANCES, VisionPredictor, load
+from service.inference.vision.torch_network import restore
 from tests.inference.pictures import encode, jpeg_of_scans, jpeg_of_size, picture
 from tests.inference.test_vision import JPEG, PNG, SPEC, artifact, many
-from tests.support.twin import Memory, Twin
+from tests.support.fake_cuda import FakeCuda, Memory
 
 OPTIONS = Options(max_batch_size=8)
 ILLEGAL_ACCESS = RuntimeError("CUDA error: an illegal memory access was encountered")
@@ -46,7 +46,7 @@ class House:
     def __init__(self, options: Options = OPTIONS, memory: int = 1000) -> None:
         made = artifact()
         network = restore(made, SPEC)
-        self.twin, self.clock = Twin(), Clock()
+        self.twin, self.clock = FakeCuda(), Clock()
         self.memory = Memory(network, memory)
         self.runner = GpuRunner(network, SPEC, self.twin, options, self.clock)
         self.predictor = VisionPredictor(made, SPEC, self.runner, options)
@@ -88,7 +88,7 @@ def test_batches_are_padded_to_powers_of_two_and_the_largest() -> None:
 def test_the_device_normalises_every_value_as_the_cpu_does_to_the_last_bit() -> None:
     spec = SPEC.model_copy(update={"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "size": (16, 16)})
     made = artifact(spec)
-    runner = GpuRunner(restore(made, spec), spec, Twin(), OPTIONS)
+    runner = GpuRunner(restore(made, spec), spec, FakeCuda(), OPTIONS)
     ramp = PIL.Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB")
     with runner.open() as batch:
         assert batch.load(0, encode(ramp)) is None
@@ -351,7 +351,7 @@ UNSUITED = {
 def test_plain_jpegs_are_decoded_and_resized_by_the_device_much_as_by_pillow(name: str) -> None:
     file = SUITED[name]
     assert suits(file, RESIZED)
-    (found,) = JpegDecoder(RESIZED, Twin())([file])
+    (found,) = JpegDecoder(RESIZED, FakeCuda())([file])
     assert found is not None
     assert np.abs(found.numpy().astype(int) - read_pixels(file, RESIZED)).max() <= 2
 
@@ -372,7 +372,7 @@ def test_a_jpeg_that_is_too_long_is_refused_before_it_is_decoded() -> None:
 
 def test_pictures_of_many_sizes_are_resized_in_their_own_places() -> None:
     files = [photograph(size) for size in ((96, 64), (50, 80), (96, 64), (40, 40), (96, 64))]
-    decoder = JpegDecoder(RESIZED, Twin())
+    decoder = JpegDecoder(RESIZED, FakeCuda())
     for found, file in zip(decoder(files), files, strict=True):
         (alone,) = decoder([file])
         assert found is not None and alone is not None
@@ -417,4 +417,4 @@ def test_a_torchvision_without_a_decoder_on_the_device_stops_the_start(monkeypat
 
     monkeypatch.setattr(JpegDecoder, "_decode_together", missing)
     with pytest.raises(ConfigurationError, match="not compiled with nvJPEG support"):
-        JpegDecoder(SPEC, Twin())
+        JpegDecoder(SPEC, FakeCuda())

@@ -16,9 +16,9 @@ from PIL import ExifTags
 from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
 from service.errors import InvalidInput, UnsupportedContent
-from service.inference.image_header import MAX_PARTS, Header, read_header
-from service.inference.images import MAX_JPEG_SCANS, convert, decode, read
 from service.inference.manifest import Image
+from service.inference.vision.image_header import MAX_PARTS, Header, read_header
+from service.inference.vision.images import MAX_JPEG_SCANS, convert, decode, read
 from tests.inference.pictures import (
     animation,
     encode,
@@ -185,7 +185,7 @@ def test_damaged_exif_data_does_not_spoil_the_picture() -> None:
 
 LOUD = """
 import sys
-from service.inference.images import decode
+from service.inference.vision.images import decode
 decode(open(sys.argv[1], "rb").read())
 """
 

@@ -27,9 +27,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
 
 from service.errors import ConfigurationError, InvalidInput, PredictionFailed, UnsupportedContent
-from service.inference.artifact import load_model
+from service.inference.loading import load_model
 from service.inference.predictor import Options, Question, unpack
-from service.inference.tabular import TabularPredictor
+from service.inference.tabular.predictor import TabularPredictor
 from tests.inference.estimators import (
     IRIS_X,
     IRIS_Y,
@@ -329,7 +329,7 @@ def test_the_fingerprint_is_of_what_can_change_an_answer() -> None:
 
 def test_loading_a_model_with_other_classes_or_features_than_its_manifest_fails() -> None:
     from service.inference.artifact import Artifact
-    from service.inference.tabular import load
+    from service.inference.tabular.predictor import load
 
     artifact = artifact_of(FOREST)
     swapped = artifact.manifest.model_copy(update={"classes": artifact.manifest.classes[::-1]})
@@ -350,5 +350,5 @@ def test_only_a_forest_whose_full_batch_reads_little_is_computed_on_the_event_lo
 ) -> None:
     assert predictor_of(FOREST).slots == 0
     assert predictor_of(LINEAR).slots == 1
-    monkeypatch.setattr("service.inference.tabular.MAX_BYTES_ON_LOOP", 1000)
+    monkeypatch.setattr("service.inference.tabular.predictor.MAX_BYTES_ON_LOOP", 1000)
     assert predictor_of(FOREST).slots == 1

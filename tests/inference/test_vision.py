@@ -31,16 +31,16 @@ from service.errors import (
     PredictionFailed,
     UnsupportedContent,
 )
-from service.inference import cpu, device
 from service.inference.artifact import Artifact, write_artifact
-from service.inference.cpu import CpuRunner
-from service.inference.image_input import MAX_IMAGE_BYTES, MAX_MAGNITUDE
-from service.inference.images import read
 from service.inference.manifest import Image, Manifest
 from service.inference.predictor import Options, Predictor, Question, unpack
-from service.inference.resnet import describe
-from service.inference.torch_network import build
-from service.inference.vision import load
+from service.inference.vision import cpu, device
+from service.inference.vision.cpu import CpuRunner
+from service.inference.vision.image_input import MAX_IMAGE_BYTES, MAX_MAGNITUDE
+from service.inference.vision.images import read
+from service.inference.vision.predictor import load
+from service.inference.vision.resnet import describe
+from service.inference.vision.torch_network import build
 from tests.inference.pictures import encode, jpeg_of_size, picture, webp_of_size
 from training.resnet import draft, state_bytes
 
@@ -291,8 +291,8 @@ def test_an_openvino_that_cannot_be_imported_is_said_to_be_broken(
     monkeypatch.syspath_prepend(tmp_path)
     for name in [name for name in sys.modules if name.partition(".")[0] == "openvino"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, "service.inference.graph", raising=False)
-    monkeypatch.delattr("service.inference.graph", raising=False)
+    monkeypatch.delitem(sys.modules, "service.inference.vision.graph", raising=False)
+    monkeypatch.delattr("service.inference.vision.graph", raising=False)
     with pytest.raises(ConfigurationError, match="openvino is broken"):
         load(artifact(), Options(device="cpu"))
 
@@ -341,7 +341,7 @@ def test_a_cpu_serves_images_without_importing_torch(tmp_path: Path) -> None:
     program = """if True:
         import sys
         from pathlib import Path
-        from service.inference.artifact import load_model
+        from service.inference.loading import load_model
         from service.inference.predictor import Options
 
         load_model(Path(sys.argv[1]), Options())

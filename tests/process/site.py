@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import uvicorn
 
-from service.api.protocol import protocol_class
 from service.config import Settings
 from service.metrics import Metrics
+from service.server.connection import protocol_class
 from tests.support.client import Address, Connection, Response
 from tests.support.process import becomes
 

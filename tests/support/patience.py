@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from service.cache import joined, node
+from service.cache.redis import auto_pipeline as joined
+from service.cache.redis import client as client
 
 FACTOR = 10
 
@@ -18,4 +19,4 @@ def give_redis_time(put: Callable[[object, str, float], None] = setattr) -> None
     for name in ("ROUND_TRIP_SECONDS", "SHORTEST_SECONDS", "LONGEST_SECONDS", "ALLOWANCE_SECONDS"):
         put(joined, name, FACTOR * getattr(joined, name))
     for name in ("CONNECT_SECONDS", "PING_SECONDS"):
-        put(node, name, FACTOR * getattr(node, name))
+        put(client, name, FACTOR * getattr(client, name))

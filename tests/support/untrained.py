@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from service.inference.manifest import Image
-from service.inference.torch_network import build
+from service.inference.vision.torch_network import build
 from training import publish
 from training.digits import split
 from training.resnet import draft, state_bytes

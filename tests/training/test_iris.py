@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from service.inference.artifact import load_model, read_artifact
+from service.inference.artifact import read_artifact
+from service.inference.loading import load_model
 from service.inference.predictor import Options, unpack
 from training import iris
 

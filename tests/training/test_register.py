@@ -13,7 +13,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LinearRegression
 from sklearn.svm import LinearSVC
 
-from service.inference.artifact import load_model
+from service.inference.loading import load_model
 from service.inference.predictor import Options, unpack
 from tests.inference.estimators import IRIS_X, IRIS_Y
 from training import register

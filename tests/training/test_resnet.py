@@ -16,9 +16,10 @@ import safetensors.torch
 import torch
 from sklearn.datasets import load_digits
 
-from service.inference.artifact import load_model, read_artifact
+from service.inference.artifact import read_artifact
+from service.inference.loading import load_model
 from service.inference.predictor import Options, unpack
-from service.inference.torch_network import build
+from service.inference.vision.torch_network import build
 from tests.support.probe import ROOT, environment
 from training import digits, resnet
 

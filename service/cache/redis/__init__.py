@@ -1,0 +1,1 @@
+"""L2: the answers that all workers share, in Redis."""

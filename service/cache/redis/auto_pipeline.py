@@ -1,0 +1,153 @@
+"""What the requests of one event-loop turn ask of Redis travels together, in one round trip."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Generic, TypeVar
+
+from service.cache.redis.stall_tolerant_clock import StallTolerantClock
+from service.errors import StoreUnavailable
+
+GATHER_SECONDS = 0.005
+"""How long items gather at most for a round trip while another one is under way."""
+
+Item = TypeVar("Item")
+Reply = TypeVar("Reply")
+
+ALLOWANCE_SECONDS = 0.15
+"""How long Redis may keep one request waiting, over all its round trips."""
+
+ROUND_TRIP_SECONDS = 0.1
+LONGEST_SECONDS = 0.14
+"""Deadlines of one round trip: from its departure, and from when the first of its items was asked for."""
+
+SHORTEST_SECONDS = 0.04
+"""What a round trip is given in any case: its items may have waited because this worker was busy."""
+
+
+class PendingReply(asyncio.Future[Reply]):
+    """The reply to come. ``spent``: how long its round trip was Redis's business, in seconds, once it has ended."""
+
+    spent: float | None = None
+
+    def __init__(self, clock: StallTolerantClock) -> None:
+        super().__init__()
+        self.clock = clock
+
+
+class DeadlineBudget:
+    """How long Redis may still keep one request waiting, in seconds."""
+
+    __slots__ = ("_given", "left")
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self._given = self.left = ALLOWANCE_SECONDS if seconds is None else seconds
+
+    @property
+    def spent(self) -> float:
+        """How long Redis has kept it waiting."""
+        return self._given - self.left
+
+    async def wait(self, reply: PendingReply[Reply]) -> Reply:
+        """The reply; raises StoreUnavailable past the budget. Only the waiting ends then, never the command.
+
+        What the round trip took is charged, not what this worker took until it was sent or its reply noticed.
+        """
+        if self.left <= 0 and not reply.done():
+            reply.cancel()  # before it has left, most likely: then it never does
+            raise StoreUnavailable("Redis may cost this request no more time")
+        started = reply.clock.now()
+        try:
+            return await reply.clock.wait(reply, started + self.left)
+        except TimeoutError:
+            raise StoreUnavailable("Redis has used up the time it may cost a request") from None
+        finally:
+            self.left -= reply.clock.now() - started if reply.spent is None else reply.spent
+
+
+class AutoPipeline(Generic[Item, Reply]):
+    """Gathers items, and lets a bounded number of round trips carry them, in tasks of its own.
+
+    ``execute(items, seconds)`` returns, in so much time, one reply per item, in order, or StoreUnavailable in its
+    place, or raises it for all. The first leaves at once. While one is under way items gather until it is back, because
+    a round trip costs as much CPU as a dozen items, but not for long: a slow Redis is asked by several.
+    """
+
+    def __init__(
+        self,
+        execute: Callable[[list[Item], float], Coroutine[Any, Any, Sequence[Reply | StoreUnavailable]]],
+        max_in_flight: int,
+        size: int,
+        clock: StallTolerantClock,
+    ) -> None:
+        self._execute = execute
+        self._clock = clock
+        self._max_in_flight = self._free = max_in_flight
+        self._size = size
+        self._waiting: list[tuple[Item, float, PendingReply[Reply]]] = []
+        self._departure: asyncio.Handle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def ask(self, item: Item) -> PendingReply[Reply]:
+        """The future belongs to the caller: cancelling it leaves the round trip alone."""
+        future: PendingReply[Reply] = PendingReply(self._clock)
+        self._waiting.append((item, self._clock.now(), future))
+        if self._departure is None and self._free:
+            loop = asyncio.get_running_loop()
+            alone = self._free == self._max_in_flight
+            self._departure = loop.call_soon(self._depart) if alone else loop.call_later(GATHER_SECONDS, self._depart)
+        return future
+
+    async def close(self) -> None:
+        """Let the round trips end that are under way or asked for; their deadlines bound this."""
+        while self._waiting or self._tasks:
+            self._depart()
+            await asyncio.wait(self._tasks)
+            await asyncio.sleep(0)  # their last callbacks
+
+    def _depart(self) -> None:
+        if self._departure is not None:
+            self._departure.cancel()
+            self._departure = None
+        while self._waiting and self._free:
+            batch, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
+            self._free -= 1
+            task = asyncio.create_task(self._round_trip(batch))
+            self._tasks.add(task)
+            task.add_done_callback(self._arrive)
+
+    def _arrive(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._free += 1
+        self._depart()
+        task.result()  # raises only for a defect: the event loop's exception handler shall tell of it
+
+    async def _round_trip(self, batch: list[tuple[Item, float, PendingReply[Reply]]]) -> None:
+        wanted = [(item, future) for item, _, future in batch if not future.done()]
+        if not wanted:
+            return
+        started = self._clock.now()
+        seconds = min(ROUND_TRIP_SECONDS, max(SHORTEST_SECONDS, LONGEST_SECONDS - (started - batch[0][1])))
+        try:
+            replies = await self._execute([item for item, _ in wanted], seconds)
+            if len(replies) != len(wanted):
+                raise StoreUnavailable(f"{len(replies)} replies to {len(wanted)} questions")
+        except Exception as error:
+            for _, future in wanted:  # in any case: nobody may be left waiting
+                _fail(future, StoreUnavailable(str(error)))
+            if isinstance(error, StoreUnavailable):
+                return
+            raise
+        spent = self._clock.now() - started
+        for (_, future), reply in zip(wanted, replies, strict=True):
+            if isinstance(reply, StoreUnavailable):
+                _fail(future, reply)
+            elif not future.done():
+                future.spent = spent
+                future.set_result(reply)
+
+
+def _fail(future: asyncio.Future[Any], error: StoreUnavailable) -> None:
+    if not future.done():
+        future.set_exception(error)

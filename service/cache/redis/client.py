@@ -1,0 +1,224 @@
+"""One Redis server: connections that are kept, and one deadline over each round trip.
+
+Not redis-py's pool and timeouts: they cost more CPU than all the rest of a round trip, and its timeouts hold for each
+reply, so that a reply that trickles in can take any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hiredis import pack_command
+from redis.asyncio.connection import AbstractConnection, Connection, parse_url
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+
+from service.cache.observer import Observer, Silent, Trip
+from service.cache.redis.breaker import Breaker, State
+from service.cache.redis.connection import RedisConnection
+from service.cache.redis.scripts import READ, Command, Invocation
+from service.cache.redis.stall_tolerant_clock import StallTolerantClock
+from service.errors import ConfigurationError, StoreRefused, StoreUnavailable
+
+CONNECT_SECONDS = PING_SECONDS = 0.1
+
+# Redis takes no writes now, though it answers. Redis 6 puts the code into the middle of the message.
+_WRITE_REFUSALS = ("OOM", "READONLY", "MISCONF", "NOREPLICAS")
+
+# A read as all are; a write that changes nothing, for the key does not exist; what only a Redis Cluster accepts.
+_PROBE: tuple[Command, ...] = (
+    ("PING",),
+    READ(["p1:probe"]),
+    ("SET", "p1:probe", "", "XX", "PX", 1),
+    ("READWRITE",),
+)
+
+MAX_REASON = 200
+"""Characters of an error that Redis, or the way there, has given."""
+
+NO_CLUSTER = (
+    "PREDICT_REDIS_URL names a node of a Redis Cluster, which is not supported: name a Redis that is not in "
+    "cluster mode."
+)
+
+
+class RedisClient:
+    """Round trips to one server, each in the task of its caller, which must not be a request's.
+
+    It has as many connections as it ever had round trips under way at once: its callers bound them. ``on_move``: the
+    server that takes writes may be another one from now on; who has a connection of his own is to make it anew.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        clock: StallTolerantClock,
+        on_change: Callable[[State, str], None],
+        observer: Observer | None = None,
+        on_move: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._connect, self._options = _parsed(url)
+        self._clock = clock
+        self._observer = observer or Silent()
+        self._on_move = on_move
+        self._demoted = False
+        self._closed = False
+        self._idle: list[RedisConnection] = []
+        self.breaker = Breaker(self._ping, on_change)
+
+    async def run(self, commands: Sequence[Command], questions: int, seconds: float) -> list[Any]:
+        """One reply per command, in order; StoreRefused in the place of an error reply. Raises StoreUnavailable."""
+        if self._closed:
+            raise StoreUnavailable("closed")
+        if not self.breaker.closed:
+            raise StoreUnavailable("the circuit breaker is open")
+        replies = await self._round_trip("command", commands, questions, seconds)
+        self._judge(replies)
+        return [StoreRefused(str(reply)) if isinstance(reply, ResponseError) else reply for reply in replies]
+
+    def new_connection(self) -> AbstractConnection:
+        """One for the caller to connect, use and disconnect; it counts among no others."""
+        return self._connect(**self._options)
+
+    async def close(self) -> None:
+        self._closed = True
+        self._close_idle()
+
+    async def _ping(self) -> str:
+        """Why the server takes no writes, or nothing."""
+        pong, found, written, in_cluster = await self._round_trip("ping", _PROBE, 0, PING_SECONDS)
+        if in_cluster == b"OK":
+            raise ConfigurationError(NO_CLUSTER)
+        for reply in (pong, found):
+            if isinstance(reply, ResponseError):
+                raise StoreUnavailable(_reason(reply))
+        if isinstance(written, ResponseError):
+            self._pause_writes(written)
+            return _reason(written)
+        if self._demoted:
+            self._demoted = False
+            self._on_move()
+        return ""
+
+    async def _round_trip(self, kind: Trip, commands: Sequence[Command], questions: int, seconds: float) -> list[Any]:
+        started, ok = self._clock.now(), False
+        try:
+            replies = await self._exchange(commands, started + seconds)
+            ok = True
+        except (RedisError, OSError) as error:  # TimeoutError is an OSError
+            self.breaker.failed(_reason(error))
+            raise StoreUnavailable(_reason(error)) from error
+        finally:
+            self._observer.round_trip(kind, questions, self._clock.now() - started, ok)
+        return replies
+
+    async def _exchange(self, commands: Sequence[Command], until: float) -> list[Any]:
+        idle = self._idle
+        connection = await self._wire(until)
+        try:
+            replies = await self._clock.wait(connection.send([_packed(command) for command in commands]), until)
+            unknown = [i for i, reply in enumerate(replies) if _is_unknown_script(reply)]
+            if unknown:
+                again = await self._clock.wait(
+                    connection.send([_packed(commands[i], whole=True) for i in unknown]), until
+                )
+                for i, reply in zip(unknown, again, strict=True):
+                    replies[i] = reply
+        except BaseException as error:
+            # Also when cancelled: replies to this round trip may still come, and must never meet the next one.
+            connection.close()
+            if isinstance(error, TimeoutError):  # then the others may be as silent, and each would cost a deadline
+                self._close_idle()
+            raise
+        if idle is self._idle:
+            idle.append(connection)
+        else:
+            connection.close()
+        return replies
+
+    def _close_idle(self) -> None:
+        """Those in use end with their round trip: nobody finds this list again."""
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    async def _wire(self, until: float) -> RedisConnection:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable:
+                return connection
+        return await self._clock.wait(asyncio.ensure_future(self._new_wire()), until)
+
+    async def _new_wire(self) -> RedisConnection:
+        connection = self.new_connection()
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]  # redis-py's
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return RedisConnection(connection)
+
+    def _judge(self, replies: Sequence[Any]) -> None:
+        errors = [reply for reply in replies if isinstance(reply, ResponseError)]
+        refusal = next(filter(_refuses_writes, errors), None)
+        if refusal is not None:
+            self._pause_writes(refusal)
+        if len(errors) < len(replies):
+            self.breaker.succeeded()  # what errs is one command's own affair, like a permission that is missing
+        elif not all(map(_refuses_writes, errors)):
+            self.breaker.failed(_reason(errors[0]))
+
+    def _pause_writes(self, refusal: ResponseError) -> None:
+        """A master that has become a replica stays one: what its name leads to now may be another server."""
+        if "READONLY" not in str(refusal):
+            self.breaker.pause_writes(_reason(refusal))
+            return
+        self._demoted = True
+        self.breaker.pause_writes(_reason(refusal), 0)
+        self._close_idle()
+
+
+def _refuses_writes(reply: object) -> bool:
+    return isinstance(reply, ResponseError) and any(code in str(reply) for code in _WRITE_REFUSALS)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:MAX_REASON] or "Redis did not answer in time"
+
+
+def _is_unknown_script(reply: object) -> bool:
+    return isinstance(reply, ResponseError) and str(reply).startswith("NOSCRIPT")
+
+
+def _packed(command: Command, whole: bool = False) -> bytes:
+    if isinstance(command, Invocation):
+        command = command.whole() if whole else command.by_hash()
+    packed: bytes = pack_command(command)  # type: ignore[arg-type]  # its stub means one-element tuples
+    return packed
+
+
+def _parsed(url: str) -> tuple[type[AbstractConnection], dict[str, Any]]:
+    try:
+        options: dict[str, Any] = dict(parse_url(url))
+    except ValueError as error:
+        # Without the URL, which may hold a password.
+        raise ConfigurationError(f"The Redis URL is not valid: {error}.") from None
+    connect: type[AbstractConnection] = options.pop("connection_class", Connection)
+    # protocol 3 skips the check for connections that the server has closed. The deadline over each round trip takes the
+    # place of the socket timeout; it covers connecting, too. No CLIENT SETINFO, a round trip at each connect.
+    options |= {
+        "protocol": 2,
+        "retry": Retry(NoBackoff(), 0),
+        "socket_timeout": None,
+        "socket_connect_timeout": CONNECT_SECONDS,
+        "driver_info": None,
+        "decode_responses": False,
+    }
+    try:
+        connect(**options)  # opens nothing yet
+    except TypeError as error:
+        raise ConfigurationError(f"The Redis URL has an option that is none: {error}.") from None
+    return connect, options

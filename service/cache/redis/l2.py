@@ -1,0 +1,301 @@
+"""L2: the answers that all workers share, in Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from contextlib import asynccontextmanager, suppress
+from contextvars import Context
+from itertools import repeat
+from typing import Any, NamedTuple, TypeAlias
+
+from service.cache.entry import Entry
+from service.cache.generations import PURGES, Generations, Purged
+from service.cache.keys import entry_key
+from service.cache.lease import HINTS, Compute, Leases, Resolved
+from service.cache.observer import Observer, Silent
+from service.cache.redis import census
+from service.cache.redis.auto_pipeline import AutoPipeline, DeadlineBudget, PendingReply
+from service.cache.redis.breaker import State
+from service.cache.redis.census import Census
+from service.cache.redis.client import RedisClient
+from service.cache.redis.codec import Accepts, Codec, anything
+from service.cache.redis.no_redis import NoRedis
+from service.cache.redis.scripts import DISCARD, PUT, READ, Argument, Command
+from service.cache.redis.stall_tolerant_clock import StallTolerantClock
+from service.cache.redis.subscriber import Subscriber
+from service.errors import StoreRefused, StoreUnavailable
+
+logger = logging.getLogger(__name__)
+
+_MEANING = {
+    "up": "Redis answers: it is used.",
+    "read-only": "Redis takes no writes: what it has is read, and nothing is stored there.",
+    "down": "Redis is not used: this worker has only its own cache.",
+}
+
+MAX_IN_FLIGHT = 4  # under way at once: as many connections, one more for PING
+ITEMS_PER_TRIP = 128
+
+Found = tuple[bytes | None, int]
+"""What a key holds, and the milliseconds left of it; (None, …) when nothing."""
+
+
+class Read(NamedTuple):
+    key: str
+
+
+class Write(NamedTuple):
+    key: str
+    blob: bytes
+    ttl_ms: int
+    overwrite: bool
+
+
+class RedisCache:
+    """Made by ``open_redis``. Whatever Redis does, a method raises StoreUnavailable or nothing.
+
+    An ``budget`` is what Redis may still cost one request: give the same one to all calls on its behalf.
+    """
+
+    state: State
+
+    def __init__(
+        self,
+        url: str,
+        secret: bytes,
+        observer: Observer,
+        on_generation_change: Callable[[str], None],
+        on_reconnect: Callable[[], None],
+        clock: Callable[[], float],
+        random: Callable[[], float],
+        compute_seconds: float,
+        follow_seconds: float,
+    ) -> None:
+        self.state = "down"
+        self._troubled = False
+        self._observer = observer
+        self._codec = Codec(secret, observer, clock)
+        self._on_reconnect = on_reconnect
+        waiting = StallTolerantClock()
+        self._client = RedisClient(url, waiting, self._on_state, observer, lambda: self._subscriber.reconnect())
+        self._pipeline: AutoPipeline[Read | Write | Command, Any] = AutoPipeline(
+            self._execute, MAX_IN_FLIGHT, ITEMS_PER_TRIP, waiting
+        )
+        self._generations = Generations(self._pipeline.ask, secret, observer, clock, on_generation_change)
+        self._leases = Leases(self._ask_to_write, self._codec, random, compute_seconds, follow_seconds)
+        handlers = {PURGES: self._generations.heard, HINTS: self._leases.hints.tell}
+        self._subscriber = Subscriber(self._client, handlers, self._on_resubscribed)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def open(self) -> None:
+        """Start what runs beside the requests. Waits for the first PING, one deadline at most; Redis may be down.
+
+        Raises ConfigurationError for a Redis Cluster.
+        """
+        await self._client.breaker.probe()
+        for watch in (self._client.breaker.watch, self._generations.watch, self._subscriber.watch):
+            task = asyncio.create_task(watch(), name=watch.__qualname__)
+            task.add_done_callback(_surface)
+            self._tasks.append(task)
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._leases.close()
+        self._generations.close()
+        await self._pipeline.close()
+        await self._client.close()
+        self._codec.close()
+
+    def generation(self, model: str) -> bytes | None:
+        """Eight bytes for the model's keys; None while they are not known: L2 must then not be used for it."""
+        return self._generations.get(model)
+
+    @property
+    def valid_until(self) -> float:
+        """The clock's reading until which all generations are known; it moves on as they are read again."""
+        return self._generations.valid_until
+
+    async def register(self, model: str) -> None:
+        """Read the model's generation, and keep it current; an unreachable Redis costs one deadline and no error."""
+        await self._generations.register(model)
+
+    async def purge(self, model: str) -> Purged:
+        """Forget all answers of the model, on every worker; raises as ``Generations.purge``."""
+        self._require(self._client.breaker.closed)
+        return await self._generations.purge(model)
+
+    async def get(self, key: str, budget: DeadlineBudget | None = None, accepts: Accepts = anything) -> Entry | None:
+        """The entry. A value that this service did not write there under this key, or that is not accepted, is counted,
+        removed, and a miss."""
+        self._require(self._client.breaker.closed)
+        budget = budget or DeadlineBudget()
+        asked = self._codec.clock()
+        blob, left_ms = await budget.wait(self._pipeline.ask(Read(entry_key(key))))
+        if blob is None:
+            return None
+        try:
+            return self._codec.open(key, blob, left_ms, asked, accepts)
+        except ValueError:
+            await self._discard(key, blob, budget)
+            return None
+
+    async def put(
+        self,
+        key: str,
+        entry: Entry,
+        *,
+        overwrite: bool = False,
+        budget: DeadlineBudget | None = None,
+        accepts: Accepts = anything,
+    ) -> Entry:
+        """The entry that is stored now: the one committed first by anybody, or this one.
+
+        Too large an entry, or one that has expired, is refused quietly.
+        """
+        self._require(self._client.breaker.writable)
+        budget = budget or DeadlineBudget()
+        asked = self._codec.clock()
+        try:
+            blob, left_ms = self._codec.seal(key, entry)
+        except ValueError:
+            return entry
+        write = Write(entry_key(key), blob, left_ms, overwrite)
+        first, first_left_ms = await budget.wait(self._pipeline.ask(write))
+        if first is None:
+            return entry
+        try:
+            return self._codec.open(key, first, first_left_ms, asked, accepts) or entry
+        except ValueError:  # what lies there is no entry at all
+            return await self.put(key, entry, overwrite=True, budget=budget)
+
+    async def delete(self, key: str) -> None:
+        """Forget one answer; raises StoreUnavailable."""
+        await DeadlineBudget().wait(self._ask_to_write(("UNLINK", entry_key(key))))
+
+    async def touch(self, keys: Collection[str]) -> None:
+        """Tell Redis, which evicts what is asked least, that these are asked; raises StoreUnavailable."""
+        await DeadlineBudget().wait(self._ask_to_write(("TOUCH", *map(entry_key, keys))))
+
+    async def compute_once(
+        self, key: str, compute: Compute, budget: DeadlineBudget | None = None, accepts: Accepts = anything
+    ) -> Resolved:
+        """The entry, computed at most once in the cluster. Raises what ``compute`` raises, or TooManyClaims.
+
+        Redis's failures are not raised: the entry is then computed here, and not stored.
+        """
+        return await self._leases.compute_once(key, compute, budget or DeadlineBudget(), accepts)
+
+    async def count(self, model: str, keys: Collection[str], asked: int, hits: int) -> Census:
+        """Add to the model's census: cache keys, and counts of questions and hits; raises StoreUnavailable."""
+        return await census.count(self._ask_to_write, model, keys, asked, hits)
+
+    async def _discard(self, key: str, blob: bytes, budget: DeadlineBudget) -> None:
+        # Awaited, so that the value which is put next comes after it.
+        with suppress(StoreUnavailable):
+            await budget.wait(self._ask_to_write(DISCARD([entry_key(key)], [blob])))
+
+    def _ask_to_write(self, command: Command) -> PendingReply[Any]:
+        self._require(self._client.breaker.writable)
+        return self._pipeline.ask(command)
+
+    async def _execute(self, items: list[Read | Write | Command], seconds: float) -> list[Any]:
+        """All reads are one command, and all writes another."""
+        read: list[str] = []
+        written: list[str] = []
+        arguments: list[Argument] = []
+        others: list[Command] = []
+        for item in items:
+            if isinstance(item, Read):
+                read.append(item.key)
+            elif isinstance(item, Write):
+                written.append(item.key)
+                arguments += (item.blob, item.ttl_ms, int(item.overwrite))
+            else:
+                others.append(item)
+        commands = [*([READ(read)] if read else ()), *([PUT(written, arguments)] if written else ()), *others]
+        replies = iter(await self._client.run(commands, len(items), seconds))
+        found = _of_each(next(replies) if read else [], len(read))
+        stored = _of_each(next(replies) if written else [], len(written))
+        reply_to = {Read: found, Write: stored}
+        return [next(reply_to.get(type(item), replies)) for item in items]
+
+    def _require(self, usable: bool) -> None:
+        if not usable:
+            raise StoreRefused("Redis is down, full or read-only")
+
+    def _on_state(self, state: State, reason: str) -> None:
+        level = logging.INFO if state == "up" and not self._troubled else logging.WARNING
+        extra = {"state": state, "reason": reason}
+        Context().run(logger.log, level, _MEANING[state], extra=extra)  # not about the request that found it out
+        self.state, self._troubled = state, state != "up"
+        self._observer.state(state == "up")
+        if state != "down":
+            self._generations.reread()
+            self._leases.reconnected()
+
+    def _on_resubscribed(self) -> None:
+        self._on_reconnect()
+        self._generations.reread()
+
+
+def _of_each(reply: list[Any] | StoreUnavailable, count: int) -> Iterator[Found | StoreUnavailable]:
+    """What was found for each of so many keys."""
+    if isinstance(reply, list) and len(reply) == 2 * count:
+        return zip(reply[::2], reply[1::2], strict=True)
+    failure = reply if isinstance(reply, StoreUnavailable) else StoreUnavailable("a reply of another length")
+    return repeat(failure, count)
+
+
+def _surface(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        task.result()  # a defect: the event loop's exception handler shall tell of it at once
+
+
+L2: TypeAlias = RedisCache | NoRedis
+
+
+@asynccontextmanager
+async def open_redis(
+    url: str,
+    *,
+    secret: bytes,
+    observer: Observer | None = None,
+    on_generation_change: Callable[[str], None] = lambda model: None,
+    on_reconnect: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.monotonic,
+    random: Callable[[], float] = random.random,
+    compute_seconds: float = 60.0,
+    follow_seconds: float = 20.0,
+) -> AsyncIterator[L2]:
+    """L2 at the URL (``redis://``, ``rediss://`` or ``unix://``), reachable or not; without a URL one that is off.
+
+    ``on_generation_change(model)``: the model's keys are other ones from now on.
+    ``on_reconnect()``: purges may have gone unacknowledged; drop what L1 has.
+    ``compute_seconds``: how long a lease is kept for one computation. ``follow_seconds``: how long another worker's is
+    waited for.
+    """
+    if not url:
+        yield NoRedis(on_generation_change, clock, random)
+        return
+    cache = RedisCache(
+        url,
+        secret,
+        observer or Silent(),
+        on_generation_change,
+        on_reconnect,
+        clock,
+        random,
+        compute_seconds,
+        follow_seconds,
+    )
+    try:
+        await cache.open()
+        yield cache
+    finally:
+        await cache.close()

@@ -1,0 +1,71 @@
+"""What stands in for Redis where none is configured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from typing import Literal
+
+from service.cache.entry import Entry, new_entry
+from service.cache.generations import Purged, new_generation
+from service.cache.lease import Compute, Resolved
+from service.cache.redis.auto_pipeline import DeadlineBudget
+from service.cache.redis.codec import Accepts, anything
+
+
+class NoRedis:
+    """An L2 that never has anything. Generations live and end with this process."""
+
+    state: Literal["off"] = "off"
+    valid_until = math.inf
+
+    def __init__(
+        self, on_generation_change: Callable[[str], None], clock: Callable[[], float], random: Callable[[], float]
+    ) -> None:
+        self._generations: dict[str, bytes] = {}
+        self._on_generation_change = on_generation_change
+        self._clock = clock
+        self._random = random
+
+    def generation(self, model: str) -> bytes:
+        generation = self._generations.get(model)
+        if generation is None:
+            generation = self._generations[model] = new_generation()
+        return generation
+
+    async def register(self, model: str) -> None:
+        self.generation(model)
+
+    async def purge(self, model: str) -> Purged:
+        self._generations[model] = new_generation()
+        self._on_generation_change(model)
+        return Purged(workers=1, acknowledged=1, seconds=0.0)
+
+    async def get(self, key: str, budget: DeadlineBudget | None = None, accepts: Accepts = anything) -> None:
+        return None
+
+    async def put(
+        self,
+        key: str,
+        entry: Entry,
+        *,
+        overwrite: bool = False,
+        budget: DeadlineBudget | None = None,
+        accepts: Accepts = anything,
+    ) -> Entry:
+        return entry
+
+    async def delete(self, key: str) -> None:
+        """There is nothing to forget."""
+
+    async def touch(self, keys: Collection[str]) -> None:
+        """Nothing is evicted."""
+
+    async def count(self, model: str, keys: Collection[str], asked: int, hits: int) -> None:
+        """Nobody counts."""
+
+    async def compute_once(
+        self, key: str, compute: Compute, budget: DeadlineBudget | None = None, accepts: Accepts = anything
+    ) -> Resolved:
+        value, ttl = await compute()
+        return Resolved(new_entry(value, ttl, self._clock(), self._random), "computed", stored=False)

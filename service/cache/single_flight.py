@@ -1,0 +1,148 @@
+"""One computation at a time per key in this worker; everybody who asks meanwhile shares its outcome."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from typing import Any, Generic, TypeVar
+
+from service.errors import NoWaiters
+
+T = TypeVar("T")
+
+
+class Call(Generic[T]):
+    """One flight under way. ``waiters``: how many are waiting for it now."""
+
+    __slots__ = ("_futures", "waiters")
+
+    def __init__(self) -> None:
+        self.waiters = 0
+        self._futures: list[asyncio.Future[T]] = []
+
+    async def join(self) -> T:
+        """Wait for the outcome. Cancelling this ends only this waiting: the future is the waiter's own."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._futures.append(future)
+        self.waiters += 1
+        try:
+            return await future
+        finally:
+            self.waiters -= 1
+
+    def land(self, result: T) -> None:
+        """Hand the outcome to all who wait."""
+        for future in self._awaited():
+            future.set_result(result)
+
+    def fail(self, error: BaseException) -> None:
+        """Raise it from all who wait."""
+        for future in self._awaited():
+            future.set_exception(error)
+
+    def cancel(self) -> None:
+        """End all waiting."""
+        for future in self._awaited():
+            future.cancel()
+
+    def _awaited(self) -> list[asyncio.Future[T]]:
+        """Without those whose waiter was cancelled."""
+        return [future for future in self._futures if not future.done()]
+
+
+class SingleFlight:
+    """The flights of one worker. Their tasks belong to it: a request that leaves ends none of them."""
+
+    def __init__(self) -> None:
+        self._calls: dict[Hashable, Call[Any]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
+
+    async def do(
+        self,
+        key: Hashable,
+        fn: Callable[[Call[T]], Coroutine[Any, Any, T]],
+        precheck: Callable[[], Awaitable[T | None]] | None = None,
+    ) -> tuple[T, bool]:
+        """The outcome of the key's flight, and whether this call started it. Raises what ``fn`` raises, for all alike.
+
+        ``precheck`` comes first, in the task of whoever starts the flight: where it finds something, that is all that
+        the flight costs. When that task is cancelled meanwhile, and others wait, the flight's own task prechecks again.
+
+        1. fn sees ``call.waiters == 0`` and raises NoWaiters.   2. Before its task has ended, somebody joins.
+        3. The task ends: the flight is removed, then the joiner is woken with NoWaiters, finds none, and starts anew.
+        """
+        while True:
+            call: Call[T] | None = self._calls.get(key)
+            led = call is None
+            if call is None:
+                call = self._calls[key] = Call()
+                if precheck is not None:
+                    found = await self._glance(key, call, precheck, fn)
+                    if found is not None:
+                        return found, True
+                    if self._closed:
+                        raise asyncio.CancelledError
+                self._start(key, call, fn)
+            try:
+                return await call.join(), led
+            except NoWaiters:
+                continue
+
+    async def close(self) -> None:
+        """Cancel the flights under way, and whoever still waits for them, and see them end."""
+        self._closed = True
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        for call in self._calls.values():
+            call.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _glance(
+        self,
+        key: Hashable,
+        call: Call[T],
+        precheck: Callable[[], Awaitable[T | None]],
+        fn: Callable[[Call[T]], Coroutine[Any, Any, T]],
+    ) -> T | None:
+        async def again(call: Call[T]) -> T:
+            found = await precheck()
+            return await fn(call) if found is None else found
+
+        try:
+            found = await precheck()
+        except asyncio.CancelledError:
+            if call.waiters and not self._closed:
+                self._start(key, call, again)
+            else:
+                self._end(key, call)
+            raise
+        except BaseException as error:
+            self._end(key, call)
+            call.fail(error)
+            raise
+        if found is not None:
+            self._end(key, call)
+            call.land(found)
+        return found
+
+    def _start(self, key: Hashable, call: Call[T], fn: Callable[[Call[T]], Coroutine[Any, Any, T]]) -> None:
+        def ended(task: asyncio.Task[T]) -> None:
+            self._tasks.discard(task)
+            self._end(key, call)
+            if task.cancelled():
+                call.cancel()
+            elif (error := task.exception()) is not None:  # read in any case, or asyncio would log it
+                call.fail(error)
+            else:
+                call.land(task.result())
+
+        task = asyncio.create_task(fn(call))
+        self._tasks.add(task)
+        task.add_done_callback(ended)
+
+    def _end(self, key: Hashable, call: Call[Any]) -> None:
+        if self._calls.get(key) is call:  # a flight removes only its own entry
+            del self._calls[key]

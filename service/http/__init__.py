@@ -1,0 +1,1 @@
+"""The prediction routes: forms of input, request directives, caching headers, rendering."""

@@ -1,0 +1,59 @@
+"""What a request's headers ask (RFC 9111, 9110): ``Cache-Control``, ``If-Match`` and ``If-None-Match``."""
+
+from __future__ import annotations
+
+import re
+
+from service.lookup import DEFAULT, CacheDirectives
+
+# Possessive quantifiers: a stranger's header of 32 KiB is read once, not tried in as many ways as it has characters.
+_MEMBER = re.compile(r'(?:[^",]++|"(?:[^"\\]++|\\.)*+"?+)++')
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
+_DIRECTIVE = re.compile(rf'\s*+({_TOKEN})\s*+(?:=\s*+(?:"((?:[^"\\]++|\\.)*+)"|([^\s,;"]*+)))?+\s*+')
+_ENTITY_TAG = re.compile(rb'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
+
+
+def parse_cache_control(value: str) -> CacheDirectives:
+    """Names are case-insensitive, unknown ones ignored; of duplicates the strictest wins.
+
+    A ``max-age`` or ``min-fresh`` that is not a number is taken at its strictest, as is a bare one.
+    """
+    fresh = no_store = cached = False
+    max_age: float | None = None
+    min_fresh: float | None = None
+    for match in filter(None, map(_DIRECTIVE.fullmatch, _MEMBER.findall(value))):
+        name = match[1].lower()
+        argument = match[2] if match[2] is not None else match[3]
+        if name == "no-cache":
+            fresh = True
+        elif name == "no-store":
+            no_store = True
+        elif name == "only-if-cached":
+            cached = True
+        elif name == "max-age":
+            seconds = _seconds(argument, otherwise=0.0)
+            max_age = seconds if max_age is None else min(max_age, seconds)
+        elif name == "min-fresh":
+            seconds = _seconds(argument, otherwise=float("inf"))
+            min_fresh = seconds if min_fresh is None else max(min_fresh, seconds)
+    if not (fresh or no_store or cached or max_age is not None or min_fresh is not None):
+        return DEFAULT
+    return CacheDirectives(fresh=fresh, store=not no_store, compute=not cached, max_age=max_age, min_fresh=min_fresh)
+
+
+def _seconds(argument: str | None, otherwise: float) -> float:
+    return float(argument) if argument and argument.isascii() and argument.isdigit() else otherwise
+
+
+def holds(if_match: bytes, etag: bytes | None) -> bool:
+    """Whether ``If-Match`` holds for a representation with this ``ETag`` field, or without one: strong comparison."""
+    return if_match == b"*" or (
+        etag is not None
+        and not etag.startswith(b"W/")
+        and any(match[0] == etag for match in _ENTITY_TAG.finditer(if_match))
+    )
+
+
+def matches(if_none_match: bytes, tag: bytes) -> bool:
+    """Weak comparison of one opaque tag (with its quotes, without ``W/``) with a list; ``*`` is not decided here."""
+    return any(match[1] == tag for match in _ENTITY_TAG.finditer(if_none_match))

@@ -1,0 +1,270 @@
+"""One way for every endpoint: method, handler, errors, metrics, answer. Plain ASGI, so a hit pays for nothing else."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from service.errors import (
+    MalformedRequest,
+    MethodNotAllowed,
+    NotFound,
+    Overloaded,
+    PayloadTooLarge,
+    PreconditionFailed,
+    ServiceError,
+    Unauthorized,
+    UnsupportedCoding,
+)
+from service.http.directives import holds, parse_cache_control
+from service.logs import RequestId, current_request
+from service.lookup import DEFAULT, CacheDirectives
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+    from service.lookup import Answer, Model
+    from service.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+Headers = list[tuple[bytes, bytes]]
+NO_STORE = (b"cache-control", b"no-store")
+CODINGS = ("gzip", "deflate")
+"""Content codings that bodies may have."""
+MAX_NAME = 80
+"""Characters of a stranger's name for a parameter that an error repeats."""
+RETRIEVALS = frozenset(("GET", "HEAD", "QUERY"))
+"""Methods whose answers a cache may keep, unless they say no-store. Those name no request: others would be given it."""
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+@dataclass(slots=True)
+class Reply:
+    body: bytes = b""
+    status: int = 200
+    content_type: bytes | None = b"application/json"
+    headers: Headers = field(default_factory=list)
+    hot: tuple[Model, Answer] | None = None
+    """Set on a hit in L1 that depends on nothing but the request's target: the hit path may give it from now on."""
+
+
+class Request:
+    """What a handler needs of the ASGI scope, read when it is asked for."""
+
+    __slots__ = ("_body_bytes", "_headers", "_receive", "name", "route", "runtime", "scope")
+
+    def __init__(self, scope: Scope, receive: Receive, route: str = "unknown") -> None:
+        self.scope = scope
+        self.route = route
+        self.runtime: Runtime = scope["state"]["runtime"]
+        self._receive = receive
+        self._headers: dict[bytes, bytes] | None = None
+        self.name = RequestId(self.given_id)
+        self._body_bytes = 0
+
+    @property
+    def method(self) -> str:
+        method: str = self.scope["method"]
+        return method
+
+    @property
+    def path(self) -> str:
+        path: str = self.scope["path"]
+        return path
+
+    @property
+    def query(self) -> bytes:
+        query: bytes = self.scope["query_string"]
+        return query
+
+    def path_parameter(self, name: str) -> str | None:
+        value: str | None = self.scope.get("path_params", {}).get(name)
+        return value
+
+    def header(self, name: bytes) -> bytes | None:
+        """The field's value, its lines joined by commas (RFC 9110, 5.3)."""
+        if self._headers is None:
+            self._headers = {}
+            for key, value in self.scope["headers"]:
+                known = self._headers.get(key)
+                self._headers[key] = value if known is None else known + b", " + value
+        return self._headers.get(name)
+
+    @property
+    def directives(self) -> CacheDirectives:
+        """What its ``Cache-Control`` asks for, as far as the operator lets it."""
+        field = self.header(b"cache-control")
+        if field is None:
+            return DEFAULT
+        directives = parse_cache_control(field.decode("latin-1"))
+        obeyed = self.runtime.settings.client_directives == "obey"
+        return directives if obeyed else CacheDirectives(compute=directives.compute)
+
+    @property
+    def content_type(self) -> str:
+        """The media type without parameters, in lower case; empty when the client names none."""
+        value = self.header(b"content-type") or b""
+        return value.partition(b";")[0].strip().lower().decode("latin-1")
+
+    @property
+    def given_id(self) -> bytes | None:
+        """The client's X-Request-ID, where it is one."""
+        given = self.header(b"x-request-id")
+        return given if given is not None and REQUEST_ID.fullmatch(given) else None
+
+    @property
+    def id(self) -> bytes:
+        """What errors and our log call this request: what its client calls it, or else a name of our own."""
+        return self.name.text.encode()
+
+    async def body(self, limit: int) -> bytes:
+        """The whole body; raises PayloadTooLarge as soon as it is known to exceed ``limit`` bytes, or Overloaded."""
+        too_large = f"The body exceeds {limit} bytes."
+        declared = self.header(b"content-length")
+        if declared is not None and int(declared) > limit:
+            raise PayloadTooLarge(too_large)
+        parts, size, more = [], 0, True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise MalformedRequest("The body is incomplete.")
+            part = message.get("body", b"")
+            self.runtime.metrics.body_bytes.inc(len(part))
+            self.hold(len(part))
+            parts.append(part)
+            size += len(part)
+            if size > limit:
+                raise PayloadTooLarge(too_large)
+            more = message.get("more_body", False)
+        return await self.runtime.bodies.work(partial(b"".join, parts), size)
+
+    def refused(self, error: ServiceError) -> None:
+        """Tell the operator, where it is his affair, that this request, or a row of it, is answered with an error."""
+        client = self.scope.get("client")
+        self.runtime.refusals.add(error, route=self.route, client=client[0] if client else None)
+
+    def hold(self, size: int) -> None:
+        """Count so many bytes more as this request's, until it is answered; raises Overloaded."""
+        self.runtime.bodies.take(size)
+        self._body_bytes += size
+
+    def release(self) -> None:
+        if self._body_bytes:
+            self.runtime.bodies.release(self._body_bytes)
+            self._body_bytes = 0
+
+
+Handler = Callable[[Request], Awaitable[Reply]]
+Guard = Callable[[Request], None]
+ErrorRenderer = Callable[[ServiceError], Reply]
+
+
+def describe(error: ServiceError) -> dict[str, Any]:
+    """The members of a problem document (RFC 9457)."""
+    document: dict[str, Any] = {"type": error.type, "title": error.title, "status": error.status, "detail": str(error)}
+    if error.parameter is not None:
+        document["parameter"] = error.parameter[:MAX_NAME]
+    return document
+
+
+def problem(error: ServiceError) -> Reply:
+    return Reply(orjson.dumps(describe(error)), error.status, b"application/problem+json", error_headers(error))
+
+
+def error_headers(error: ServiceError) -> Headers:
+    headers = [NO_STORE]
+    if isinstance(error, Overloaded):
+        headers.append((b"retry-after", b"%d" % error.retry_after))
+    if isinstance(error, PayloadTooLarge):
+        headers.append((b"connection", b"close"))
+    if isinstance(error, Unauthorized):
+        headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(error, UnsupportedCoding):
+        headers.append((b"accept-encoding", ", ".join(CODINGS).encode()))
+    return headers
+
+
+class Endpoint:
+    """An ASGI application for one route: a handler per method, with HEAD, OPTIONS and 405 added; 404 without any.
+
+    ``guard`` raises ServiceError for whom it keeps out, whatever the method.
+    """
+
+    def __init__(
+        self,
+        route: str,
+        handlers: Mapping[str, Handler],
+        render_error: ErrorRenderer = problem,
+        options: Sequence[tuple[bytes, bytes]] = (),
+        guard: Guard | None = None,
+    ) -> None:
+        self.route = route
+        self.guard = guard
+        self.handlers = dict(handlers)
+        if "GET" in self.handlers:
+            self.handlers["HEAD"] = self.handlers["GET"]
+        self.render_error = render_error
+        self._allow: Headers = [(b"allow", ", ".join([*self.handlers, "OPTIONS"]).encode()), *options]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        request = Request(scope, receive, self.route)
+        current_request.set(request.name)
+        try:
+            reply = await self._reply(request)
+        finally:
+            request.release()
+        headers = reply.headers
+        if reply.content_type is not None:
+            headers.append((b"content-type", reply.content_type))
+        if reply.status not in (204, 304):
+            headers.append((b"content-length", b"%d" % len(reply.body)))
+        if reply.status >= 400 or (
+            (request.method not in RETRIEVALS or NO_STORE in headers) and request.given_id is not None
+        ):
+            headers.append((b"x-request-id", request.id))
+        if reply.hot is not None and "received" in scope:
+            scope["state"]["hits"].enter(self.route, *scope["received"], scope["headers"], reply)
+        # Our protocol offers to write an answer whole; any other server is sent it as ASGI has it.
+        if reply.status >= 400 or "respond" not in scope or not scope["respond"](reply.status, headers, reply.body):
+            await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+            await send({"type": "http.response.body", "body": reply.body})
+        request.runtime.metrics.answered(self.route, reply.status, time.perf_counter() - started)
+
+    async def _reply(self, request: Request) -> Reply:
+        handler = self.handlers.get(request.method)
+        try:
+            if self.guard is not None:
+                self.guard(request)
+            if handler is not None:
+                return _checked(request, await handler(request))
+            if not self.handlers:
+                raise NotFound
+            if request.method == "OPTIONS":
+                return Reply(status=204, content_type=None, headers=list(self._allow))
+            reply = self.render_error(MethodNotAllowed(f"{request.method} is not one of the methods in Allow."))
+            reply.headers += self._allow
+            return reply
+        except ServiceError as error:
+            request.refused(error)
+            return self.render_error(error)
+        except Exception:
+            logger.exception("%s %s failed", request.method, self.route)
+            return self.render_error(ServiceError())
+
+
+def _checked(request: Request, reply: Reply) -> Reply:
+    """The reply to a retrieval whose If-Match holds, as it does without one; raises PreconditionFailed."""
+    if request.method in RETRIEVALS and reply.status in (200, 304):
+        if_match = request.header(b"if-match")
+        if if_match is not None and not holds(if_match, dict(reply.headers).get(b"etag")):
+            raise PreconditionFailed
+    return reply

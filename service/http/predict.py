@@ -1,0 +1,269 @@
+"""``/predict`` and ``/predict_batch``: inputs in, renderings out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import orjson
+
+from service.errors import InvalidInput, NotCached, PreconditionFailed, ServiceError, UnsupportedContent
+from service.http.caching import batch_status, cache_control, entity_tag, response_headers, server_timing
+from service.http.coding import read_content
+from service.http.directives import matches
+from service.http.endpoint import Headers, Reply, Request, describe
+from service.http.json_body import is_array, load_object
+from service.http.query import parse_query
+from service.http.render import default_top_k, render, take_top_k
+from service.inference.predictor import Question
+from service.large_json import LargeString
+from service.lookup import Answer, CacheDirectives, Model
+from service.runtime import Runtime
+
+
+@dataclass(slots=True, eq=False)
+class Parsed:
+    """What a request asks."""
+
+    model: Model
+    question: Question
+    top_k: int
+    _generation: bytes | None = None
+    _tag: bytes | None = None
+
+    def tag(self, generation: bytes | None) -> bytes | None:
+        """Of the rendering; kept with a query that is remembered. None while the model's generation is not known."""
+        if generation != self._generation:
+            self._generation, self._tag = generation, None
+            if generation is not None:
+                self._tag = entity_tag(self.model, generation, self.question, f"predict/{self.top_k}")
+        return self._tag
+
+
+JSON = "application/json"
+IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")
+MEDIA_TYPES = (JSON, *IMAGE_TYPES)
+IMAGE_PARAMETERS = frozenset({"image", "input", "sha256"})
+MAX_REMEMBERED_BYTES = 1024
+"""The longest query that is remembered with what it asks, and the longest answer with its array."""
+
+MAX_BATCH_ROWS = 256
+MAX_BATCH_BYTES = 32 * 2**20
+ROWS_PER_TURN = 16
+"""Answers rendered before the event loop has its turn: one of a thousand classes takes a third of a millisecond."""
+
+
+def get(request: Request) -> Awaitable[Reply]:
+    return _cached_reply(request, parse_get(request))
+
+
+async def post(request: Request) -> Reply:
+    """A POST is not cacheable by HTTP caches: its answer says how it came about, and no more (RFC 9110, 9.3.3)."""
+    parsed = await _read(request)
+    directives = request.directives
+    answer = await request.runtime.pipeline.answer(parsed.model, parsed.question, directives)
+    reply = _reply(request, answer, parsed)
+    reply.headers = [header for header in reply.headers if header[0] not in (b"cache-control", b"age")]
+    return _located(reply, parsed)
+
+
+async def query(request: Request) -> Reply:
+    """QUERY (RFC 10008): the body of a POST, safe, idempotent and cacheable like a GET."""
+    parsed = await _read(request)
+    return _located(await _cached_reply(request, parsed), parsed)
+
+
+async def batch(request: Request) -> Reply:
+    """Every row is looked up, deduplicated and cached on its own; a bad row fails in its own place."""
+    _media_type(request, [JSON])
+    body = await read_content(request, MAX_BATCH_BYTES)
+    model, top_k, questions = await request.runtime.bodies.work(partial(_read_batch, request.runtime, body), len(body))
+    answers = await request.runtime.pipeline.answer_many(model, questions, request.directives)
+    bodies = []
+    for number, answer in enumerate(answers, 1):
+        if isinstance(answer, ServiceError):
+            request.refused(answer)
+            bodies.append(orjson.dumps({"error": describe(answer)}))
+        else:
+            bodies.append(_rendering(request, answer, model, top_k))
+        if number % ROWS_PER_TURN == 0:
+            await asyncio.sleep(0)
+    return Reply(b'{"results":[%s]}' % b",".join(bodies), headers=[(b"cache-status", batch_status(answers))])
+
+
+def _read_batch(runtime: Runtime, body: bytes) -> tuple[Model, int, list[Question | ServiceError]]:
+    """The model, top_k, and each row's question or its own error."""
+    document = load_object(body)
+    names = [name for name in ("inputs", "batch_inputs") if name in document]
+    if len(names) != 1 or not is_array(rows := document.pop(names[0])) or not rows:
+        raise InvalidInput("A batch has one member `inputs`: an array of at least one row.", parameter="inputs")
+    if len(rows) > MAX_BATCH_ROWS:
+        raise InvalidInput(f"A batch has at most {MAX_BATCH_ROWS} rows.", parameter="inputs")
+    model = runtime.model(_take_model(document), image=names[0] == "batch_inputs" or _is_image(next(iter(rows))))
+    top_k = take_top_k(document, model)
+    if document:
+        raise InvalidInput(f"Unknown member {next(iter(document))!r:.80}.", parameter=next(iter(document)))
+    return model, top_k, [_parse_row(model, row) for row in rows]
+
+
+def parse_get(request: Request) -> Parsed:
+    """What a request asks that has its input in the query string; raises ServiceError."""
+    runtime, name, query = request.runtime, request.path_parameter("name"), request.query
+    parsed: Parsed | None = runtime.parsed.get((name, query))
+    if parsed is None:
+        parsed = _understood(runtime, name, dict(parse_query(query)))
+        if len(query) <= MAX_REMEMBERED_BYTES:
+            runtime.parsed.keep((name, query), parsed)
+    return parsed
+
+
+async def _read(request: Request) -> Parsed:
+    """What a request asks that has its input in the body."""
+    content_type = _media_type(request, MEDIA_TYPES)
+    params: dict[str, Any] = dict(parse_query(request.query))
+    body = await read_content(request, request.runtime.settings.max_body_bytes)
+    read = partial(_read_body, request.runtime, request.path_parameter("name"), params, body, content_type)
+    return await request.runtime.bodies.work(read, len(body))
+
+
+def _read_body(
+    runtime: Runtime, path_name: str | None, params: dict[str, Any], body: bytes, content_type: str
+) -> Parsed:
+    if content_type == JSON:
+        members = load_object(body)
+        for name in params:
+            if name in members:
+                raise InvalidInput(f"Parameter {name!r:.80} is repeated.", parameter=name)
+            if name not in ("model", "top_k"):
+                raise InvalidInput(f"Parameter {name!r:.80} belongs into the body.", parameter=name)
+        params, body = params | members, b""
+    return _understood(runtime, path_name, params, body, content_type)
+
+
+def _media_type(request: Request, known: Sequence[str]) -> str:
+    """The body's; raises UnsupportedContent. No other is read, or any page could ask without a preflight."""
+    if request.content_type not in known:
+        raise UnsupportedContent(f"The Content-Type of a body must be {' or '.join(known)}.")
+    return request.content_type
+
+
+def _understood(
+    runtime: Runtime, path_name: str | None, params: dict[str, Any], body: bytes = b"", content_type: str | None = None
+) -> Parsed:
+    """Model and top_k, which belong to no predictor, are taken out of the parameters; what remains is the input."""
+    name = _take_model(params) if path_name is None else path_name
+    image = content_type not in (None, JSON) or not IMAGE_PARAMETERS.isdisjoint(params)
+    model = runtime.model(name, image)
+    top_k = take_top_k(params, model)
+    return Parsed(model, model.predictor.parse(params, body, content_type), top_k)
+
+
+def _take_model(params: dict[str, Any]) -> object:
+    """The model's name out of the parameters, or None when there is none."""
+    if "model" in params and params["model"] is None:
+        raise InvalidInput("Parameter model must be a string.", parameter="model")
+    return params.pop("model", None)
+
+
+async def _cached_reply(request: Request, parsed: Parsed) -> Reply:
+    """The order of decisions (RFC 9110, 13.2.2): If-Match; a matching tag is 304 unseen, or once no-cache has had it
+    computed; ``*`` looks up; then the cache."""
+    runtime, model, question = request.runtime, parsed.model, parsed.question
+    # Before the answer: a purge meanwhile may give a new answer the old tag, which matches no more; never the reverse.
+    tag = parsed.tag(runtime.pipeline.l2.generation(model.name))
+    directives, if_match, condition = (
+        request.directives,
+        request.header(b"if-match"),
+        request.header(b"if-none-match"),
+    )
+    # Our tags are weak, so that none of a list holds.
+    if if_match is not None and (if_match != b"*" or await _stored(request, parsed) is None):
+        raise PreconditionFailed
+    unchanged = None if condition is None else await _unchanged(request, parsed, condition, tag)
+    if unchanged is not None and not directives.fresh:
+        return _not_modified(unchanged, tag)
+    answer = await runtime.pipeline.answer(model, question, directives)
+    if unchanged is not None:
+        return _not_modified(response_headers(answer, runtime.settings, runtime.clock()), tag)
+    reply = _reply(request, answer, parsed)
+    reply.headers += _tagged(tag)
+    if answer.source == "l1" and request.method == "GET":
+        reply.hot = (model, answer)
+    return reply
+
+
+async def _unchanged(request: Request, parsed: Parsed, if_none_match: bytes, tag: bytes | None) -> Headers | None:
+    """How we know that the client has the answer, or None when it has not."""
+    settings = request.runtime.settings
+    if if_none_match == b"*":
+        stored = await _stored(request, parsed)
+        return None if stored is None else response_headers(stored, settings, request.runtime.clock())
+    if tag is None or not matches(if_none_match, tag):
+        return None
+    return [(b"cache-status", b"predict; hit; detail=ETAG"), cache_control(settings, settings.ttl_seconds)]
+
+
+async def _stored(request: Request, parsed: Parsed) -> Answer | None:
+    try:
+        return await request.runtime.pipeline.answer(parsed.model, parsed.question, CacheDirectives(compute=False))
+    except NotCached:
+        return None
+
+
+def _not_modified(headers: Headers, tag: bytes | None) -> Reply:
+    return Reply(status=304, content_type=None, headers=[*headers, *_tagged(tag)])
+
+
+def _tagged(tag: bytes | None) -> Headers:
+    return [] if tag is None else [(b"etag", b"W/" + tag)]
+
+
+def _reply(request: Request, answer: Answer, parsed: Parsed) -> Reply:
+    runtime = request.runtime
+    headers = response_headers(answer, runtime.settings, runtime.clock())
+    if not answer.hit and runtime.settings.server_timing:
+        headers.append(server_timing(answer))
+    return Reply(_rendering(request, answer, parsed.model, parsed.top_k), headers=headers)
+
+
+def _rendering(request: Request, answer: Answer, model: Model, top_k: int) -> bytes:
+    """The body kept with the entry in L1, or made of the same array before (a forest has few), or new."""
+    value, view = answer.entry.value, (model.name, top_k)
+    body = answer.entry.renderings.get(view)
+    if body is None:
+        rendered = request.runtime.rendered
+        body = rendered.get((*view, value))
+        if body is None:
+            body = render(value, model, top_k)
+            if len(value) + len(body) <= MAX_REMEMBERED_BYTES:
+                rendered.keep((*view, value), body)
+        request.runtime.pipeline.l1.add_rendering(answer.key, view, body)
+    return body
+
+
+def _located(reply: Reply, parsed: Parsed) -> Reply:
+    """Name the form that has the same answer without an upload."""
+    if parsed.question.digest is not None:
+        location = f"/models/{parsed.model.name}/predict?sha256={parsed.question.digest}"
+        if parsed.top_k != default_top_k(parsed.model):
+            location += f"&top_k={parsed.top_k}"
+        reply.headers.append((b"content-location", location.encode()))
+    return reply
+
+
+def _parse_row(model: Model, row: object) -> Question | ServiceError:
+    params = row if isinstance(row, Mapping) else {"image" if isinstance(row, str | LargeString) else "input": row}
+    try:
+        return model.predictor.parse(params, b"", JSON)
+    except InvalidInput as error:
+        return error
+
+
+def _is_image(row: object) -> bool:
+    """Whether a row is an image or an array of more than one dimension, when no model is named."""
+    if isinstance(row, Mapping):
+        return not IMAGE_PARAMETERS.isdisjoint(row)
+    return isinstance(row, str | LargeString) or (is_array(row) and is_array(next(iter(row), None)))

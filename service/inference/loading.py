@@ -1,0 +1,86 @@
+"""From a model's directory to a predictor that has given its example's answer: kinds, loading and warm-up."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+
+from service.errors import ConfigurationError
+from service.inference.artifact import MANIFEST, PREVIOUS, Artifact, read_artifact
+from service.inference.manifest import Manifest
+from service.inference.predictor import EXAMPLE_TOLERANCE, Options, Predictor, unpack
+
+KINDS = {
+    "tabular": "service.inference.tabular.predictor:load",
+    "vision": "service.inference.vision.predictor:load",
+}
+"""Manifest kind -> ``load(artifact, options) -> Predictor``, imported when first needed."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """An artifact, loaded and warmed. ``warning``: why it is the previous one, if it is."""
+
+    manifest: Manifest
+    predictor: Predictor
+    warning: str | None = None
+
+
+def load_current(directory: Path, options: Options) -> LoadedModel:
+    """The current pair, loaded and warmed; raises ConfigurationError."""
+    return _load(directory, MANIFEST, options)
+
+
+def load_model(directory: Path, options: Options) -> LoadedModel:
+    """The current pair, or with a warning the previous one; raises the current one's ConfigurationError."""
+    try:
+        return load_current(directory, options)
+    except ConfigurationError as error:
+        try:
+            model = _load(directory, PREVIOUS, options)
+        except ConfigurationError:
+            raise error from None
+        warning = f"Serving the previous version of {directory.name}. {error}"
+        logger.warning(warning)
+        return LoadedModel(model.manifest, model.predictor, warning)
+
+
+def load_predictor(artifact: Artifact, options: Options) -> Predictor:
+    """Import the artifact's kind and load it; raises ConfigurationError with the file and the remedy."""
+    manifest = artifact.manifest
+    if manifest.kind not in KINDS:
+        known = ", ".join(KINDS)
+        raise ConfigurationError(f"Model {manifest.name} is of an unknown kind: {manifest.kind!r:.80}, not {known}.")
+    module, _, function = KINDS[manifest.kind].partition(":")
+    predictor: Predictor = getattr(import_module(module), function)(artifact, options)
+    return predictor
+
+
+def warm_up(predictor: Predictor, artifact: Artifact) -> None:
+    """Ask the manifest's example, once; raises ConfigurationError when the answer is not the one it gave when made."""
+    name, example = artifact.manifest.name, artifact.manifest.example
+    try:
+        payload = predictor.parse(example.inputs, b"", "application/json").payload
+        answer = predictor.predict([payload])[0] if payload is not None else ValueError("it has no payload")
+        vector = unpack(answer) if isinstance(answer, bytes) else None
+    except Exception as error:
+        answer, vector = error, None
+    if vector is None:
+        raise ConfigurationError(f"Model {name} fails on its own example ({answer!r}): make or register it again.")
+    # Other processors and libraries move last bits; a wrong model is further off.
+    tolerance: float = getattr(predictor, "example_tolerance", EXAMPLE_TOLERANCE)
+    if vector.shape != (len(example.golden),) or not np.allclose(vector, example.golden, rtol=0, atol=tolerance):
+        raise ConfigurationError(f"Model {name} no longer gives its example's answer: make or register it again.")
+
+
+def _load(directory: Path, manifest_name: str, options: Options) -> LoadedModel:
+    artifact = read_artifact(directory, manifest_name)
+    predictor = load_predictor(artifact, options)
+    warm_up(predictor, artifact)
+    return LoadedModel(artifact.manifest, predictor)

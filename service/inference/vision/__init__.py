@@ -1,0 +1,1 @@
+"""Image models: networks on a CPU or a GPU."""

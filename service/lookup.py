@@ -1,0 +1,99 @@
+"""What is asked of a model and what comes back: the data that travels along the data path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from service.cache.entry import Entry
+from service.cache.redis.auto_pipeline import DeadlineBudget
+from service.inference.batcher import Batcher, Reservation
+from service.inference.manifest import Manifest
+from service.inference.predictor import Predictor, Question, answer_check
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A served model. A request takes it once and uses it for both the key and the computation."""
+
+    name: str
+    manifest: Manifest
+    predictor: Predictor
+    batcher: Batcher
+    leased: bool
+    is_answer: Callable[[bytes], bool] = field(init=False, repr=False)
+    """Whether a value could be one of its answers: asked of whatever Redis has, and of what it has computed."""
+
+    def __post_init__(self) -> None:
+        dtype = "<f8" if self.manifest.image is None else "<f4"
+        object.__setattr__(self, "is_answer", answer_check(self.manifest.example.golden, dtype))
+
+    @property
+    def version(self) -> str:
+        return self.predictor.fingerprint.hex()[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheDirectives:
+    """What one request asks of the caches. ``max_age`` and ``min_fresh`` in seconds."""
+
+    fresh: bool = False
+    store: bool = True
+    compute: bool = True
+    max_age: float | None = None
+    min_fresh: float | None = None
+
+    @property
+    def reads(self) -> bool:
+        return self.store and not self.fresh
+
+    def accepts(self, entry: Entry, now: float) -> bool:
+        return (self.max_age is None or entry.age(now) <= self.max_age) and (
+            self.min_fresh is None or entry.left(now) >= self.min_fresh
+        )
+
+
+DEFAULT = CacheDirectives()
+
+
+@dataclass(slots=True)
+class Answer:
+    """An entry and the way it came.
+
+    ``stored``: some cache keeps it. ``fresh``: the request wanted no stored answer. ``l2_down``: there is a Redis, but
+    it could take no part. ``hit``: no model was asked. Times in seconds.
+    """
+
+    key: str
+    entry: Entry
+    source: Literal["l1", "l2", "computed", "collapsed"]
+    stored: bool = False
+    fresh: bool = False
+    l2_down: bool = False
+    cache_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    model_seconds: float = 0.0
+    hit: bool = field(init=False)  # asked for seven times on the way of an answer, which ``source`` never changes on
+
+    def __post_init__(self) -> None:
+        self.hit = self.source in ("l1", "l2")
+
+
+@dataclass(slots=True)
+class Lookup:
+    """One question on its way along the data path.
+
+    ``l2_eligible``: its key is one that all workers use, so L2 may have it. ``budget``: what Redis may still cost it.
+    """
+
+    model: Model
+    question: Question
+    key: str
+    l2_eligible: bool
+    deadline: float
+    budget: DeadlineBudget
+    reservation: Reservation | None = None
+
+    def may_be_computed(self, directives: CacheDirectives) -> bool:
+        return directives.compute and self.question.payload is not None

@@ -1,0 +1,66 @@
+"""The end of a connection: the answer to what cannot be served, and time for the client to read it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from uuid import uuid4
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from service.errors import ServiceError
+from service.http.endpoint import NO_STORE, Headers, describe
+
+LINGER_BYTES = 16 * 2**20
+LINGER_SECONDS = 2.0
+
+
+def refusal(error: ServiceError, target: bytes, server_headers: Headers) -> bytes:
+    """The whole answer to a request that never reaches the application, as the endpoints would give it."""
+    if target.startswith(b"/v2"):
+        kind, body = b"application/json", orjson.dumps({"error": str(error)})
+    else:
+        kind, body = b"application/problem+json", orjson.dumps(describe(error))
+    headers = [
+        *server_headers,
+        (b"content-type", kind),
+        NO_STORE,
+        (b"content-length", b"%d" % len(body)),
+        (b"connection", b"close"),
+        (b"x-request-id", uuid4().hex.encode()),
+    ]
+    return STATUS_LINE[error.status] + b"".join(b"%b: %b\r\n" % header for header in headers) + b"\r\n" + body
+
+
+class Lingering(asyncio.Protocol):
+    """Takes a connection over after its last answer, and discards what still arrives, for a while and up to a limit.
+
+    A socket that is closed with unread input is reset, and a client that is still sending would lose the answer.
+    """
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        loop: asyncio.AbstractEventLoop,
+        write_seconds: float,
+        connection_lost: Callable[[Exception | None], None],
+    ) -> None:
+        self._transport = transport
+        self._left = LINGER_BYTES
+        self._lost = connection_lost
+        self._timers = [loop.call_later(LINGER_SECONDS, transport.close)]
+        # Closing waits until all is read, and a client may never do so.
+        self._timers.append(loop.call_later(LINGER_SECONDS + write_seconds, transport.abort))
+        if transport.can_write_eof():
+            transport.write_eof()
+
+    def data_received(self, data: bytes) -> None:
+        self._left -= len(data)
+        if self._left < 0:
+            self._transport.pause_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self._lost(exc)

@@ -1,0 +1,236 @@
+"""The hit path: answers from L1 below ASGI, as bytes that are ready.
+
+The ordinary path enters a hit once it has vetted it: a GET whose answer depends on nothing but its target. The protocol
+then finds it by the whole request head as it was received, one look-up before any parsing. Where some header differs in
+every request, or the request before was no hit, it is found by the parsed target. Anything else takes the ordinary
+path, unharmed. While the service drains everything does: every answer then says that its connection closes.
+
+L1 stays the authority: a hit holds its entry's place there, and the table forgets whatever was evicted, has expired,
+was purged or replaced; while purges cannot be heard, everything. The bytes are made by the functions of the ordinary
+path, and anew as soon as they would differ: when Age, the time left or the date has moved on by a second. L1 is then
+asked, which touches its LRU order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from service.cache.memory import Slot
+from service.http.caching import response_headers
+from service.http.endpoint import Headers, Reply
+from service.lookup import Answer
+from service.runtime import Runtime
+
+if TYPE_CHECKING:
+    from uvicorn.server import ServerState
+
+SPECIAL = frozenset(
+    (
+        *(b"cache-control", b"if-match", b"if-none-match", b"authorization", b"expect", b"upgrade", b"traceparent"),
+        *(b"content-length", b"transfer-encoding"),
+    )
+)
+"""Headers that an answer may depend on, or that make more of a request than its target."""
+
+MAX_HEAD_BYTES = 4096
+MAX_HEADS = 4
+"""Per hit: a flood of spellings must not grow the table."""
+
+MAX_NEWCOMERS = 4096
+"""Targets that have been a hit once. Only the next one enters them: a flood of targets never asked again costs less."""
+
+OVERHEAD = 1000
+"""What CPython spends on a hit beside the bytes of its target, heads and answer."""
+
+VARYING = frozenset((b"cache-status", b"cache-control", b"age"))
+
+NEVER = 2**60
+"""A gap that no worker lives to see the end of."""
+
+
+@dataclass(slots=True, eq=False)
+class HitCounter:
+    """The hits of one route and model: one subtraction counts them for the metrics and down to the next audit.
+
+    ``left``: how many are to be given before one is due.
+    """
+
+    left: int = 0
+    _told: int = 0
+    _rest: float = 0.0
+
+    def start(self, gap: float) -> None:
+        """The next one due is the ``gap``-th from here; what is not whole of it counts with the next gap."""
+        self._rest += min(gap, NEVER)
+        whole = int(self._rest)
+        self._rest -= whole
+        self.grant(whole - 1)
+
+    def grant(self, count: int) -> None:
+        self.left += count
+        self._told += count
+
+    def count(self) -> int:
+        """How many have been given since this was last called."""
+        given, self._told = self._told - self.left, self.left
+        return given
+
+
+@dataclass(slots=True, eq=False)
+class Hit:
+    """The answer to one target from one entry. ``until``: the clock's reading at which its bytes must be made anew."""
+
+    target: bytes
+    key: str
+    kept: Slot
+    fixed: Headers
+    body: bytes
+    tally: HitCounter
+    heads: list[bytes] = field(default_factory=list)
+    until: float = 0.0
+    server_headers: Headers | None = None
+    whole: bytes = b""
+
+    @property
+    def cost(self) -> int:
+        return OVERHEAD + len(self.kept.entry.value) + len(self.target) + 2 * len(self.body) + sum(map(len, self.heads))
+
+
+def is_plain(headers: Headers) -> bool:
+    """Whether none of the headers bears on the answer."""
+    return all(
+        name not in SPECIAL and (name != b"connection" or value.lower() == b"keep-alive") for name, value in headers
+    )
+
+
+class HitTable:
+    """One worker's hits, bounded in bytes. What was entered first goes first, and comes back if it is still hot.
+
+    ``by_head``: the hits whose bytes are ready. ``server_state``: uvicorn's, which has the Date header.
+    """
+
+    server_state: ServerState
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime, self._settings, self._metrics = runtime, runtime.settings, runtime.metrics
+        self._clock = runtime.clock
+        self._l1, self._l2 = runtime.pipeline.l1, runtime.pipeline.l2
+        self._auditor, self._economics = runtime.auditor, runtime.economics
+        self._max_bytes = runtime.settings.hit_path_bytes
+        self.by_head: dict[bytes, Hit] = {}
+        self.by_target: dict[bytes, Hit] = {}
+        self.bytes_used = 0
+        self._newcomers: set[bytes] = set()
+        self._tallies: dict[tuple[str, str], HitCounter] = {}
+
+    def enter(self, route: str, target: bytes, received: bytes, headers: Headers, reply: Reply) -> None:
+        """Remember an answer from L1. ``received``: what was read from the socket in one piece when it was asked."""
+        if reply.hot is None or self._runtime.draining or not is_plain(headers):
+            return
+        model, answer = reply.hot
+        hit, kept = self.by_target.get(target), self._l1.find(answer.key)
+        if kept is None or kept.entry is not answer.entry or len(target) > MAX_HEAD_BYTES:
+            return
+        if self._clock() >= self._l2.valid_until:  # its key may have no generation, and then no purge would reach it
+            return
+        if hit is None and self._is_new(target):
+            return
+        # A head that names its request does not come again.
+        is_head = self._is_head(received, target) and not any(name == b"x-request-id" for name, _ in headers)
+        if hit is not None and hit.kept is kept and (not is_head or received in hit.heads):
+            return
+        if hit is None or hit.kept is not kept:
+            fixed = [header for header in reply.headers if header[0] not in VARYING]
+            hit = Hit(target, answer.key, kept, fixed, reply.body, self._tally(route, model.name))
+        self._forget(target)
+        if is_head:
+            hit.heads = [*hit.heads, received][-MAX_HEADS:]
+        self._remember(hit)
+
+    def current(self, hit: Hit) -> bool:
+        """Whether it is to be given: its bytes are then up to date, and it is counted."""
+        now = self._clock()
+        server_headers = self.server_state.default_headers
+        if now >= hit.until or hit.kept.evicted or hit.server_headers is not server_headers:
+            if self._l1.find(hit.key) is not hit.kept or now >= self._l2.valid_until:
+                self._forget(hit.target)
+                return False
+            self._render(hit, now, server_headers)
+            self.by_head.update(dict.fromkeys(hit.heads, hit))
+        tally = hit.tally
+        if not tally.left:
+            tally.start(self._auditor.countdown.gap())
+            if self._auditor.has_room:
+                # Alone: those behind it come before it is audited, and the ordinary way takes ten times as long.
+                self._auditor.countdown.force_sample(hit.key)
+                return False
+            tally.grant(1)
+        tally.left -= 1
+        return True
+
+    def invalidate(self) -> None:
+        """The server's headers have changed: the bytes of every hit are made anew before it is given again."""
+        self.by_head.clear()
+
+    def clear(self) -> None:
+        for target in list(self.by_target):
+            self._forget(target)
+
+    def flush(self) -> None:
+        """Add what was counted since to the metrics. No latencies: a hit is over before they could be measured."""
+        for (route, model), tally in self._tallies.items():
+            if count := tally.count():
+                self.server_state.total_requests += count
+                self._metrics.requests.labels(route, 200).inc(count)
+                self._metrics.cache_results.labels(model, "l1").inc(count)
+                self._economics.add_hits(model, count)
+
+    def _tally(self, route: str, model: str) -> HitCounter:
+        tally = self._tallies.get((route, model))
+        if tally is None:
+            tally = self._tallies[route, model] = HitCounter()
+            tally.start(self._auditor.countdown.gap())
+        return tally
+
+    def _is_new(self, target: bytes) -> bool:
+        if target in self._newcomers:
+            self._newcomers.remove(target)
+            return False
+        if len(self._newcomers) == MAX_NEWCOMERS:
+            self._newcomers.clear()
+        self._newcomers.add(target)
+        return True
+
+    def _is_head(self, received: bytes, target: bytes) -> bool:
+        """Whether what was received is the head of this one request, from its first byte to its last."""
+        return (
+            len(received) <= MAX_HEAD_BYTES
+            and received.startswith(b"GET %b HTTP/1.1\r\n" % target)
+            and received.find(b"\r\n\r\n") == len(received) - 4
+        )
+
+    def _remember(self, hit: Hit) -> None:
+        if hit.cost > self._max_bytes:
+            return
+        self.by_target[hit.target] = hit
+        hit.until = 0.0  # so that its heads are found once its bytes are ready
+        self.bytes_used += hit.cost
+        while self.bytes_used > self._max_bytes:
+            self._forget(next(iter(self.by_target)))
+
+    def _forget(self, target: bytes) -> None:
+        hit = self.by_target.pop(target, None)
+        if hit is not None:
+            self.bytes_used -= hit.cost
+            for head in hit.heads:
+                self.by_head.pop(head, None)
+
+    def _render(self, hit: Hit, now: float, server_headers: Headers) -> None:
+        entry = hit.kept.entry
+        answer = Answer(hit.key, entry, "l1")
+        headers = [*server_headers, *response_headers(answer, self._settings, now), *hit.fixed]
+        fields = b"".join(b"%b: %b\r\n" % header for header in headers)
+        hit.whole = b"HTTP/1.1 200 OK\r\n" + fields + b"\r\n" + hit.body
+        hit.server_headers = server_headers
+        hit.until = min(hit.kept.until, self._l2.valid_until, now + min(1 - entry.age(now) % 1, entry.left(now) % 1))

@@ -1,0 +1,340 @@
+"""The hit path: what it answers, the ordinary path would have answered, byte for byte."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from service.app import create_app
+from service.config import load_settings
+from service.server.connection import protocol_class
+from service.server.lifespan import Lifespan
+from tests.support.client import Connection, caught_up, fetch
+from tests.support.process import PATIENCE, SLACK, resident_bytes
+from tests.support.server import Server, running_server
+
+pytestmark = pytest.mark.anyio
+
+ORDINARY = {"traceparent": "00-0-0-00"}
+"""A header that sends a request along the ordinary path and changes nothing in its answer."""
+
+
+def target(x: float = 5.1, **more: object) -> str:
+    flower = {"sepal_length": x, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2, **more}
+    return "/predict?" + urlencode(flower)
+
+
+@pytest.fixture(scope="module")
+def server(iris_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running_server(tmp_path_factory.mktemp("hits"), models_dir=iris_models) as server:
+        yield server
+
+
+def answered_below(server: Server) -> int:
+    """How many predictions the hit path has answered: all but those whose latency was measured."""
+    while True:  # an answer is sent before it is counted, and counted in two steps
+        counts = [
+            server.metric("predict_requests_total", route="/predict")
+            - server.metric("predict_request_seconds_count", route="/predict")
+            for _ in range(2)
+        ]
+        if counts[0] == counts[1]:
+            return int(counts[0])
+
+
+async def raw(connection: Connection, target: str, headers: dict[str, str] | None = None) -> bytes:
+    """One whole answer, as it came."""
+    connection.send("GET", target, headers)
+    head = await connection.reader.readuntil(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", head)
+    assert length is not None, head
+    return head + await connection.reader.readexactly(int(length[1]))
+
+
+def shape(answer: bytes) -> tuple[list[bytes], bytes]:
+    """The names of its header fields, and its body."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return [line.partition(b":")[0] for line in head.split(b"\r\n")], body
+
+
+async def heat(connection: Connection, target: str) -> None:
+    for _ in range(3):
+        await connection.get(target)
+
+
+async def test_a_plain_hit_is_answered_below_and_counted_exactly(server: Server) -> None:
+    async with await Connection.open(server.address) as connection:
+        await heat(connection, target())
+        before, requests = answered_below(server), server.metric("predict_requests_total", route="/predict")
+        for _ in range(100):
+            assert (await connection.get(target())).cache == {
+                "hit": True,
+                "ttl": pytest.approx(210, abs=90),
+                "detail": "L1",
+            }
+    assert answered_below(server) - before == 100
+    assert server.metric("predict_requests_total", route="/predict") - requests == 100
+    assert server.metric("predict_cache_results_total", model="iris", result="l1") >= 100
+
+
+async def test_once_a_connection_has_had_a_hit_the_next_is_answered_before_any_parsing(iris_models: Path) -> None:
+    settings = load_settings({"PREDICT_MODELS_DIR": str(iris_models), "PREDICT_AUDIT_SHARE": "0"})
+    config = Config(create_app(settings), http=protocol_class(settings), interface="asgi3", ws="none", log_config=None)
+    config.load()
+    lifespan, state = Lifespan(config.loaded_app), ServerState()
+    await lifespan.startup()
+
+    def connect() -> asyncio.Protocol:
+        return protocol_class(settings)(config=config, server_state=state, app_state=lifespan.state)
+
+    accepting = await asyncio.get_running_loop().create_server(connect, "127.0.0.1", 0)
+    async with accepting, await Connection.open(accepting.sockets[0].getsockname()) as client:
+        await heat(client, target())
+        by_target = await raw(client, target())
+        [connection] = state.connections
+        connection.parser = None  # type: ignore[union-attr,assignment]
+        by_head = [await raw(client, target()) for _ in range(3)]
+        lifespan.state["hits"].flush()
+        assert state.total_requests == 7
+        assert [shape(answer) for answer in by_head] == 3 * [shape(by_target)]
+    await lifespan.shutdown()
+
+
+async def test_both_paths_answer_with_the_same_bytes(server: Server) -> None:
+    chance = random.Random(0)
+    async with await Connection.open(server.address) as connection:
+        below = answered_below(server)
+        for _ in range(150):
+            asked = target(round(chance.uniform(4, 8), 1), top_k=chance.choice([1, 2, 3, "all"]))
+            await heat(connection, asked)
+            identifier = (
+                {"X-Request-ID": chance.choice(["abc-1", "x" * 64, "not valid!", ""])} if chance.random() < 0.5 else {}
+            )
+            # Two plain ones around it: a second may pass between any two, for Age, ttl and Date at different moments.
+            three = [await raw(connection, asked, also | identifier) for also in ({}, ORDINARY, {})]
+            for before, ordinary, after in zip(*(answer.split(b"\r\n") for answer in three), strict=True):
+                assert ordinary in (before, after)
+    assert answered_below(server) - below >= 300
+
+
+@pytest.mark.parametrize(
+    "special",
+    [
+        {"Cache-Control": "no-cache"},
+        {"Cache-Control": "max-age=0"},
+        {"If-None-Match": "*"},
+        {"If-Match": "*"},
+        {"Authorization": "Bearer x"},
+        {"Expect": "100-continue"},
+        {"Upgrade": "websocket", "Connection": "upgrade"},
+        {"Content-Length": "0"},
+        {"Connection": "close"},
+        ORDINARY,
+    ],
+    ids=lambda special: ",".join(special),
+)
+async def test_any_special_header_takes_the_ordinary_path(server: Server, special: dict[str, str]) -> None:
+    async with await Connection.open(server.address) as connection:
+        await heat(connection, target())
+        below = answered_below(server)
+        assert (await connection.get(target(), special)).status in (200, 304)
+    assert answered_below(server) == below
+
+
+async def test_an_answer_below_never_has_a_request_id(server: Server) -> None:
+    """Whoever keeps it would give it to others."""
+    async with await Connection.open(server.address) as connection:
+        await heat(connection, target())
+        below = answered_below(server)
+        answers = [await raw(connection, target(), {"X-Request-ID": f"id-{number}"}) for number in range(5)]
+        assert not any(b"id-" in answer for answer in answers)
+    assert answered_below(server) - below == 5
+
+
+@pytest.mark.parametrize("host", [b"a b", b"@", b"[::1", b"\x80", b"test\r\nHost: test"])
+async def test_a_host_that_is_none_is_refused_though_the_same_target_is_hot(server: Server, host: bytes) -> None:
+    async with await Connection.open(server.address) as connection:
+        await heat(connection, target())
+        connection.writer.write(b"GET %b HTTP/1.1\r\nHost: %b\r\n\r\n" % (target().encode(), host))
+        assert (await connection.read()).status == 400
+
+
+async def test_if_none_match_is_heard_though_the_same_target_is_hot(server: Server) -> None:
+    async with await Connection.open(server.address) as connection:
+        await heat(connection, target())
+        tag = (await connection.get(target())).headers["etag"]
+        assert (await connection.get(target(), {"If-None-Match": tag})).status == 304
+
+
+async def test_head_has_the_headers_of_get_and_no_body(server: Server) -> None:
+    async with await Connection.open(server.address) as connection:
+        await heat(connection, target())
+        head = await connection.request("HEAD", target())
+        get = await connection.get(target())
+        assert (head.body, head.headers["content-length"]) == (b"", str(len(get.body)))
+        assert head.headers["etag"] == get.headers["etag"]
+
+
+async def test_a_connection_is_closed_where_the_client_wants_it(server: Server) -> None:
+    async with await Connection.open(server.address) as connection:
+        await heat(connection, target())
+        connection.send("GET", target(), {"Connection": "close"})
+        assert (await connection.read()).headers["connection"] == "close"
+        assert await connection.is_closed(within=PATIENCE)
+
+
+async def test_http_1_0_is_answered_and_closed(server: Server) -> None:
+    async with await Connection.open(server.address) as connection:
+        await heat(connection, target())
+        connection.writer.write(f"GET {target()} HTTP/1.0\r\n\r\n".encode())
+        assert (await connection.read()).status == 200
+        assert await connection.is_closed(within=PATIENCE)
+
+
+async def test_pipelined_requests_hot_and_cold_are_answered_in_order(server: Server) -> None:
+    async with await Connection.open(server.address) as connection:
+        hot = [target(round(4 + i / 10, 1), top_k=1) for i in range(10)]
+        for asked in hot:
+            await heat(connection, asked)
+        expected = {asked: (await connection.get(asked)).body for asked in hot}
+        order = [asked for i, asked in enumerate(hot) for asked in (asked, target(9 + i / 100), "/livez", asked)]
+        for asked in order:
+            connection.send("GET", asked)
+        for asked in order:
+            answer = await connection.read()
+            assert answer.status == 200
+            if asked in expected:
+                assert answer.body == expected[asked]
+            assert ("predictions" in answer.json() or "prediction" in answer.json()) == (asked != "/livez")
+
+
+async def test_a_request_that_arrives_in_pieces_is_answered_whole(server: Server) -> None:
+    async with await Connection.open(server.address) as connection:
+        await heat(connection, target())
+        whole = f"GET {target()} HTTP/1.1\r\nHost: test\r\n\r\n".encode()
+        for cut in range(1, len(whole), 7):
+            connection.writer.write(whole[:cut])
+            await connection.writer.drain()
+            # The server has read the piece once it has answered somebody who came after it.
+            assert (await fetch(server.address, "/livez")).status == 200
+            connection.writer.write(whole[cut:])
+            assert (await connection.read()).hit
+
+
+async def test_blanks_around_a_header_are_not_part_of_it(server: Server) -> None:
+    async with await Connection.open(server.address) as connection:
+        tag = (await connection.get(target())).headers["etag"]
+        connection.send("GET", target(), {"If-None-Match": f"\t {tag} \t "})
+        assert (await connection.read()).status == 304
+        connection.send("GET", "/livez", {"X-Request-ID": "\t abc \t "})
+        assert (await connection.read()).headers["x-request-id"] == "abc"
+
+
+@pytest.mark.parametrize("behind", ["a piece of the head", "a body"])
+async def test_what_only_looks_like_a_head_is_never_taken_for_one(server: Server, behind: str) -> None:
+    question = target(6.9 if behind == "a body" else 6.8)
+    line = b"GET %b HTTP/1.1\r\n" % question.encode()
+    special = line + b"Host: a\r\nCache-Control: no-store\r\nX: "
+    if behind == "a body":
+        before = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+        pieces = [before + b"Content-Length: %d\r\n\r\n" % len(special), special + line + b"Host: a\r\n\r\n"]
+    else:
+        special = line + b"\r\n"
+        pieces = [line + b"Host: a\r\nX: ", special]
+    async with await Connection.open(server.address) as connection, await Connection.open(server.address) as other:
+        for _ in range(2):
+            await connection.get(question, ORDINARY)
+        for piece in pieces:
+            connection.writer.write(piece)
+            await caught_up(server.address)
+        if behind == "a body":
+            assert (await connection.read()).status == 400
+        assert (await connection.read()).status == 200
+        other.writer.write(pieces[1])
+        assert (await other.read()).status != 200
+
+
+async def test_age_rises_with_the_seconds_and_what_expired_is_computed_anew(iris_models: Path, tmp_path: Path) -> None:
+    with running_server(tmp_path, models_dir=iris_models, ttl_seconds=4) as server:
+        async with await Connection.open(server.address) as connection:
+            born = time.monotonic()
+            computed = await connection.get(target())
+            born_by = time.monotonic()
+            asked = time.monotonic()
+            while (answer := await connection.get(target())).hit:
+                assert int(asked - born_by) <= answer.age <= int(time.monotonic() - born)
+                asked = time.monotonic()
+                assert answer.age <= answer.max_age == computed.max_age
+                assert answer.cache["ttl"] + answer.age in (answer.max_age, answer.max_age - 1, answer.max_age + 1)
+            assert 3.5 <= time.monotonic() - born <= 4 * SLACK
+            assert answered_below(server) > 20
+
+
+async def test_a_client_that_does_not_read_is_not_written_to_without_end(server: Server) -> None:
+    async with await Connection.open(server.address) as connection:
+        await heat(connection, target())
+        expected = (await connection.get(target())).body
+        [worker] = server.workers()
+        before = resident_bytes(worker)
+        request = f"GET {target()} HTTP/1.1\r\nHost: test\r\n\r\n".encode()
+        connection.reader._limit = 1  # type: ignore[attr-defined]  # the reading pauses at once
+        count = 60_000
+        connection.writer.write(request * count)
+        # Whoever else asks is answered meanwhile.
+        assert (await fetch(server.address, target())).hit
+        assert resident_bytes(worker) - before < 32 * 2**20
+        connection.reader._limit = 2**16  # type: ignore[attr-defined]
+        for _ in range(count):
+            assert (await connection.read()).body == expected
+
+
+async def test_the_hit_path_can_be_switched_off(iris_models: Path, tmp_path: Path) -> None:
+    with running_server(tmp_path, models_dir=iris_models, hit_path="false") as server:
+        async with await Connection.open(server.address) as connection:
+            await heat(connection, target())
+            assert (await connection.get(target())).hit
+            assert answered_below(server) == 0
+
+
+async def test_while_draining_a_hit_says_close_too(iris_models: Path, tmp_path: Path) -> None:
+    with running_server(tmp_path, models_dir=iris_models, drain_seconds=3) as server:
+        async with await Connection.open(server.address) as connection:
+            await heat(connection, target())
+            server.process.terminate()
+            while (await fetch(server.address, "/readyz")).status == 200:
+                pass
+            assert (await connection.get(target())).headers["connection"] == "close"
+            assert await connection.is_closed(within=PATIENCE)
+
+
+async def test_a_flood_of_spellings_does_not_grow_the_table(server: Server) -> None:
+    async with await Connection.open(server.address) as connection:
+        await heat(connection, target())
+        for i in range(300):
+            assert (await connection.get(target(), {"User-Agent": f"spelling-{i}"})).hit
+
+
+async def test_a_head_after_hits_has_its_own_time(iris_models: Path, tmp_path: Path) -> None:
+    """Not the rest of the idle connection's."""
+    with running_server(tmp_path, models_dir=iris_models, keep_alive_seconds=6, header_timeout_seconds=4) as server:
+        async with await Connection.open(server.address) as connection:
+            await heat(connection, target())
+        async with await Connection.open(server.address) as connection:
+            below = answered_below(server)
+            await connection.get(target())
+            assert answered_below(server) == below + 1
+            await asyncio.sleep(4)
+            head = f"GET {target()} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+            connection.writer.write(head[:30])
+            await asyncio.sleep(2.5)
+            connection.writer.write(head[30:])
+            assert (await connection.reader.readline()) == b"HTTP/1.1 200 OK\r\n"
