@@ -18,7 +18,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 
-from service.cache.entry import new_entry
+from service.cache.entry import Entry, new_entry
 from service.cache.generations import VALID_SECONDS
 from service.cache.keys import cache_key
 from service.cache.lease import TooManyClaims
@@ -144,10 +144,10 @@ class Pipeline:
             return await self._store(lookup, await self._compute(lookup, call))
         computed: Answer | None = None
 
-        async def compute() -> tuple[bytes, float]:
+        async def compute() -> Entry:
             nonlocal computed
             computed = await self._compute(lookup, call)
-            return computed.entry.value, self.settings.ttl_seconds
+            return computed.entry
 
         try:
             resolved = await self.l2.compute_once(lookup.key, compute, lookup.budget, lookup.model.is_answer)

@@ -65,7 +65,7 @@ class Books:
 
     def __init__(self, l2: L2 | None = None) -> None:
         self.clock, self.metrics, self.account = Clock(), Metrics(), Account(2.0)
-        self.l2 = l2 or NoRedis(lambda model: None, self.clock, lambda: 0.0)
+        self.l2 = l2 or NoRedis(lambda model: None)
         self.economics = Economics({"echo": self.account}, self.l2, self.metrics)
         self.model = Model("echo", MANIFEST, EchoPredictor(), None, leased=False)  # type: ignore[arg-type]
 

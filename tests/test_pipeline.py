@@ -86,7 +86,7 @@ class House:
         self.predictor = EchoPredictor()
         self.metrics = Metrics()
         l1 = MemoryCache(settings.l1_max_bytes, settings.l1_max_entries, self.clock)
-        l2 = NoRedis(lambda model: None, self.clock, lambda: 0.0)
+        l2 = NoRedis(lambda model: None)
         self.pipeline = Pipeline(settings, l1, l2, self.metrics, self.clock, lambda: 0.0)
         self.batcher = Batcher(
             self.predictor.predict,
@@ -113,8 +113,8 @@ class Shared(NoRedis):
 
     state = "up"
 
-    def __init__(self, clock: Clock) -> None:
-        super().__init__(lambda model: None, clock, lambda: 0.0)
+    def __init__(self) -> None:
+        super().__init__(lambda model: None)
         self.gate, self.looks, self.kept = asyncio.Event(), 0, {}
         self.gate.set()
 
@@ -166,7 +166,7 @@ async def house() -> AsyncIterator[House]:
 @pytest.fixture
 async def shared(house: House) -> Shared:
     """The L2 of the house, which has an answer that L1 does not have, and a model without a lease."""
-    house.pipeline.l2 = shared = Shared(house.clock)
+    house.pipeline.l2 = shared = Shared()
     house.model = Model("echo", MANIFEST, house.predictor, house.batcher, leased=False)
     await house.ask(5)
     shared.looks = 0
@@ -393,7 +393,7 @@ async def test_what_a_batch_has_in_the_cache_needs_no_place_in_the_queue(house: 
 
 async def test_an_answer_that_no_purge_can_reach_stays_for_no_longer_than_one_after_a_purge() -> None:
     async with opened(load_settings({})) as house:
-        house.pipeline.l2 = Unreachable(house.clock)
+        house.pipeline.l2 = Unreachable()
         sources = []
         for seconds in (0, 0, VALID_SECONDS - 0.1, 0.1, 0):
             house.clock.now += seconds

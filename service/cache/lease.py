@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from service.cache.entry import Entry, new_entry
+from service.cache.entry import Entry
 from service.cache.keys import entry_key, lease_keys
 from service.cache.redis.auto_pipeline import DeadlineBudget, PendingReply
 from service.cache.redis.codec import Accepts, Codec
@@ -36,8 +36,8 @@ CLAIMS_MS = 60_000
 MAX_UNHEARD = 10_000
 """Claims of unknown outcome that a worker remembers; beyond them, inputs may be refused for a minute."""
 
-Compute = Callable[[], Awaitable[tuple[bytes, float]]]
-"""Computes a value, and says for how long it holds, in seconds."""
+Compute = Callable[[], Awaitable[Entry]]
+"""Computes an entry."""
 
 
 class TooManyClaims(Exception):
@@ -91,14 +91,12 @@ class Leases:
         self,
         ask: Callable[[Command], PendingReply[Any]],
         codec: Codec,
-        random: Callable[[], float],
         compute_seconds: float,
         follow_seconds: float,
     ) -> None:
         self.hints = Hints()
         self._ask = ask
         self._codec = codec
-        self._random = random
         self._compute_seconds = compute_seconds
         self._follow_seconds = follow_seconds
         self._held: dict[bytes, str] = {}
@@ -175,14 +173,13 @@ class Leases:
     async def _computed(self, key: str, token: bytes, compute: Compute) -> Entry:
         renewal = asyncio.create_task(self._renew(key, token))
         try:
-            value, ttl = await compute()
+            return await compute()
         except BaseException:
             # Also when cancelled, as at shutdown: the other workers need not wait for the lease to expire.
             self._give_up(key, token)
             raise
         finally:
             renewal.cancel()
-        return new_entry(value, ttl, self._codec.clock(), self._random)
 
     async def _renew(self, key: str, token: bytes) -> None:
         """Keep the lease until the computation has taken too long, or the lease is found lost."""
@@ -214,8 +211,7 @@ class Leases:
 
     async def _alone(self, compute: Compute, *, down: bool) -> Resolved:
         """Computed for this worker only: it holds no lease, so it stores nothing."""
-        value, ttl = await compute()
-        return Resolved(new_entry(value, ttl, self._codec.clock(), self._random), "computed", stored=False, down=down)
+        return Resolved(await compute(), "computed", stored=False, down=down)
 
     def reconnected(self) -> None:
         """Redis answers again: take back the claims that it may have carried out after nobody waited for them.

@@ -27,7 +27,7 @@ _HOST = re.compile(
 
 @lru_cache(256)
 def is_host(value: bytes) -> bool:
-    """Whether a Host field's value is ``uri-host [":" port]``. Memo: a service has few names."""
+    """Whether a Host field's value is ``uri-host [":" port]``. Remembered: a service has few names."""
     match = _HOST.fullmatch(value)
     if match is None:
         return False

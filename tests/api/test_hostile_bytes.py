@@ -19,7 +19,7 @@ from random import Random
 
 import pytest
 
-from tests.api.test_hit_path import answered_below, heat, target
+from tests.server.test_hit_path import answered_below, heat, target
 from tests.support.client import Address, Connection
 from tests.support.process import PATIENCE
 from tests.support.server import running_server

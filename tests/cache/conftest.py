@@ -19,7 +19,7 @@ from tests.support.redis_server import RedisServer, running_redis
 
 @pytest.fixture
 def promised_times() -> None:
-    """PendingReply for by the tests that need no Redis to be there in time: it then has no more than in production."""
+    """Asked for by the tests that need no Redis to be there in time: it then has no more than in production."""
 
 
 @pytest.fixture(autouse=True)

@@ -45,7 +45,7 @@ async def settled() -> None:
 
 async def test_what_one_turn_asks_for_travels_together() -> None:
     carrier = Carrier()
-    joined = AutoPipeline(carrier, trips=4, size=100, clock=StallTolerantClock())
+    joined = AutoPipeline(carrier, max_in_flight=4, size=100, clock=StallTolerantClock())
     assert await asyncio.gather(*(joined.ask(i) for i in range(5))) == [0, 10, 20, 30, 40]
     assert carrier.trips == [[0, 1, 2, 3, 4]]
 
@@ -54,7 +54,7 @@ async def test_while_a_trip_is_under_way_items_gather_for_the_next(monkeypatch: 
     monkeypatch.setattr("service.cache.redis.auto_pipeline.GATHER_SECONDS", 60)
     carrier = Carrier()
     carrier.gate.clear()
-    joined = AutoPipeline(carrier, trips=2, size=100, clock=StallTolerantClock())
+    joined = AutoPipeline(carrier, max_in_flight=2, size=100, clock=StallTolerantClock())
     asked = []
     for i in range(5):
         asked.append(joined.ask(i))
@@ -68,7 +68,7 @@ async def test_while_a_trip_is_under_way_items_gather_for_the_next(monkeypatch: 
 async def test_they_do_not_wait_long_for_one_that_does_not_come_back_unless_all_are_under_way() -> None:
     carrier = Carrier()
     carrier.gate.clear()
-    joined = AutoPipeline(carrier, trips=2, size=100, clock=StallTolerantClock())
+    joined = AutoPipeline(carrier, max_in_flight=2, size=100, clock=StallTolerantClock())
     asked = []
     for i in range(5):
         asked.append(joined.ask(i))
@@ -81,7 +81,7 @@ async def test_they_do_not_wait_long_for_one_that_does_not_come_back_unless_all_
 
 async def test_a_trip_carries_no_more_than_its_size() -> None:
     carrier = Carrier()
-    joined = AutoPipeline(carrier, trips=1, size=2, clock=StallTolerantClock())
+    joined = AutoPipeline(carrier, max_in_flight=1, size=2, clock=StallTolerantClock())
     await asyncio.gather(*(joined.ask(i) for i in range(5)))
     assert carrier.trips == [[0, 1], [2, 3], [4]]
 
@@ -89,7 +89,7 @@ async def test_a_trip_carries_no_more_than_its_size() -> None:
 async def test_one_bad_reply_fails_only_its_own_item() -> None:
     carrier = Carrier()
     carrier.failing = {1}
-    joined = AutoPipeline(carrier, trips=1, size=10, clock=StallTolerantClock())
+    joined = AutoPipeline(carrier, max_in_flight=1, size=10, clock=StallTolerantClock())
     one, two, three = await asyncio.gather(*(joined.ask(i) for i in range(3)), return_exceptions=True)
     assert (one, three) == (0, 20)
     assert isinstance(two, StoreUnavailable)
@@ -133,7 +133,7 @@ async def test_a_defect_leaves_nobody_waiting_and_is_reported() -> None:
 async def test_who_leaves_takes_nothing_along() -> None:
     carrier = Carrier()
     carrier.gate.clear()
-    joined = AutoPipeline(carrier, trips=1, size=10, clock=StallTolerantClock())
+    joined = AutoPipeline(carrier, max_in_flight=1, size=10, clock=StallTolerantClock())
     left, stayed = joined.ask(1), joined.ask(2)
     await settled()
     left.cancel()
@@ -143,7 +143,7 @@ async def test_who_leaves_takes_nothing_along() -> None:
 
 async def test_nobody_travels_for_who_has_left_before_the_departure() -> None:
     carrier = Carrier()
-    joined = AutoPipeline(carrier, trips=1, size=10, clock=StallTolerantClock())
+    joined = AutoPipeline(carrier, max_in_flight=1, size=10, clock=StallTolerantClock())
     left, stayed = joined.ask(1), joined.ask(2)
     left.cancel()
     assert await stayed == 20
@@ -154,7 +154,7 @@ async def test_nobody_travels_for_who_has_left_before_the_departure() -> None:
 async def test_what_had_to_wait_for_a_trip_leaves_less_time_for_it() -> None:
     carrier, clock = Carrier(), StallTolerantClock()
     carrier.gate.clear()
-    joined = AutoPipeline(carrier, trips=1, size=10, clock=clock)
+    joined = AutoPipeline(carrier, max_in_flight=1, size=10, clock=clock)
     asked = [joined.ask(1)]
     await settled()
     for i in (2, 3):
@@ -171,7 +171,7 @@ async def test_what_had_to_wait_for_a_trip_leaves_less_time_for_it() -> None:
 @pytest.mark.usefixtures("promised_times")
 async def test_each_trip_has_its_time_by_its_own_oldest_item() -> None:
     carrier, clock = Carrier(), StallTolerantClock()
-    joined = AutoPipeline(carrier, trips=1, size=1, clock=clock)
+    joined = AutoPipeline(carrier, max_in_flight=1, size=1, clock=clock)
 
     async def delay() -> None:
         with pytest.raises(TimeoutError):
@@ -190,7 +190,7 @@ async def test_each_trip_has_its_time_by_its_own_oldest_item() -> None:
 
 async def test_closing_lets_what_was_asked_for_arrive() -> None:
     carrier = Carrier()
-    joined = AutoPipeline(carrier, trips=1, size=1, clock=StallTolerantClock())
+    joined = AutoPipeline(carrier, max_in_flight=1, size=1, clock=StallTolerantClock())
     asked = [joined.ask(i) for i in range(3)]
     await joined.close()
     assert [future.result() for future in asked] == [0, 10, 20]
@@ -205,7 +205,7 @@ async def test_an_allowance_is_used_up_by_waiting_and_ends_it() -> None:
 
 async def test_nothing_travels_for_who_has_used_up_its_allowance() -> None:
     carrier, used_up = Carrier(), DeadlineBudget(0)
-    joined = AutoPipeline(carrier, trips=1, size=10, clock=StallTolerantClock())
+    joined = AutoPipeline(carrier, max_in_flight=1, size=10, clock=StallTolerantClock())
     for item in range(3):
         with pytest.raises(StoreUnavailable):
             await used_up.wait(joined.ask(item))
@@ -231,7 +231,7 @@ async def test_a_request_is_charged_for_the_round_trip_and_not_for_this_workers_
     async def execute(items: list[int], seconds: float) -> list[int]:
         return items
 
-    joined, budget = AutoPipeline(execute, trips=1, size=10, clock=StallTolerantClock()), DeadlineBudget()
+    joined, budget = AutoPipeline(execute, max_in_flight=1, size=10, clock=StallTolerantClock()), DeadlineBudget()
     asked = joined.ask(1)
     asyncio.get_running_loop().call_soon(time.sleep, 0.12)
     assert await budget.wait(asked) == 1

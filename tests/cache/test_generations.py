@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
+from service.cache.entry import Entry
 from service.cache.generations import VALID_SECONDS, Generation
 from service.cache.keys import generation_key
 from service.cache.redis.l2 import RedisCache
 from service.errors import StoreRefused, StoreUnavailable
-from tests.cache.stand_ins import SECRET, Clock, Workers, subscribed
+from tests.cache.stand_ins import SECRET, Clock, Workers, entry, subscribed
 from tests.support.process import becomes
 from tests.support.redis_server import RedisServer
 
@@ -298,8 +299,8 @@ async def test_a_user_without_permission_for_channels_purges_and_is_told_the_tru
     assert answer.stored, "a lease needs no messages either"
 
 
-async def compute() -> tuple[bytes, float]:
-    return b"value", 300.0
+async def compute() -> Entry:
+    return entry()
 
 
 async def test_a_purge_that_redis_refuses_has_purged_nothing(l2: RedisCache, server: RedisServer) -> None:

@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from service.cache.entry import Entry
 from service.cache.keys import lease_keys
 from service.cache.lease import HINTS, LEASE_MS, MAX_CLAIMS, Resolved, TooManyClaims
 from service.cache.redis.l2 import RedisCache, open_redis
@@ -22,17 +23,17 @@ LONG_BEFORE_60_SECONDS = 20
 class Work:
     """A computation that waits for its gate, and counts."""
 
-    def __init__(self, outcome: bytes | Exception = b"answer", ttl: float = 300) -> None:
-        self.outcome, self.ttl = outcome, ttl
+    def __init__(self, outcome: bytes | Exception = b"answer") -> None:
+        self.outcome = outcome
         self.gate, self.started, self.runs = asyncio.Event(), asyncio.Event(), 0
 
-    async def __call__(self) -> tuple[bytes, float]:
+    async def __call__(self) -> Entry:
         self.runs += 1
         self.started.set()
         await self.gate.wait()
         if isinstance(self.outcome, Exception):
             raise self.outcome
-        return self.outcome, self.ttl
+        return entry(self.outcome)
 
 
 def done(outcome: bytes | Exception = b"answer") -> Work:

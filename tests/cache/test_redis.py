@@ -87,7 +87,7 @@ async def test_an_answer_can_be_forgotten(l2: RedisCache) -> None:
     assert await l2.get("K") is None
 
 
-# AutoPipeline round trips
+# Shared round trips
 
 
 async def test_the_reads_of_one_turn_share_one_round_trip(l2: RedisCache, witness: Witness) -> None:
@@ -227,10 +227,10 @@ WAYS: dict[str, Callable[[RedisCache, Accepts], Awaitable[Entry | None]]] = {
 
 
 async def led(l2: RedisCache, accepts: Accepts, overtaken_by: bytes | None = None) -> Entry:
-    async def compute() -> tuple[bytes, float]:
+    async def compute() -> Entry:
         if overtaken_by is not None:
             await l2.put("K", entry(overtaken_by), overwrite=True)
-        return b"mine", 300.0
+        return entry(b"mine")
 
     return (await l2.compute_once("K", compute, accepts=accepts)).entry
 

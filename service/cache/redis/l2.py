@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -71,7 +70,6 @@ class RedisCache:
         on_generation_change: Callable[[str], None],
         on_reconnect: Callable[[], None],
         clock: Callable[[], float],
-        random: Callable[[], float],
         compute_seconds: float,
         follow_seconds: float,
     ) -> None:
@@ -86,7 +84,7 @@ class RedisCache:
             self._execute, MAX_IN_FLIGHT, ITEMS_PER_TRIP, waiting
         )
         self._generations = Generations(self._pipeline.ask, secret, observer, clock, on_generation_change)
-        self._leases = Leases(self._ask_to_write, self._codec, random, compute_seconds, follow_seconds)
+        self._leases = Leases(self._ask_to_write, self._codec, compute_seconds, follow_seconds)
         handlers = {PURGES: self._generations.heard, HINTS: self._leases.hints.tell}
         self._subscriber = Subscriber(self._client, handlers, self._on_resubscribed)
         self._tasks: list[asyncio.Task[None]] = []
@@ -269,7 +267,6 @@ async def open_redis(
     on_generation_change: Callable[[str], None] = lambda model: None,
     on_reconnect: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
-    random: Callable[[], float] = random.random,
     compute_seconds: float = 60.0,
     follow_seconds: float = 20.0,
 ) -> AsyncIterator[L2]:
@@ -281,7 +278,7 @@ async def open_redis(
     waited for.
     """
     if not url:
-        yield NoRedis(on_generation_change, clock, random)
+        yield NoRedis(on_generation_change)
         return
     cache = RedisCache(
         url,
@@ -290,7 +287,6 @@ async def open_redis(
         on_generation_change,
         on_reconnect,
         clock,
-        random,
         compute_seconds,
         follow_seconds,
     )

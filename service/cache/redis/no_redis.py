@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection
 from typing import Literal
 
-from service.cache.entry import Entry, new_entry
+from service.cache.entry import Entry
 from service.cache.generations import Purged, new_generation
 from service.cache.lease import Compute, Resolved
 from service.cache.redis.auto_pipeline import DeadlineBudget
@@ -19,13 +19,9 @@ class NoRedis:
     state: Literal["off"] = "off"
     valid_until = math.inf
 
-    def __init__(
-        self, on_generation_change: Callable[[str], None], clock: Callable[[], float], random: Callable[[], float]
-    ) -> None:
+    def __init__(self, on_generation_change: Callable[[str], None]) -> None:
         self._generations: dict[str, bytes] = {}
         self._on_generation_change = on_generation_change
-        self._clock = clock
-        self._random = random
 
     def generation(self, model: str) -> bytes:
         generation = self._generations.get(model)
@@ -67,5 +63,4 @@ class NoRedis:
     async def compute_once(
         self, key: str, compute: Compute, budget: DeadlineBudget | None = None, accepts: Accepts = anything
     ) -> Resolved:
-        value, ttl = await compute()
-        return Resolved(new_entry(value, ttl, self._clock(), self._random), "computed", stored=False)
+        return Resolved(await compute(), "computed", stored=False)
