@@ -39,7 +39,10 @@ class PatientArbiter(Arbiter):  # type: ignore[misc]
 
 
 def main() -> None:
-    PatientArbiter(Service()).run()
+    arbiter = PatientArbiter(Service())
+    # For SIGUSR2: by this file's path Python would find `service/http` in the place of its own `http`.
+    arbiter.START_CTX["args"] = [sys.executable, "-m", "service", *sys.argv[1:]]
+    arbiter.run()
 
 
 if __name__ == "__main__":
