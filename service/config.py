@@ -35,9 +35,14 @@ _SERVICE_LINK = re.compile(
 )
 """What Kubernetes puts into the environment of every container when there is a Service called predict, or predict-…"""
 
+SECRETS = ("cache_secret", "admin_token")
+"""Settings whose values no message repeats."""
+
 
 class Settings(BaseSettings):
-    """Frozen. A field's description is its documentation: the README's table repeats it and a test compares the two."""
+    """Answers predictions over HTTP and computes none of them twice. Each setting is also an environment variable."""
+
+    # Frozen. A field's description is its documentation: the README's table repeats it and a test compares the two.
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -162,6 +167,15 @@ class Settings(BaseSettings):
         is_choice = info.field_name and get_origin(cls.model_fields[info.field_name].annotation) is Literal
         return value.lower() if is_choice and isinstance(value, str) else value
 
+    @field_validator(*SECRETS)
+    @classmethod
+    def _is_text(cls, secret: SecretStr | None) -> SecretStr | None:
+        try:
+            (secret or SecretStr("")).get_secret_value().encode()
+        except UnicodeEncodeError:
+            raise ValueError("a secret is text in UTF-8") from None
+        return secret
+
     @field_validator("cache_secret")
     @classmethod
     def _is_a_secret(cls, secret: SecretStr) -> SecretStr:
@@ -197,9 +211,9 @@ def load_settings(environ: Mapping[str, str] | None = None, *, arguments: Sequen
         return Settings(**values) if arguments is None else CliApp.run(Settings, list(arguments), **values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigurationError(
-            f"{PREFIX}{str(first['loc'][0]).upper()}={first['input']!r}: {first['msg']}."
-        ) from None
+        name = str(first["loc"][0])
+        shown = "…" if name in SECRETS else repr(first["input"])
+        raise ConfigurationError(f"{PREFIX}{name.upper()}={shown}: {first['msg']}.") from None
 
 
 def service_links(environ: Mapping[str, str] | None = None) -> list[str]:

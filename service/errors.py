@@ -64,6 +64,7 @@ class RequestTimeout(InvalidInput):
     status = 408
     type = "request-timeout"
     title = "The request took too long to arrive"
+    logged = True
 
 
 class UriTooLong(InvalidInput):

@@ -16,7 +16,7 @@ from service.cache.memory import MemoryCache
 from service.cache.redis.l2 import L2, open_redis
 from service.config import Settings
 from service.economics import Account, Economics
-from service.errors import StoreUnavailable, UnknownModel
+from service.errors import InvalidInput, StoreUnavailable, UnknownModel
 from service.inference.artifact import discover
 from service.inference.batcher import Batcher
 from service.inference.loading import LoadedModel, load_model
@@ -71,7 +71,9 @@ class Runtime:
         """The model of that name, or the default one for the kind of input; raises UnknownModel."""
         if name is None:
             name = self._default_image_model if image else self.settings.default_model
-        model = self.models.get(name) if isinstance(name, str) else None
+        if not isinstance(name, str):
+            raise InvalidInput("Parameter model must be a string.", parameter="model")
+        model = self.models.get(name)
         if model is None:
             shown = repr(name)[:80]
             raise UnknownModel(f"There is no model {shown}; /models lists those there are.", parameter="model")

@@ -85,3 +85,10 @@ def test_every_setting_stands_in_the_readme_with_its_description(name: str) -> N
     field = Settings.model_fields[name]
     line = next((line for line in README.splitlines() if line.startswith(f"| `{PREFIX}{name.upper()}` |")), "")
     assert field.description and field.description in line
+
+
+@pytest.mark.parametrize("name", ["PREDICT_CACHE_SECRET", "PREDICT_ADMIN_TOKEN"])
+def test_a_secret_that_is_no_text_is_refused_and_not_shown(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=name) as refused:
+        load_settings({name: "geheim\udcff"})
+    assert "geheim" not in str(refused.value)

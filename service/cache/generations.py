@@ -34,6 +34,7 @@ from service.cache.observer import Observer
 from service.cache.redis.auto_pipeline import DeadlineBudget, PendingReply
 from service.cache.redis.scripts import ACKNOWLEDGE, GENERATIONS, PURGE, Command
 from service.errors import StoreUnavailable
+from service.logs import FloodLog
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,12 @@ REREAD_SECONDS = 5.0
 RETRY_SECONDS = 1.0
 ACKNOWLEDGE_SECONDS = 2.0
 """For so long a purge waits for the workers."""
+
+REPLACED = (
+    "Redis had a replaced or damaged generation, and a new one was written. If this goes on, a service with another "
+    "PREDICT_CACHE_SECRET uses this Redis."
+)
+FLOOD_SECONDS = 60.0
 
 MAX_NUMBER = 2**62
 """More than any that is counted up to: the next one must have room."""
@@ -123,6 +130,8 @@ class Generations:
         self._known: dict[str, Generation | None] = {}
         self._wanted = asyncio.Event()
         self._lapsed = False
+        self._unsealed_at = -float("inf")
+        self._replacements = FloodLog(logger, REPLACED, FLOOD_SECONDS)
 
     def get(self, model: str) -> bytes | None:
         known = self._known.get(model)
@@ -181,6 +190,7 @@ class Generations:
     def close(self) -> None:
         """This worker is to be waited for no more."""
         self.valid_until = -float("inf")
+        self._replacements.close()
         for model in self._known:
             self._tell(("ZREM", readers_key(model), self.worker))
 
@@ -223,7 +233,7 @@ class Generations:
         told = dict(zip(refused, reply[1::2], strict=True))
         for model in refused:
             if refused[model] and told[model] == new[model]:
-                logger.warning("Redis had a replaced or damaged generation of %s: a new one was written.", model)
+                self._replacements.add(model=model)
         return told
 
     def _take(self, model: str, blob: bytes) -> bool:
@@ -232,6 +242,10 @@ class Generations:
             generation = Generation.unseal(model, blob, self._secret)
         except ValueError as error:
             self._observer.corrupt(str(error))
+            # Two services with different secrets would else replace each other's for ever, as fast as they can.
+            if self._clock() - self._unsealed_at < RETRY_SECONDS:
+                raise StoreUnavailable("a generation that was not sealed here comes back") from None
+            self._unsealed_at = self._clock()
             return False
         if not self._is_acceptable(model, generation):
             return False

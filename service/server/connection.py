@@ -339,6 +339,7 @@ class Connection(TimedProtocol):
             self.running = None
         if (runtime := self.app_state.get("runtime")) is not None:
             runtime.metrics.refused(error.status)
+            runtime.refusals.add(error, client=self.client[0] if self.client else None)
         self._last_words = refusal(error, self.url, self.server_state.default_headers)
         if self.running is None:
             self._say_last_words()

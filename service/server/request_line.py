@@ -72,7 +72,10 @@ def split_target(target: bytes, method: bytes) -> tuple[bytes, bytes]:
     """Path and query of a target in origin, absolute or, for OPTIONS, asterisk form; raises MalformedRequest."""
     if b"#" in target:
         raise MalformedRequest("A request target has no fragment.")
-    parsed = httptools.parse_url(target)
+    try:
+        parsed = httptools.parse_url(target)
+    except httptools.HttpParserInvalidURLError:
+        raise MalformedRequest("The request target is no URL.") from None
     if target.startswith(b"/"):
         return parsed.path or b"/", parsed.query or b""
     if target == b"*":

@@ -10,7 +10,7 @@ from service.cache.generations import VALID_SECONDS, Generation
 from service.cache.keys import generation_key
 from service.cache.redis.l2 import RedisCache
 from service.errors import StoreRefused, StoreUnavailable
-from tests.cache.stand_ins import SECRET, Clock, Workers, entry, subscribed
+from tests.cache.stand_ins import SECRET, Clock, Witness, Workers, entry, subscribed
 from tests.support.process import becomes
 from tests.support.redis_server import RedisServer
 
@@ -336,3 +336,15 @@ async def test_a_subscriber_that_reconnects_says_so_and_hears_again(workers: Wor
     await becomes(lambda: len(reconnections) == 1)
     await two.purge("iris")
     await becomes(lambda: one.generation("iris") == two.generation("iris"), within=30)
+
+
+async def test_two_services_with_different_secrets_on_one_redis_leave_it_time_for_others(
+    workers: Workers, server: RedisServer, witness: Witness
+) -> None:
+    """Each refuses what the other has sealed, replaces it and says so to all, who then read it."""
+    one, two = await workers.start(), await workers.start(secret=b"another")
+    await one.register("iris")
+    await two.register("iris")
+    await asyncio.sleep(1.5)
+    assert 1 <= len(witness.corruptions) < 50
+    assert one.generation("iris") is not None and two.generation("iris") is not None

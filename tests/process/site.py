@@ -14,6 +14,7 @@ import uvicorn
 
 from service.config import Settings
 from service.metrics import Metrics
+from service.refusals import Refusals
 from service.server.connection import protocol_class
 from tests.support.client import Address, Connection, Response
 from tests.support.process import becomes
@@ -30,7 +31,7 @@ class Site:
 
     def __init__(self, settings: Settings) -> None:
         self.gate = asyncio.Event()
-        self.runtime = SimpleNamespace(draining=False, metrics=Metrics())
+        self.runtime = SimpleNamespace(draining=False, metrics=Metrics(), refusals=Refusals())
         self.paths: list[str] = []
         self.headers: dict[bytes, bytes] = {}
         self.cancelled: list[str] = []

@@ -7,8 +7,10 @@ reply, so that a reply that trickles in can take any time.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection, Connection, parse_url
@@ -201,11 +203,17 @@ def _packed(command: Command, whole: bool = False) -> bytes:
 
 
 def _parsed(url: str) -> tuple[type[AbstractConnection], dict[str, Any]]:
+    # What redis-py says about a URL may hold a part of its password, and a database that is no number is 0 to it.
     try:
+        parts = urlsplit(url)
         options: dict[str, Any] = dict(parse_url(url))
-    except ValueError as error:
-        # Without the URL, which may hold a password.
-        raise ConfigurationError(f"The Redis URL is not valid: {error}.") from None
+        if parts.scheme != "unix" and not re.fullmatch("/?|/[0-9]+", parts.path):
+            raise ValueError
+    except ValueError:
+        raise ConfigurationError(
+            "PREDICT_REDIS_URL is not valid: redis://user:password@host:port/number, rediss://… or unix://path; "
+            "in a password / # ? @ and : are written %2F %23 %3F %40 %3A."
+        ) from None
     connect: type[AbstractConnection] = options.pop("connection_class", Connection)
     # protocol 3 skips the check for connections that the server has closed. The deadline over each round trip takes the
     # place of the socket timeout; it covers connecting, too. No CLIENT SETINFO, a round trip at each connect.
@@ -219,6 +227,6 @@ def _parsed(url: str) -> tuple[type[AbstractConnection], dict[str, Any]]:
     }
     try:
         connect(**options)  # opens nothing yet
-    except TypeError as error:
-        raise ConfigurationError(f"The Redis URL has an option that is none: {error}.") from None
+    except TypeError:
+        raise ConfigurationError("PREDICT_REDIS_URL has an option behind its ? that no connection has.") from None
     return connect, options
