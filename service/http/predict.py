@@ -174,11 +174,8 @@ async def _cached_reply(request: Request, parsed: Parsed) -> Reply:
     runtime, model, question = request.runtime, parsed.model, parsed.question
     # Before the answer: a purge meanwhile may give a new answer the old tag, which matches no more; never the reverse.
     tag = parsed.tag(runtime.pipeline.l2.generation(model.name))
-    directives, if_match, condition = (
-        request.directives,
-        request.header(b"if-match"),
-        request.header(b"if-none-match"),
-    )
+    directives = request.directives
+    if_match, condition = request.header(b"if-match"), request.header(b"if-none-match")
     # Our tags are weak, so that none of a list holds.
     if if_match is not None and (if_match != b"*" or await _stored(request, parsed) is None):
         raise PreconditionFailed

@@ -1,4 +1,4 @@
-"""The OpenAPI description: fixed routes from this file and openapi_v2.py, each model's own from its manifest."""
+"""The OpenAPI description: fixed routes from here and openinference/openapi.py, each model's own from its manifest."""
 
 from __future__ import annotations
 

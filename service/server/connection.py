@@ -6,7 +6,7 @@
 - A client that leaves cancels the task of its request (cycle.py), so the application need not watch for it.
 - Pipelined answers stay in order when one of the requests is refused.
 - A connection closed while input still arrives lingers, so that its client can read the last answer (closing.py).
-- Hits that the ordinary path has vetted are answered here (hits.py).
+- Hits that the ordinary path has vetted are answered here (hit_table.py).
 - While the service drains, every answer carries ``Connection: close``.
 - An offer to upgrade the connection is ignored, and the request served as if it had not been made.
 """
