@@ -53,9 +53,9 @@ format: install
 
 lock: install  ## The lock files, from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		--extra vision pyproject.toml -o requirements.lock
+		--extra vision --extra tables pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		--extra vision --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+		--extra vision --extra tables --extra boosting --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
 
 bench: install train  ## Cold against warm: a table and a chart
 	$(BIN)/python -m benchmarks.cold_warm
