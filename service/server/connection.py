@@ -34,6 +34,7 @@ from service.server.hit_table import Hit, HitTable, is_plain
 from service.server.request_line import (
     check_codings,
     check_method,
+    check_protocol,
     check_version,
     is_host,
     new_parser,
@@ -90,6 +91,7 @@ class Connection(TimedProtocol):
         self._idle_offset = self.idle_seconds + self.loop.time() - monotonic()
         self._answered = False
         self._received = b""
+        self._behind_body = False
         self.url = b""
         self.running: Cycle | None = None
         self._hosts = 0
@@ -131,16 +133,18 @@ class Connection(TimedProtocol):
                     self._hot = NO_HEADS
                     self.transport.write(whole[sent:])
                 return
-        within, before = self._arriving, self._received
-        self._received = data
+        within, behind_body = self._arriving, self._behind_body
+        # A start line may arrive in pieces.
+        self._received = self._received + data if within == HEAD and not self.headers else data
+        self._behind_body = False
         rest: bytes | memoryview = data
         try:
             while rest:
                 rest = self._parse(rest)
         except httptools.HttpParserError as error:
             if not isinstance(cause := error.__context__, ServiceError):
-                begun = data if within == NOTHING else before + data if within == HEAD and not self.url else b""
-                cause = refused_by_parser(error, self.parser, begun)
+                begun = data if within == NOTHING or behind_body else self._received
+                cause = refused_by_parser(error, self.parser, b"" if within == BODY or self.url else begun)
             self._refuse(cause)
         if self._arriving == HEAD:
             self._await_head(len(data))
@@ -178,6 +182,8 @@ class Connection(TimedProtocol):
             raise HeadersTooLarge(f"The header section exceeds {self.max_header_bytes} bytes.")
         if self._arriving != HEAD:
             return  # Trailers, which must not become headers (RFC 9110, 6.5.1).
+        if not self.headers:
+            check_protocol(self.parser.get_method(), self.url, self._received)
         name, value = name.lower(), value.rstrip(b" \t")  # llhttp strips what stands before the value only
         if name == b"host":
             self._hosts += 1 if is_host(value) else NOT_ONE
@@ -191,13 +197,16 @@ class Connection(TimedProtocol):
         version, method = self.parser.get_http_version(), self.parser.get_method()
         if self.parser.should_upgrade() and method != b"CONNECT":
             return  # The parser stops here, and is given the head again.
+        if not self.headers:
+            check_protocol(method, self.url, self._received)
         if method == b"GET" and "1.0" < version < "2" and self._answer_by_target():
             self._arriving = NOTHING
             return
         self._complete_scope(version, method)
         if self._hits is not None:
             # In pieces, or behind a body, what was last received may look like a head that nobody has vetted.
-            self.scope["received"] = self.url, b"" if self._reads else self._received  # type: ignore[typeddict-unknown-key]
+            head = b"" if self._reads or self._behind_body else self._received
+            self.scope["received"] = self.url, head  # type: ignore[typeddict-unknown-key]
         self._arriving = BODY
         self._deadline = math.inf
         self._body_due = math.inf
@@ -244,7 +253,7 @@ class Connection(TimedProtocol):
         scope["query_string"] = query
 
     def on_body(self, body: bytes) -> None:
-        self._received = b""
+        self._behind_body = True
         self._body_bytes += len(body)
         super().on_body(body)
 
@@ -341,6 +350,8 @@ class Connection(TimedProtocol):
             runtime.metrics.refused(error.status)
             runtime.refusals.add(error, client=self.client[0] if self.client else None)
         self._last_words = refusal(error, self.url, self.server_state.default_headers)
+        if self.url and self.parser.get_method() == b"HEAD":
+            self._last_words = self._last_words[: self._last_words.index(b"\r\n\r\n") + 4]
         if self.running is None:
             self._say_last_words()
         else:

@@ -36,6 +36,12 @@ MALFORMED = {
     "another scheme": b"GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n",
     "a user in the target": b"GET http://me@a/ HTTP/1.1\r\nHost: a\r\n\r\n",
     "a version that is none": b"GET / HTTP/11.1\r\nHost: a\r\n\r\n",
+    **{
+        f"{method} by RTSP/1.{minor}": b"%b / RTSP/1.%d\r\nHost: a\r\n\r\n" % (method.encode(), minor)
+        for method in ("GET", "POST", "OPTIONS")
+        for minor in (0, 1)
+    },
+    "RTSP without a header": b"GET / RTSP/1.0\r\n\r\n",
     "chunked twice": CHUNKED % (b"1.1", b"Transfer-Encoding: chunked, chunked"),
     "chunked in HTTP/1.0": CHUNKED % (b"1.0", b"Transfer-Encoding: chunked"),
 } | {
@@ -60,6 +66,7 @@ NOT_SUPPORTED = {
     "unknown method": b"BREW /pot HTTP/1.1\r\nHost: a\r\n\r\n",
     "part of an unknown method": b"BR",
     "method of another protocol": b"PROPFIND / HTTP/1.1\r\nHost: a\r\n\r\n",
+    "another protocol and its method": b"SOURCE / ICE/1.1\r\nHost: a\r\n\r\n",
     "method in small letters": b"get / HTTP/1.1\r\nHost: a\r\n\r\n",
     "tunnel": b"CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n",
     "gzip, chunked": CHUNKED % (b"1.1", b"Transfer-Encoding: gzip, chunked"),
@@ -89,6 +96,25 @@ async def test_what_is_not_http_1_as_it_should_be_never_reaches_the_application(
         assert_problem(await exchange(connection, request_bytes), status, kind)
         assert await connection.is_closed(PLENTY)
         assert site.paths == [] or site.cancelled == site.paths
+
+
+async def test_the_refusal_of_a_head_has_no_body() -> None:
+    async with open_site() as site, await site.connect() as connection:
+        connection.writer.write(b"HEAD / HTTP/1.1\r\n\r\n")
+        head, end, rest = (await connection.reader.read()).partition(b"\r\n\r\n")
+        assert (head[:13], end, rest) == (b"HTTP/1.1 400 ", b"\r\n\r\n", b"")
+        assert b"content-length: " in head
+
+
+async def test_another_protocol_is_seen_in_whatever_pieces_it_arrives_and_behind_a_body() -> None:
+    before, rtsp = CHUNKED % (b"1.1", b"Transfer-Encoding: chunked"), b"GET /a  RTSP/1.0\r\nHost: a\r\n\r\n"
+    async with open_site() as site:
+        for cut in range(len(rtsp)):
+            async with await site.connect() as connection:
+                connection.writer.write(before + rtsp[:cut])
+                assert (await connection.read()).body == b"3"
+                assert_problem(await exchange(connection, rtsp[cut:]), 400, "malformed-request")
+        assert set(site.paths) == {"/count"}
 
 
 @pytest.mark.parametrize("request_bytes", NOT_SUPPORTED.values(), ids=NOT_SUPPORTED.keys())

@@ -109,6 +109,13 @@ async def test_once_a_connection_has_had_a_hit_the_next_is_answered_before_any_p
     await lifespan.shutdown()
 
 
+async def test_no_other_protocol_is_given_a_hit(server: Server) -> None:
+    async with await Connection.open(server.address) as connection:
+        await heat(connection, target())
+        connection.writer.write(f"GET {target()} RTSP/1.1\r\nHost: a\r\n\r\n".encode())
+        assert (await connection.read()).status == 400
+
+
 async def test_both_paths_answer_with_the_same_bytes(server: Server) -> None:
     chance = random.Random(0)
     async with await Connection.open(server.address) as connection:
