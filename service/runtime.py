@@ -165,10 +165,9 @@ def _serve(
     manifest, predictor = loaded.manifest, loaded.predictor
     metrics.serve(manifest.name)
     batcher = Batcher(
-        predictor.predict,
+        predictor,
         max_batch_size=settings.max_batch_size,
         max_queue_size=settings.max_queue_size,
-        slots=getattr(predictor, "slots", 1),
         lost=partial(lost, f"The device of model {manifest.name} is lost"),
         observe=partial(_computed, metrics, account, manifest.name),
         name=manifest.name,

@@ -337,7 +337,7 @@ class House:
         self.now, self.rests = 0.0, list[float]()
         self.predictor, self.metrics = Beside(), Metrics()
         self.l1 = MemoryCache(10**6, 100)
-        self.batcher = Batcher(self.predictor.predict, max_batch_size=4, max_queue_size=4)
+        self.batcher = Batcher(self.predictor, max_batch_size=4, max_queue_size=4)
         self.model = Model("echo", MANIFEST, self.predictor, self.batcher, leased=False)  # type: ignore[arg-type]
         l2 = NoRedis(lambda model: None)
         self.l2, self.countdown = l2, Countdown(1)

@@ -89,7 +89,7 @@ class House:
         l2 = NoRedis(lambda model: None)
         self.pipeline = Pipeline(settings, l1, l2, self.metrics, self.clock, lambda: 0.0)
         self.batcher = Batcher(
-            self.predictor.predict,
+            self.predictor,
             max_batch_size=settings.max_batch_size,
             max_queue_size=settings.max_queue_size,
             clock=self.clock,

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from service.errors import DeadlineExceeded, DeviceLost, NoWaiters, Overloaded, PredictionFailed, ServiceError
-from service.inference.model_thread import ModelThreads, Predict
+from service.inference.model_thread import ModelThreads
 from service.inference.predictor import Prediction
 
 Wanted: TypeAlias = Callable[[], bool]
@@ -51,6 +51,12 @@ class _Item:
     done: asyncio.Future[Computed]
 
 
+class Computes(Protocol):
+    """The part of a Predictor that a batcher uses; it may have ``slots`` and ``runs_on_loop``, too."""
+
+    def predict(self, batch: Sequence[bytes]) -> Sequence[Prediction | Exception]: ...
+
+
 @dataclass(slots=True, eq=False)
 class Reservation:
     """``places``: how many are not taken yet."""
@@ -59,21 +65,19 @@ class Reservation:
 
 
 class Batcher:
-    """Owns a thread for each slot, and only they call ``predict``. Create, use and close it on one event loop.
+    """Owns a thread for each of the predictor's slots, and only these threads call ``predict``; where the predictor
+    says ``runs_on_loop``, the event loop does. Create, use and close a batcher on one event loop.
 
-    ``slots``: most batches under way at once; with 0 the event loop calls ``predict``. ``max_queue_size``: most items
-    that wait while a batch is computed. ``clock``: in seconds; deadlines are readings of it. ``observe``: is told the
-    size and the seconds of each batch.
-    ``lost``: is called when the predictor's device is.
+    ``max_queue_size``: most items that wait while a batch is computed. ``clock``: in seconds; deadlines are readings of
+    it. ``observe``: is told the size and the seconds of each batch. ``lost``: is called when the predictor's device is.
     """
 
     def __init__(
         self,
-        predict: Predict,
+        predictor: Computes,
         *,
         max_batch_size: int,
         max_queue_size: int,
-        slots: int = 1,
         clock: Callable[[], float] = time.monotonic,
         observe: Callable[[int, float], None] = lambda size, seconds: None,
         lost: Callable[[], None] = lambda: None,
@@ -86,7 +90,9 @@ class Batcher:
         self._lost = lost
         self._name = name
         self._loop = asyncio.get_running_loop()
-        self._threads = ModelThreads(predict, self._loop, name, slots)
+        slots: int = getattr(predictor, "slots", 1)
+        on_loop: bool = getattr(predictor, "runs_on_loop", False)
+        self._threads = ModelThreads(predictor.predict, self._loop, name, 0 if on_loop else slots)
         self._single: deque[_Item] = deque()
         self._bulk: deque[_Item] = deque()
         self._reservations: set[Reservation] = set()
@@ -98,7 +104,7 @@ class Batcher:
         self._arrived = asyncio.Event()
         self._batch_seconds = 0.0
         self._closing = False
-        for slot in range(slots or 1):
+        for slot in range(slots):
             self._start(slot)
 
     @property

@@ -19,7 +19,7 @@ Predict: TypeAlias = Callable[[Sequence[bytes]], Sequence[Outcome]]
 class ModelThreads:
     """Call ``predict``, each one batch at a time. Daemons: a call that never ends must not keep the process alive.
 
-    With none the event loop calls it, a batch per turn: for what takes less time than a change of threads.
+    With ``count`` 0 the event loop calls it, a batch per turn: for what takes less time than a change of threads.
     """
 
     def __init__(self, predict: Predict, loop: asyncio.AbstractEventLoop, name: str, count: int = 1) -> None:

@@ -81,8 +81,9 @@ class Predictor(Protocol):
     def predict(self, batch: Sequence[bytes]) -> Sequence[Prediction | Exception]:
         """One prediction per payload, in order, or InvalidInput in the place of a payload that is at fault.
 
-        Called in a thread and by one at a time, or by as many as an attribute ``slots`` says. With 0 the event loop
-        calls it: for what takes well under a millisecond for a full batch, whatever the input.
+        A thread calls it, one batch at a time. An attribute ``slots`` allows so many batches at a time, each in a
+        thread of its own. An attribute ``runs_on_loop`` that is true makes the event loop call it: for a model that
+        takes well under a millisecond for a full batch, whatever the input.
         Raises DeviceLost when nothing can be computed any more until the process is replaced.
         """
 

@@ -143,7 +143,7 @@ def test_batches_in_both_slots_at_once_do_not_mix() -> None:
 async def test_under_load_by_the_batcher_everybody_gets_their_own_answer(cpu: Predictor) -> None:
     house, payloads = House(replace(OPTIONS, threads=2)), many(24)
     right = vectors(cpu, payloads)
-    batcher = Batcher(house.predictor.predict, max_batch_size=8, max_queue_size=100, slots=2, name="test")
+    batcher = Batcher(house.predictor, max_batch_size=8, max_queue_size=100, name="test")
 
     async def client(first: int) -> None:
         for index in [*range(first, 24), *range(first)]:
@@ -257,9 +257,7 @@ def test_an_error_that_does_not_stick_is_that_batchs_own() -> None:
 @pytest.mark.anyio
 async def test_all_who_wait_for_a_lost_device_are_refused_and_it_is_reported() -> None:
     house, reported = House(), threading.Event()
-    batcher = Batcher(
-        house.predictor.predict, max_batch_size=8, max_queue_size=100, slots=2, lost=reported.set, name="test"
-    )
+    batcher = Batcher(house.predictor, max_batch_size=8, max_queue_size=100, lost=reported.set, name="test")
     house.twin.error, house.twin.lost = ILLEGAL_ACCESS, True
     asked = [batcher.submit(payload, wanted=lambda: True, deadline=float("inf")) for payload in many(6)]
     outcomes = await asyncio.gather(*asked, return_exceptions=True)

@@ -43,7 +43,7 @@ class TabularPredictor:
     """Rows of finite float64s in, float64 probability vectors out.
 
     ``cells``: how many different questions there are (cells.py), or None for a model whose inputs are matched exactly.
-    ``slots``: 0 when the event loop may call ``predict``.
+    ``runs_on_loop``: whether the event loop may call ``predict``.
     """
 
     def __init__(self, model: Any, artifact: Artifact, max_batch_size: int = 64) -> None:
@@ -55,7 +55,7 @@ class TabularPredictor:
         self._classes = len(manifest.classes)
         self._own_proba = own_proba(model)
         self._proba = fast_forest(model) or self._own_proba
-        self.slots = int(not _is_quick(self._proba, max_batch_size))
+        self.runs_on_loop = _is_quick(self._proba, max_batch_size)
         self._cells = find_cells(model)
         self._columns = _columns(manifest.features, self._cells)
         self._names = frozenset(f.name for f in manifest.features)
