@@ -176,11 +176,6 @@ class Metrics:
         self.cache_audits.labels(model)
         self.cache_mismatch.labels(model)
 
-    def census(self, model: str, distinct: int, best_hit_ratio: float | None) -> None:
-        self.distinct_questions.labels(model).set(distinct)
-        if best_hit_ratio is not None:
-            self.best_hit_ratio.labels(model).set(best_hit_ratio)
-
     # What a request, the batcher and the cache report.
 
     def answered(self, route: str, status: int, seconds: float) -> None:
@@ -204,16 +199,13 @@ class Metrics:
         child(self.model_seconds, model).observe(seconds)
         child(self.last_computation, model).set_to_current_time()
 
-    def round_trip(self, kind: str, questions: int, seconds: float, ok: bool) -> None:
+    def round_trip(self, kind: str, seconds: float, ok: bool) -> None:
         child(self.l2_seconds, kind).observe(seconds)
         if not ok:
             self.l2_failures.labels(kind).inc()
 
-    def corrupt(self, reason: str) -> None:
+    def corrupt(self) -> None:
         self.l2_corrupt.inc()
-
-    def state(self, up: bool) -> None:
-        self.l2_up.set(up)
 
     def flush(self) -> None:
         """Show what has been tallied. On the event loop, like the counting."""

@@ -113,8 +113,7 @@ async def open_runtime(settings: Settings, lost: Callable[[str], None] = lambda 
                 settings.redis_url,
                 secret=settings.cache_secret.get_secret_value().encode(),
                 observer=metrics,
-                on_generation_change=lambda model: l1.clear(),
-                on_reconnect=l1.clear,
+                on_change=l1.clear,
                 compute_seconds=settings.compute_deadline_seconds,
                 follow_seconds=settings.deadline_seconds,
             )

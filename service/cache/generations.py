@@ -112,7 +112,7 @@ class Purged(NamedTuple):
 class Generations:
     """What this worker knows of them. ``valid_until``: the clock's reading at which it ceases to know.
 
-    ``on_change(model)``: drop what was kept under the generation before.
+    ``on_change``: drop what was kept under the generation before.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Generations:
         secret: bytes,
         observer: Observer,
         clock: Callable[[], float],
-        on_change: Callable[[str], None],
+        on_change: Callable[[], None],
     ) -> None:
         self.valid_until = -float("inf")
         self.worker = f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
@@ -240,8 +240,8 @@ class Generations:
         """Use what Redis has from now on, if it is not older than what is known, and was sealed by this service."""
         try:
             generation = Generation.unseal(model, blob, self._secret)
-        except ValueError as error:
-            self._observer.corrupt(str(error))
+        except ValueError:
+            self._observer.corrupt()
             # Two services with different secrets would else replace each other's for ever, as fast as they can.
             if self._clock() - self._unsealed_at < RETRY_SECONDS:
                 raise StoreUnavailable("a generation that was not sealed here comes back") from None
@@ -259,7 +259,7 @@ class Generations:
     def _learn(self, model: str, generation: Generation) -> None:
         if self._known.get(model) != generation:
             self._known[model] = generation
-            self._on_change(model)
+            self._on_change()
             self._acknowledge(model, generation.value)  # not before: whoever purges believes it
 
     async def _acknowledged(

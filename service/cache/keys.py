@@ -55,6 +55,6 @@ def acknowledgements_key(model: str, generation: bytes = b"") -> str:
     return f"p1:k:{model}:{generation.hex()}"
 
 
-def census_keys(model: str) -> tuple[str, str]:
+def distinct_questions_keys(model: str) -> tuple[str, str]:
     """The HyperLogLog of a model's cache keys, and the counts of its questions and hits."""
     return f"p1:{{{model}}}:hll", f"p1:{{{model}}}:asked"

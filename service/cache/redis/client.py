@@ -18,7 +18,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
-from service.cache.observer import Observer, Silent, Trip
+from service.cache.observer import Observer, Trip
 from service.cache.redis.breaker import Breaker, State
 from service.cache.redis.connection import RedisConnection
 from service.cache.redis.scripts import READ, Command, Invocation
@@ -59,25 +59,25 @@ class RedisClient:
         url: str,
         clock: StallTolerantClock,
         on_change: Callable[[State, str], None],
-        observer: Observer | None = None,
-        on_move: Callable[[], None] = lambda: None,
+        observer: Observer,
+        on_move: Callable[[], None],
     ) -> None:
         self._connect, self._options = _parsed(url)
         self._clock = clock
-        self._observer = observer or Silent()
+        self._observer = observer
         self._on_move = on_move
         self._demoted = False
         self._closed = False
         self._idle: list[RedisConnection] = []
         self.breaker = Breaker(self._ping, on_change)
 
-    async def run(self, commands: Sequence[Command], questions: int, seconds: float) -> list[Any]:
+    async def run(self, commands: Sequence[Command], seconds: float) -> list[Any]:
         """One reply per command, in order; StoreRefused in the place of an error reply. Raises StoreUnavailable."""
         if self._closed:
             raise StoreUnavailable("closed")
         if not self.breaker.closed:
             raise StoreUnavailable("the circuit breaker is open")
-        replies = await self._round_trip("command", commands, questions, seconds)
+        replies = await self._round_trip("command", commands, seconds)
         self._judge(replies)
         return [StoreRefused(str(reply)) if isinstance(reply, ResponseError) else reply for reply in replies]
 
@@ -91,7 +91,7 @@ class RedisClient:
 
     async def _ping(self) -> str:
         """Why the server takes no writes, or nothing."""
-        pong, found, written, in_cluster = await self._round_trip("ping", _PROBE, 0, PING_SECONDS)
+        pong, found, written, in_cluster = await self._round_trip("ping", _PROBE, PING_SECONDS)
         if in_cluster == b"OK":
             raise ConfigurationError(NO_CLUSTER)
         for reply in (pong, found):
@@ -105,7 +105,7 @@ class RedisClient:
             self._on_move()
         return ""
 
-    async def _round_trip(self, kind: Trip, commands: Sequence[Command], questions: int, seconds: float) -> list[Any]:
+    async def _round_trip(self, kind: Trip, commands: Sequence[Command], seconds: float) -> list[Any]:
         started, ok = self._clock.now(), False
         try:
             replies = await self._exchange(commands, started + seconds)
@@ -114,7 +114,7 @@ class RedisClient:
             self.breaker.failed(_reason(error))
             raise StoreUnavailable(_reason(error)) from error
         finally:
-            self._observer.round_trip(kind, questions, self._clock.now() - started, ok)
+            self._observer.round_trip(kind, self._clock.now() - started, ok)
         return replies
 
     async def _exchange(self, commands: Sequence[Command], until: float) -> list[Any]:

@@ -56,7 +56,7 @@ class Codec:
             if not accepts(value):
                 raise ValueError("sealed rightly, but no answer of its model")
         except ValueError as error:
-            self._observer.corrupt(str(error))
+            self._observer.corrupt()
             self._corrupt.add(key=key, reason=str(error))
             raise
         left = min(left_ms, ttl_ms) / 1000

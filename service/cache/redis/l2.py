@@ -13,17 +13,15 @@ from typing import Any, NamedTuple, TypeAlias
 
 from service.cache.entry import Entry
 from service.cache.generations import PURGES, Generations, Purged
-from service.cache.keys import entry_key
+from service.cache.keys import distinct_questions_keys, entry_key
 from service.cache.lease import HINTS, Compute, Leases, Resolved
 from service.cache.observer import Observer, Silent
-from service.cache.redis import census
 from service.cache.redis.auto_pipeline import AutoPipeline, DeadlineBudget, PendingReply
 from service.cache.redis.breaker import State
-from service.cache.redis.census import Census
 from service.cache.redis.client import RedisClient
 from service.cache.redis.codec import Accepts, Codec, anything
 from service.cache.redis.no_redis import NoRedis
-from service.cache.redis.scripts import DISCARD, PUT, READ, Argument, Command
+from service.cache.redis.scripts import COUNT, DISCARD, PUT, READ, Argument, Command
 from service.cache.redis.stall_tolerant_clock import StallTolerantClock
 from service.cache.redis.subscriber import Subscriber
 from service.errors import StoreRefused, StoreUnavailable
@@ -38,6 +36,9 @@ _MEANING = {
 
 MAX_IN_FLIGHT = 4  # under way at once: as many connections, one more for PING
 ITEMS_PER_TRIP = 128
+
+COUNTED_SECONDS = 86_400
+"""Distinct questions are counted for so long, and then anew: traffic of long ago says little."""
 
 Found = tuple[bytes | None, int]
 """What a key holds, and the milliseconds left of it; (None, …) when nothing."""
@@ -54,10 +55,27 @@ class Write(NamedTuple):
     overwrite: bool
 
 
+class DistinctQuestions(NamedTuple):
+    """Questions, the hits among them, and how many distinct ones they were: an estimate, within 2 %."""
+
+    asked: int
+    hits: int
+    distinct: int
+
+    @property
+    def hit_rate(self) -> float | None:
+        return self.hits / self.asked if self.asked else None
+
+    @property
+    def best_hit_rate(self) -> float | None:
+        """That of a cache that never forgets: each distinct question is a miss once."""
+        return max(0, self.asked - self.distinct) / self.asked if self.asked else None
+
+
 class RedisCache:
     """Made by ``open_redis``. Whatever Redis does, a method raises StoreUnavailable or nothing.
 
-    An ``budget`` is what Redis may still cost one request: give the same one to all calls on its behalf.
+    A ``budget`` is what Redis may still cost one request: give the same one to all calls on its behalf.
     """
 
     state: State
@@ -67,23 +85,21 @@ class RedisCache:
         url: str,
         secret: bytes,
         observer: Observer,
-        on_generation_change: Callable[[str], None],
-        on_reconnect: Callable[[], None],
+        on_change: Callable[[], None],
         clock: Callable[[], float],
         compute_seconds: float,
         follow_seconds: float,
     ) -> None:
         self.state = "down"
         self._troubled = False
-        self._observer = observer
         self._codec = Codec(secret, observer, clock)
-        self._on_reconnect = on_reconnect
+        self._on_change = on_change
         waiting = StallTolerantClock()
         self._client = RedisClient(url, waiting, self._on_state, observer, lambda: self._subscriber.reconnect())
         self._pipeline: AutoPipeline[Read | Write | Command, Any] = AutoPipeline(
             self._execute, MAX_IN_FLIGHT, ITEMS_PER_TRIP, waiting
         )
-        self._generations = Generations(self._pipeline.ask, secret, observer, clock, on_generation_change)
+        self._generations = Generations(self._pipeline.ask, secret, observer, clock, on_change)
         self._leases = Leases(self._ask_to_write, self._codec, compute_seconds, follow_seconds)
         handlers = {PURGES: self._generations.heard, HINTS: self._leases.hints.tell}
         self._subscriber = Subscriber(self._client, handlers, self._on_resubscribed)
@@ -189,9 +205,11 @@ class RedisCache:
         """
         return await self._leases.compute_once(key, compute, budget or DeadlineBudget(), accepts)
 
-    async def count(self, model: str, keys: Collection[str], asked: int, hits: int) -> Census:
-        """Add to the model's census: cache keys, and counts of questions and hits; raises StoreUnavailable."""
-        return await census.count(self._ask_to_write, model, keys, asked, hits)
+    async def count(self, model: str, keys: Collection[str], asked: int, hits: int) -> DistinctQuestions:
+        """Add the keys of a model's questions, and counts of questions and hits, and return the cluster's counts;
+        raises StoreUnavailable."""
+        command = COUNT(distinct_questions_keys(model), (COUNTED_SECONDS, asked, hits, *keys))
+        return DistinctQuestions(*await DeadlineBudget().wait(self._ask_to_write(command)))
 
     async def _discard(self, key: str, blob: bytes, budget: DeadlineBudget) -> None:
         # Awaited, so that the value which is put next comes after it.
@@ -217,7 +235,7 @@ class RedisCache:
             else:
                 others.append(item)
         commands = [*([READ(read)] if read else ()), *([PUT(written, arguments)] if written else ()), *others]
-        replies = iter(await self._client.run(commands, len(items), seconds))
+        replies = iter(await self._client.run(commands, seconds))
         found = _of_each(next(replies) if read else [], len(read))
         stored = _of_each(next(replies) if written else [], len(written))
         reply_to = {Read: found, Write: stored}
@@ -232,13 +250,12 @@ class RedisCache:
         extra = {"state": state, "reason": reason}
         Context().run(logger.log, level, _MEANING[state], extra=extra)  # not about the request that found it out
         self.state, self._troubled = state, state != "up"
-        self._observer.state(state == "up")
         if state != "down":
             self._generations.reread()
             self._leases.reconnected()
 
     def _on_resubscribed(self) -> None:
-        self._on_reconnect()
+        self._on_change()
         self._generations.reread()
 
 
@@ -264,32 +281,21 @@ async def open_redis(
     *,
     secret: bytes,
     observer: Observer | None = None,
-    on_generation_change: Callable[[str], None] = lambda model: None,
-    on_reconnect: Callable[[], None] = lambda: None,
+    on_change: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
     compute_seconds: float = 60.0,
     follow_seconds: float = 20.0,
 ) -> AsyncIterator[L2]:
     """L2 at the URL (``redis://``, ``rediss://`` or ``unix://``), reachable or not; without a URL one that is off.
 
-    ``on_generation_change(model)``: the model's keys are other ones from now on.
-    ``on_reconnect()``: purges may have gone unacknowledged; drop what L1 has.
-    ``compute_seconds``: how long a lease is kept for one computation. ``follow_seconds``: how long another worker's is
-    waited for.
+    ``on_change``: drop what L1 has. A model's generation is another one, or messages about purges may have been lost.
+    ``compute_seconds``: how long a lease is kept for one computation. ``follow_seconds``: how long another worker's
+    computation is waited for.
     """
     if not url:
-        yield NoRedis(on_generation_change)
+        yield NoRedis(on_change)
         return
-    cache = RedisCache(
-        url,
-        secret,
-        observer or Silent(),
-        on_generation_change,
-        on_reconnect,
-        clock,
-        compute_seconds,
-        follow_seconds,
-    )
+    cache = RedisCache(url, secret, observer or Silent(), on_change, clock, compute_seconds, follow_seconds)
     try:
         await cache.open()
         yield cache

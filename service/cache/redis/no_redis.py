@@ -19,9 +19,9 @@ class NoRedis:
     state: Literal["off"] = "off"
     valid_until = math.inf
 
-    def __init__(self, on_generation_change: Callable[[str], None]) -> None:
+    def __init__(self, on_change: Callable[[], None]) -> None:
         self._generations: dict[str, bytes] = {}
-        self._on_generation_change = on_generation_change
+        self._on_change = on_change
 
     def generation(self, model: str) -> bytes:
         generation = self._generations.get(model)
@@ -34,7 +34,7 @@ class NoRedis:
 
     async def purge(self, model: str) -> Purged:
         self._generations[model] = new_generation()
-        self._on_generation_change(model)
+        self._on_change()
         return Purged(workers=1, acknowledged=1, seconds=0.0)
 
     async def get(self, key: str, budget: DeadlineBudget | None = None, accepts: Accepts = anything) -> None:

@@ -237,13 +237,22 @@ return redis.call('PEXPIRE', KEYS[1], ARGV[2])
 """)
 """As ``keys.acknowledgements_key``; the worker's name, ms to keep it."""
 
-CENSUS = Script("""
+COUNT = Script("""
 local hll, counts = KEYS[1], KEYS[2]
+
+local function add()
+  local failed = type(redis.pcall('PFADD', hll)) == 'table'
+  for i = 4, #ARGV, 1000 do  -- Lua's stack is not much larger
+    failed = failed or type(redis.pcall('PFADD', hll, unpack(ARGV, i, math.min(i + 999, #ARGV)))) == 'table'
+  end
+  return not failed
+end
+
 local asked, hits = redis.pcall('HGET', counts, 'asked'), redis.pcall('HGET', counts, 'hits')
 local sound = type(asked) == 'string' and type(hits) == 'string' and tonumber(asked) and tonumber(hits)
-if not sound or redis.call('EXISTS', hll) == 0 or type(redis.pcall('PFADD', hll, unpack(ARGV, 4))) == 'table' then
+if not sound or redis.call('EXISTS', hll) == 0 or not add() then
   redis.call('DEL', hll, counts)
-  redis.call('PFADD', hll, unpack(ARGV, 4))
+  add()
   redis.call('HSET', counts, 'asked', 0, 'hits', 0)
   redis.call('EXPIRE', hll, ARGV[1])
   redis.call('EXPIRE', counts, ARGV[1])
@@ -253,5 +262,6 @@ return {
   redis.call('PFCOUNT', hll)
 }
 """)
-"""As ``keys.census_keys``; seconds to keep a census, questions and hits to add, cache keys -> questions, hits, and how
-many different ones. If one of the two is missing or damaged both begin anew, so that they tell of the same time."""
+"""KEYS as ``keys.distinct_questions_keys``; seconds to keep the counts, questions and hits to add, cache keys ->
+questions, hits, and how many distinct ones. If one of the two keys is missing or damaged, both begin anew, so that they
+tell of the same time."""
