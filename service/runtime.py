@@ -25,13 +25,15 @@ from service.inference.predictor import Options
 from service.lookup import Answer, Lookup, Model
 from service.memo import Memo
 from service.metrics import Metrics
-from service.pipeline import LEASE_COST_SECONDS, Pipeline
+from service.pipeline import Pipeline
 from service.refusals import Refusals
 
 METRICS_SECONDS = 0.5
 HOT_SECONDS = 1.0
 WATCH_SECONDS = 0.5
 MAX_REMEMBERED = 1024
+LEASE_COST_SECONDS = 0.001
+"""A lease costs two round trips to Redis and a little waiting. A model cheaper than this does without."""
 
 
 class Runtime:
