@@ -92,7 +92,7 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         slots: int = getattr(predictor, "slots", 1)
         on_loop: bool = getattr(predictor, "runs_on_loop", False)
-        self._threads = ModelThreads(predictor.predict, self._loop, name, 0 if on_loop else slots)
+        self._threads = ModelThreads(predictor.predict, name, 0 if on_loop else slots)
         self._single: deque[_Item] = deque()
         self._bulk: deque[_Item] = deque()
         self._reservations: set[Reservation] = set()

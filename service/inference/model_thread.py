@@ -22,9 +22,9 @@ class ModelThreads:
     With ``count`` 0 the event loop calls it, a batch per turn: for what takes less time than a change of threads.
     """
 
-    def __init__(self, predict: Predict, loop: asyncio.AbstractEventLoop, name: str, count: int = 1) -> None:
+    def __init__(self, predict: Predict, name: str, count: int = 1) -> None:
         self._predict = predict
-        self._loop = loop
+        self._loop = asyncio.get_running_loop()
         self._batches: queue.SimpleQueue[tuple[list[bytes], asyncio.Future[list[Outcome]]] | None] = queue.SimpleQueue()
         self._count = count
         for _ in range(count):

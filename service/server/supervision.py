@@ -219,7 +219,7 @@ def share_imports(models_dir: Path) -> None:
     """
     # Not above: settings that are wrong need not wait for all that serves.
     import service.server.worker  # noqa: F401
-    from service.inference.preload import import_kinds
+    from service.inference.loading import import_kinds
 
     import_kinds(models_dir)
     gc.collect()
