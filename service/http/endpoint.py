@@ -1,4 +1,4 @@
-"""One way for every endpoint: method, handler, errors, metrics, answer. Plain ASGI, so a hit pays for nothing else."""
+"""What every endpoint does: choose the handler, render errors, count, answer. Plain ASGI, for the speed of hits."""
 
 from __future__ import annotations
 
@@ -40,9 +40,10 @@ NO_STORE = (b"cache-control", b"no-store")
 CODINGS = ("gzip", "deflate")
 """Content codings that bodies may have."""
 MAX_NAME = 80
-"""Characters of a stranger's name for a parameter that an error repeats."""
+"""Characters of an unknown parameter's name that an error repeats."""
 RETRIEVALS = frozenset(("GET", "HEAD", "QUERY"))
-"""Methods whose answers a cache may keep, unless they say no-store. Those name no request: others would be given it."""
+"""Methods whose answers a cache may keep, unless they say no-store. Such answers carry no request id, because a cache
+would give it to other requests."""
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
@@ -53,11 +54,11 @@ class Reply:
     content_type: bytes | None = b"application/json"
     headers: Headers = field(default_factory=list)
     hot: tuple[Model, Answer] | None = None
-    """Set on a hit in L1 that depends on nothing but the request's target: the hit path may give it from now on."""
+    """Set on a hit in L1 that depends on nothing but the request's target, for the hit path to enter."""
 
 
 class Request:
-    """What a handler needs of the ASGI scope, read when it is asked for."""
+    """What a handler needs of the ASGI scope, computed when it is first read."""
 
     __slots__ = ("_body_bytes", "_headers", "_receive", "name", "route", "runtime", "scope")
 
@@ -100,7 +101,7 @@ class Request:
 
     @property
     def directives(self) -> CacheDirectives:
-        """What its ``Cache-Control`` asks for, as far as the operator lets it."""
+        """What the request's ``Cache-Control`` asks for, as far as the settings allow it."""
         field = self.header(b"cache-control")
         if field is None:
             return DEFAULT
@@ -116,17 +117,17 @@ class Request:
 
     @property
     def given_id(self) -> bytes | None:
-        """The client's X-Request-ID, where it is one."""
+        """The client's X-Request-ID, if it is well-formed."""
         given = self.header(b"x-request-id")
         return given if given is not None and REQUEST_ID.fullmatch(given) else None
 
     @property
     def id(self) -> bytes:
-        """What errors and our log call this request: what its client calls it, or else a name of our own."""
+        """The id of this request in errors and in the log: the client's, or else a new one."""
         return self.name.text.encode()
 
     async def body(self, limit: int) -> bytes:
-        """The whole body; raises PayloadTooLarge as soon as it is known to exceed ``limit`` bytes, or Overloaded."""
+        """The whole body; raises Overloaded, or PayloadTooLarge as soon as it exceeds ``limit`` bytes."""
         too_large = f"The body exceeds {limit} bytes."
         declared = self.header(b"content-length")
         if declared is not None and int(declared) > limit:
@@ -147,12 +148,12 @@ class Request:
         return await self.runtime.bodies.work(partial(b"".join, parts), size)
 
     def refused(self, error: ServiceError) -> None:
-        """Tell the operator, where it is his affair, that this request, or a row of it, is answered with an error."""
+        """Log that an error answers this request or one of its rows, if the error concerns the operator."""
         client = self.scope.get("client")
         self.runtime.refusals.add(error, route=self.route, client=client[0] if client else None)
 
     def hold(self, size: int) -> None:
-        """Count so many bytes more as this request's, until it is answered; raises Overloaded."""
+        """Count so many more bytes as this request's until it is answered; raises Overloaded."""
         self.runtime.bodies.take(size)
         self._body_bytes += size
 
@@ -193,9 +194,9 @@ def error_headers(error: ServiceError) -> Headers:
 
 
 class Endpoint:
-    """An ASGI application for one route: a handler per method, with HEAD, OPTIONS and 405 added; 404 without any.
+    """An ASGI application for one route: a handler per method, and HEAD, OPTIONS and 405. Without handlers: 404.
 
-    ``guard`` raises ServiceError for whom it keeps out, whatever the method.
+    ``guard`` raises ServiceError for a request that may not use the route.
     """
 
     def __init__(
@@ -233,7 +234,7 @@ class Endpoint:
             headers.append((b"x-request-id", request.id))
         if reply.hot is not None and "received" in scope:
             scope["state"]["hits"].enter(self.route, *scope["received"], scope["headers"], reply)
-        # Our protocol offers to write an answer whole; any other server is sent it as ASGI has it.
+        # Our protocol can write a whole answer at once. Any other server gets ASGI's messages.
         if reply.status >= 400 or "respond" not in scope or not scope["respond"](reply.status, headers, reply.body):
             await send({"type": "http.response.start", "status": reply.status, "headers": headers})
             await send({"type": "http.response.body", "body": reply.body})
@@ -262,7 +263,7 @@ class Endpoint:
 
 
 def _checked(request: Request, reply: Reply) -> Reply:
-    """The reply to a retrieval whose If-Match holds, as it does without one; raises PreconditionFailed."""
+    """The reply to a retrieval; raises PreconditionFailed if the request has an If-Match that does not hold."""
     if request.method in RETRIEVALS and reply.status in (200, 304):
         if_match = request.header(b"if-match")
         if if_match is not None and not holds(if_match, dict(reply.headers).get(b"etag")):
