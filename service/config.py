@@ -158,6 +158,12 @@ class Settings(BaseSettings):
     )
 
     server_timing: bool = Field(True, description="Send `Server-Timing` on computed answers.")
+    cors_origins: str = Field(
+        "",
+        pattern=r"^(\*|https?://[^\s,/]+( *, *https?://[^\s,/]+)*)?$",
+        description="Origins whose pages may ask from a browser, separated by commas, or `*`; empty: none. With any, "
+        "every request passes through the middleware for it, and no hit is answered below ASGI.",
+    )
     admin_token: SecretStr | None = Field(None, description="Bearer token for `/admin`; none: `/admin` does not exist.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line that is written."

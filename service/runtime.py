@@ -71,7 +71,7 @@ class Runtime:
     def model(self, name: object, image: bool = False) -> Model:
         """The model of that name, or without a name the default one for the kind of input; raises UnknownModel."""
         if name is None:
-            name = self._default_image_model if image else self.settings.default_model
+            name = self._default_name(image)
         if not isinstance(name, str):
             raise InvalidInput("Parameter model must be a string.", parameter="model")
         model = self.models.get(name)
@@ -79,6 +79,13 @@ class Runtime:
             shown = repr(name)[:80]
             raise UnknownModel(f"There is no model {shown}; /models lists those there are.", parameter="model")
         return model
+
+    def default_model(self, image: bool) -> Model | None:
+        """The model that is asked when none is named, where it is served."""
+        return self.models.get(self._default_name(image))
+
+    def _default_name(self, image: bool) -> str:
+        return self._default_image_model if image else self.settings.default_model
 
     def update_metrics(self) -> None:
         """Every worker does this regularly, because a scrape of one worker shows all."""

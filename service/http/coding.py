@@ -68,7 +68,7 @@ def _decoded_size(body: bytes, coding: str, window: int, limit: int) -> int:
 
 
 def _is_zlib(body: bytes) -> bool:
-    """Whether a deflated body begins with zlib's two bytes. It should, but some clients omit them (RFC 9110, 8.4.1.2)."""
+    """Whether a deflated body begins with zlib's two bytes. Some clients omit them (RFC 9110, 8.4.1.2)."""
     return len(body) < 2 or (body[0] & 0x0F == zlib.DEFLATED and int.from_bytes(body[:2], "big") % 31 == 0)
 
 

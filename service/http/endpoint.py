@@ -15,7 +15,6 @@ import orjson
 from service.errors import (
     MalformedRequest,
     MethodNotAllowed,
-    NotFound,
     Overloaded,
     PayloadTooLarge,
     PreconditionFailed,
@@ -45,6 +44,8 @@ RETRIEVALS = frozenset(("GET", "HEAD", "QUERY"))
 """Methods whose answers a cache may keep, unless they say no-store. Such answers carry no request id, because a cache
 would give it to other requests."""
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+CURRENT = "service.request"
+"""Where a scope has the Request when it has come through FastAPI's layers (operations.py)."""
 
 
 @dataclass(slots=True)
@@ -164,7 +165,6 @@ class Request:
 
 
 Handler = Callable[[Request], Awaitable[Reply]]
-Guard = Callable[[Request], None]
 ErrorRenderer = Callable[[ServiceError], Reply]
 
 
@@ -194,10 +194,7 @@ def error_headers(error: ServiceError) -> Headers:
 
 
 class Endpoint:
-    """An ASGI application for one route: a handler per method, and HEAD, OPTIONS and 405. Without handlers: 404.
-
-    ``guard`` raises ServiceError for a request that may not use the route.
-    """
+    """An ASGI application for one hot route: a handler per method, with HEAD, OPTIONS and 405 added."""
 
     def __init__(
         self,
@@ -205,10 +202,8 @@ class Endpoint:
         handlers: Mapping[str, Handler],
         render_error: ErrorRenderer = problem,
         options: Sequence[tuple[bytes, bytes]] = (),
-        guard: Guard | None = None,
     ) -> None:
         self.route = route
-        self.guard = guard
         self.handlers = dict(handlers)
         if "GET" in self.handlers:
             self.handlers["HEAD"] = self.handlers["GET"]
@@ -228,9 +223,7 @@ class Endpoint:
             headers.append((b"content-type", reply.content_type))
         if reply.status not in (204, 304):
             headers.append((b"content-length", b"%d" % len(reply.body)))
-        if reply.status >= 400 or (
-            (request.method not in RETRIEVALS or NO_STORE in headers) and request.given_id is not None
-        ):
+        if is_named(request, reply.status, headers):
             headers.append((b"x-request-id", request.id))
         if reply.hot is not None and "received" in scope:
             scope["state"]["hits"].enter(self.route, *scope["received"], scope["headers"], reply)
@@ -238,17 +231,19 @@ class Endpoint:
         if reply.status >= 400 or "respond" not in scope or not scope["respond"](reply.status, headers, reply.body):
             await send({"type": "http.response.start", "status": reply.status, "headers": headers})
             await send({"type": "http.response.body", "body": reply.body})
-        request.runtime.metrics.answered(self.route, reply.status, time.perf_counter() - started)
+        current = scope.get(CURRENT)
+        if current is None:
+            request.runtime.metrics.answered(self.route, reply.status, time.perf_counter() - started)
+        else:  # where the time of its middleware is counted, too
+            current.route = self.route
 
     async def _reply(self, request: Request) -> Reply:
         handler = self.handlers.get(request.method)
         try:
-            if self.guard is not None:
-                self.guard(request)
             if handler is not None:
-                return _checked(request, await handler(request))
-            if not self.handlers:
-                raise NotFound
+                reply = await handler(request)
+                check_if_match(request, reply.status, reply.headers)
+                return reply
             if request.method == "OPTIONS":
                 return Reply(status=204, content_type=None, headers=list(self._allow))
             reply = self.render_error(MethodNotAllowed(f"{request.method} is not one of the methods in Allow."))
@@ -262,10 +257,14 @@ class Endpoint:
             return self.render_error(ServiceError())
 
 
-def _checked(request: Request, reply: Reply) -> Reply:
-    """The reply to a retrieval; raises PreconditionFailed if the request has an If-Match that does not hold."""
-    if request.method in RETRIEVALS and reply.status in (200, 304):
+def is_named(request: Request, status: int, headers: Headers) -> bool:
+    """Whether the answer carries ``X-Request-ID``."""
+    return status >= 400 or ((request.method not in RETRIEVALS or NO_STORE in headers) and request.given_id is not None)
+
+
+def check_if_match(request: Request, status: int, headers: Headers) -> None:
+    """Raises PreconditionFailed if the request is a retrieval with an If-Match that does not hold for the answer."""
+    if request.method in RETRIEVALS and status in (200, 304):
         if_match = request.header(b"if-match")
-        if if_match is not None and not holds(if_match, dict(reply.headers).get(b"etag")):
+        if if_match is not None and not holds(if_match, dict(headers).get(b"etag")):
             raise PreconditionFailed
-    return reply
