@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -36,6 +37,7 @@ LEASE_COST_SECONDS = 0.001
 """A lease costs two round trips to Redis and a little waiting. A model cheaper than this does without."""
 
 
+@dataclass(eq=False)
 class Runtime:
     """What a request can reach.
 
@@ -43,30 +45,19 @@ class Runtime:
     elsewhere. ``parsed``, ``rendered``: the questions in query strings and the bodies of answers that came before.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        metrics: Metrics,
-        pipeline: Pipeline,
-        models: dict[str, Model],
-        auditor: Auditor,
-        economics: Economics,
-    ) -> None:
-        self.settings = settings
-        self.metrics = metrics
-        self.pipeline = pipeline
-        self.models = models
-        self.auditor = auditor
-        self.economics = economics
-        self.refusals = Refusals()
-        self.draining = False
-        self.bodies = Bodies(settings.max_bodies_bytes)
-        self.clock = time.monotonic
-        self.tallies: list[Callable[[], None]] = []
-        self.parsed: Memo[tuple[str | None, bytes], Any] = Memo(MAX_REMEMBERED)
-        self.rendered: Memo[tuple[str, int, bytes], bytes] = Memo(MAX_REMEMBERED)
-        preferred = settings.default_image_model
-        self._default_image_model = preferred or ("imagenet" if "imagenet" in models else "digits")
+    settings: Settings
+    metrics: Metrics
+    pipeline: Pipeline
+    models: dict[str, Model]
+    auditor: Auditor
+    economics: Economics
+    bodies: Bodies
+    refusals: Refusals = field(default_factory=Refusals)
+    draining: bool = False
+    clock: Callable[[], float] = time.monotonic
+    tallies: list[Callable[[], None]] = field(default_factory=list)
+    parsed: Memo[tuple[str | None, bytes], Any] = field(default_factory=partial(Memo, MAX_REMEMBERED))
+    rendered: Memo[tuple[str, int, bytes], bytes] = field(default_factory=partial(Memo, MAX_REMEMBERED))
 
     def model(self, name: object, image: bool = False) -> Model:
         """The model of that name, or without a name the default one for the kind of input; raises UnknownModel."""
@@ -85,7 +76,9 @@ class Runtime:
         return self.models.get(self._default_name(image))
 
     def _default_name(self, image: bool) -> str:
-        return self._default_image_model if image else self.settings.default_model
+        if not image:
+            return self.settings.default_model
+        return self.settings.default_image_model or ("imagenet" if "imagenet" in self.models else "digits")
 
     def update_metrics(self) -> None:
         """Every worker does this regularly, because a scrape of one worker shows all."""
@@ -136,7 +129,7 @@ async def open_runtime(settings: Settings, lost: Callable[[str], None] = lambda 
             economics.observe(lookup, answer)
 
         pipeline = Pipeline(settings, l1, l2, metrics, observe=observe)
-        runtime = Runtime(settings, metrics, pipeline, models, auditor, economics)
+        runtime = Runtime(settings, metrics, pipeline, models, auditor, economics, Bodies(settings.max_bodies_bytes))
         stack.callback(runtime.refusals.close)
         stack.callback(runtime.bodies.close)
         stack.callback(runtime.update_metrics)  # for what the last requests counted
