@@ -86,7 +86,7 @@ def fingerprint(
     version of each library that computes. Bounds are left out: they decide what is asked, not what is answered.
     """
     manifest = artifact.manifest
-    facts = {
+    facts: dict[str, object] = {
         "kind": manifest.kind,
         "weights": manifest.weights.sha256,
         "features": [f.name for f in manifest.features],
@@ -97,6 +97,8 @@ def fingerprint(
         "device": device,
         "precision": precision,
     }
+    if manifest.rows != "array":
+        facts["rows"] = [manifest.rows, [(f.type, f.values, f.dtype) for f in manifest.features]]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).digest()
 
 

@@ -97,7 +97,7 @@ def test_registering_again_keeps_the_earlier_version_to_fall_back_on(tmp_path: P
         (("--features", "a,b,c,d:1"), "name:minimum:maximum"),
         (("--features", "a,b,c,d:nan:1"), "d:nan:1"),
         (("--features", "a,b,c,"), "--features"),
-        (("--features", "a,b,c,d e"), "d e"),
+        (("--features", "a,b,c,d\x07"), "control characters"),
         (("--features", "a,b,c,d", "--example", "1,2"), "example"),
         (("--features", "a,b,c,d", "--example", "1,2,3,x"), "--example"),
         (("--features", "a,b,c,d:0:1", "--example", "1,2,3,4"), "between 0 and 1"),
