@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from service.errors import ConfigurationError
 from service.inference.artifact import Artifact, write_artifact
 from service.inference.loading import load_predictor
-from service.inference.manifest import Manifest
+from service.inference.manifest import Manifest, ModelName
 from service.inference.predictor import Options, Predictor, unpack
+
+MODELS_DIR = Path(os.environ.get("PREDICT_MODELS_DIR", "models"))
+"""Where models are published, unless --out says otherwise: there the service looks for them."""
 
 ENOUGH_SECONDS = 1.0
 MOST_PREDICTIONS = 101
+
+
+def check_name(name: str) -> None:
+    """Raises ConfigurationError for what no model may be called: ask before anything is executed or trained."""
+    try:
+        TypeAdapter(ModelName).validate_python(name)
+    except ValidationError:
+        raise ConfigurationError(
+            f"{name!r:.80} is no name of a model: it has up to 64 small letters, digits, _, . and -, and begins with a "
+            "letter or a digit."
+        ) from None
 
 
 def publish(models_dir: Path, draft: Manifest, weights: bytes) -> Manifest:

@@ -53,7 +53,7 @@ class Feature(Part):
     and to, which is shown and not enforced.
 
     ``values``: those of a category. ``missing``: whether a row may be without this feature. ``dtype``: of the column
-    in the DataFrame that the model was fitted on, in pandas' words.
+    in the DataFrame that the model was fitted on, in pandas' words; ``None``: objects, and a missing one is None.
     """
 
     name: Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_is_feature_name)]
@@ -108,9 +108,12 @@ class Example(Part):
     golden: list[FiniteFloat]
 
 
+ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.\-]{0,63}$")]
+
+
 class Manifest(Part):
     format: Literal[1] = 1
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.\-]{0,63}$")]
+    name: ModelName
     kind: str
     weights: Weights
     features: tuple[Feature, ...] = ()

@@ -95,7 +95,7 @@ def test_registering_again_keeps_the_earlier_version_to_fall_back_on(tmp_path: P
         (("--features", "a,b,c,d:5:1"), "minimum"),
         (("--features", "a,b,c,d:x:1"), "d:x:1"),
         (("--features", "a,b,c,d:1"), "name:minimum:maximum"),
-        (("--features", "a,b,c,d:nan:1"), "d:nan:1"),
+        (("--features", "a,b,c,d:nan:1"), "--features d: minimum"),
         (("--features", "a,b,c,"), "--features"),
         (("--features", "a,b,c,d\x07"), "control characters"),
         (("--features", "a,b,c,d", "--example", "1,2"), "example"),

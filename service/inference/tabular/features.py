@@ -22,6 +22,9 @@ MAX_CHARACTERS = 100_000
 MAX_VALUES_NAMED = 10
 """Of a category, in the sentence that refuses another one."""
 
+MAX_EXACT = 2**53
+"""The largest integer whose neighbours are float64s, too."""
+
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 NAMES = {"number": "a number", "integer": "a whole number", "boolean": "true or false", "text": "a text"}
 JSON_TYPES = {"number": "number", "integer": "integer", "boolean": "boolean", "text": "string"}
@@ -250,7 +253,10 @@ def _bounds(features: Sequence[Feature], cells: Cells | None) -> list[tuple[str,
 
 def _range(feature: Feature) -> tuple[float, float]:
     if feature.type == "integer":
-        bounds = np.iinfo((feature.dtype or "int64").lower())
+        dtype = (feature.dtype or "int64").lower()
+        if dtype in ("float64", "object"):  # since some values are missing
+            return -MAX_EXACT, MAX_EXACT
+        bounds = np.iinfo(dtype.removesuffix("[pyarrow]"))
         return int(bounds.min), int(bounds.max)
     largest = float(np.finfo(np.float32).max) if feature.dtype in ("float32", "Float32") else sys.float_info.max
     return -largest, largest

@@ -29,7 +29,9 @@ def load(artifact: Artifact, options: Options) -> TabularPredictor:
     manifest = artifact.manifest
     where = f"The model {manifest.name} ({manifest.weights.file})"
     model = unpickle(artifact.weights, where)
-    check_model(model, len(manifest.features), [c.value for c in manifest.classes], where)
+    # Of a DataFrame a model may pass some columns over: the example shows whether it has what it needs.
+    count = getattr(model, "n_features_in_", 0) if manifest.rows == "frame" else len(manifest.features)
+    check_model(model, count, [c.value for c in manifest.classes], where)
     return TabularPredictor(model, artifact, options.max_batch_size)
 
 

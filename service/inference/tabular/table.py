@@ -40,7 +40,7 @@ class Typed:
     mark = b"t"
 
     def __init__(self, manifest: Manifest) -> None:
-        self._make = _TABLES[manifest.rows](manifest.features)
+        self._make = TABLES[manifest.rows](manifest.features)
         self.libraries = ("pandas",) if manifest.rows == "frame" else ()
 
     def pack(self, values: Sequence[Value]) -> bytes:
@@ -88,7 +88,7 @@ def unpacked(payload: bytes) -> list[Value]:
 def _frames(features: Sequence[Feature]) -> Callable[[list[list[Value]]], Any]:
     import pandas as pd  # only a model that was fitted on a DataFrame needs it
 
-    dtypes = [pd.CategoricalDtype(f.values) if f.dtype == "category" else f.dtype for f in features]
+    dtypes = [_dtype(pd, f) for f in features]
     names = [f.name for f in features]
     gaps = [math.nan if f.dtype == "object" else None for f in features]
 
@@ -102,6 +102,12 @@ def _frames(features: Sequence[Feature]) -> Callable[[list[list[Value]]], Any]:
     return table
 
 
+def _dtype(pd: Any, feature: Feature) -> Any:
+    if feature.dtype == "category":
+        return pd.CategoricalDtype(feature.values)
+    return "object" if feature.dtype == "None" else feature.dtype
+
+
 def _objects(features: Sequence[Feature]) -> Callable[[list[list[Value]]], Any]:
     return lambda rows: np.array([[math.nan if v is None else v for v in row] for row in rows], dtype=object)
 
@@ -110,4 +116,4 @@ def _texts(features: Sequence[Feature]) -> Callable[[list[list[Value]]], Any]:
     return lambda rows: np.array([text for (text,) in rows], dtype=object)
 
 
-_TABLES = {"frame": _frames, "objects": _objects, "texts": _texts}
+TABLES = {"frame": _frames, "objects": _objects, "texts": _texts}
