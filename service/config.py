@@ -58,9 +58,13 @@ class Settings(BaseSettings):
         "", description="`redis://…`, `rediss://…` or `unix://…`; `embedded` starts a private one; empty: no Redis."
     )
     models_dir: Path = Field(Path("models"), description="Directory whose sub-directories are the models to serve.")
-    default_model: str = Field("iris", description="Model for feature parameters when no model is named.")
+    default_model: str = Field(
+        "", description="Model for features when none is named; empty: `iris` when present, else the only one for them."
+    )
     default_image_model: str = Field(
-        "", description="Model for images when none is named; empty: `imagenet` when present, else `digits`."
+        "",
+        description="Model for images when none is named; empty: `imagenet` or `digits` when present, else the only "
+        "one for them.",
     )
 
     ttl_seconds: float = Field(300, gt=0, le=4_000_000, description="Lifetime of a cached answer, in seconds.")

@@ -200,7 +200,8 @@ class Pipeline:
             logger.error("A prediction failed.", extra=_names(lookup), exc_info=error.__cause__ or error)
             raise
         self.metrics.queued(lookup.model.name, computed.queue_seconds)
-        entry = new_entry(computed.prediction, self.settings.ttl_seconds, self._clock(), self._random)
+        ttl = lookup.model.manifest.ttl_seconds or self.settings.ttl_seconds
+        entry = new_entry(computed.prediction, ttl, self._clock(), self._random)
         return Answer(
             lookup.key, entry, "computed", queue_seconds=computed.queue_seconds, model_seconds=computed.model_seconds
         )

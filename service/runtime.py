@@ -65,13 +65,17 @@ class Runtime:
         self.tallies: list[Callable[[], None]] = []
         self.parsed: Memo[tuple[str | None, bytes], Any] = Memo(MAX_REMEMBERED)
         self.rendered: Memo[tuple[str, int, bytes], bytes] = Memo(MAX_REMEMBERED)
-        preferred = settings.default_image_model
-        self._default_image_model = preferred or ("imagenet" if "imagenet" in models else "digits")
+        self._defaults = {
+            False: _default(models, False, settings.default_model, "iris"),
+            True: _default(models, True, settings.default_image_model, "imagenet", "digits"),
+        }
 
     def model(self, name: object, image: bool = False) -> Model:
         """The model of that name, or without a name the default one for the kind of input; raises UnknownModel."""
         if name is None:
-            name = self._default_name(image)
+            name = self._defaults[image]
+            if name is None:
+                raise UnknownModel("Name a model: there is no default one for this input. /models lists them.")
         if not isinstance(name, str):
             raise InvalidInput("Parameter model must be a string.", parameter="model")
         model = self.models.get(name)
@@ -82,10 +86,7 @@ class Runtime:
 
     def default_model(self, image: bool) -> Model | None:
         """The model that is asked when none is named, where it is served."""
-        return self.models.get(self._default_name(image))
-
-    def _default_name(self, image: bool) -> str:
-        return self._default_image_model if image else self.settings.default_model
+        return self.models.get(self._defaults[image] or "")
 
     def update_metrics(self) -> None:
         """Every worker does this regularly, because a scrape of one worker shows all."""
@@ -98,6 +99,13 @@ class Runtime:
         for model in self.models.values():
             self.metrics.queue_size.labels(model.name).set(model.batcher.queued)
         self.metrics.flush()
+
+
+def _default(models: dict[str, Model], image: bool, preferred: str, *usual: str) -> str | None:
+    """The operator's choice, else the first usual one that is served, else the only one that takes such input."""
+    fitting = [name for name, model in models.items() if (model.manifest.image is not None) == image]
+    only = fitting[0] if len(fitting) == 1 else None
+    return preferred or next((name for name in usual if name in fitting), only)
 
 
 @asynccontextmanager
@@ -173,7 +181,7 @@ def _serve(
     metrics.serve(manifest.name)
     batcher = Batcher(
         predictor,
-        max_batch_size=settings.max_batch_size,
+        max_batch_size=manifest.max_batch_size or settings.max_batch_size,
         max_queue_size=settings.max_queue_size,
         lost=partial(lost, f"The device of model {manifest.name} is lost"),
         observe=partial(_computed, metrics, account, manifest.name),
@@ -189,9 +197,8 @@ def _computed(metrics: Metrics, account: Account, model: str, size: int, seconds
 
 
 def _is_leased(settings: Settings, manifest: Manifest) -> bool:
-    if settings.lease == "auto":
-        return manifest.cost_seconds > LEASE_COST_SECONDS
-    return settings.lease == "always"
+    lease = manifest.lease or settings.lease
+    return manifest.cost_seconds > LEASE_COST_SECONDS if lease == "auto" else lease == "always"
 
 
 async def _keep_metrics(runtime: Runtime) -> None:

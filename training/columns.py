@@ -5,6 +5,7 @@ A column is a dictionary of manifest.Feature's members; those that it lacks are 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -191,11 +192,13 @@ def called(form: str, features: Sequence[Feature], rows: list[list[Value]]) -> A
 
 def _answers(model: Any, form: str, features: Sequence[Feature], rows: list[list[Value]]) -> Any:
     """What the model says to them, or the exception that it raises."""
-    try:
-        ask = model.predict_proba if hasattr(model, "predict_proba") else model.predict
-        return np.asarray(ask(called(form, features, rows)))
-    except Exception as error:
-        return error
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="X (has|does not have valid) feature names")
+        try:
+            ask = model.predict_proba if hasattr(model, "predict_proba") else model.predict
+            return np.asarray(ask(called(form, features, rows)))
+        except Exception as error:
+            return error
 
 
 def _is_close(one: Any, other: Any) -> bool:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 import joblib
 import numpy as np
@@ -52,6 +52,9 @@ class Details(TypedDict, total=False):
     enforce_bounds: bool
     accuracy: float | None
     description: str
+    ttl_seconds: float | None
+    max_batch_size: int | None
+    lease: Literal["auto", "always", "never"] | None
     show: Callable[[str], None]
 
 
@@ -171,6 +174,9 @@ def _draft(
         versions=library_versions("numpy", "scikit-learn", "joblib", *["pandas"] * (form == "frame")),
         accuracy=details.get("accuracy"),
         description=details.get("description", ""),
+        ttl_seconds=details.get("ttl_seconds"),
+        max_batch_size=details.get("max_batch_size"),
+        lease=details.get("lease"),
     )
 
 
@@ -246,6 +252,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--classes", default="", help="x,y: a label per class, in the order of the estimator's classes_")
     add("--example", default="", help="5.1,3.5: a row to warm up and measure with")
     add("--enforce-bounds", action="store_true", help="refuse numbers beyond those that --data has")
+    add("--ttl-seconds", type=float, help="lifetime of its answers, where it is not that of the setting")
+    add("--max-batch-size", type=int, help="most inputs in one call of it, where that is not the setting")
+    add(
+        "--lease",
+        choices=("auto", "always", "never"),
+        help="compute once in the cluster, where that is not the setting",
+    )
     add("--out", type=Path, default=MODELS_DIR, help="where model directories live; default: PREDICT_MODELS_DIR")
     return parser
 
@@ -271,6 +284,9 @@ def _run(options: argparse.Namespace) -> Manifest:
         labels=[label.strip() for label in options.classes.split(",") if label.strip()],
         example=options.example,
         enforce_bounds=options.enforce_bounds,
+        ttl_seconds=options.ttl_seconds,
+        max_batch_size=options.max_batch_size,
+        lease=options.lease,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -69,6 +69,7 @@ def load_predictor(artifact: Artifact, options: Options) -> Predictor:
     if manifest.kind not in KINDS:
         known = ", ".join(KINDS)
         raise ConfigurationError(f"Model {manifest.name} is of an unknown kind: {manifest.kind!r:.80}, not {known}.")
+    options = replace(options, max_batch_size=manifest.max_batch_size or options.max_batch_size)
     module, _, function = KINDS[manifest.kind].partition(":")
     predictor: Predictor = getattr(import_module(module), function)(artifact, options)
     return predictor

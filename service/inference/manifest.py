@@ -127,6 +127,10 @@ class Manifest(Part):
     versions: dict[str, str]
     accuracy: float | None = None
     description: str = ""
+    ttl_seconds: Annotated[float, Field(gt=0, le=4_000_000)] | None = None
+    max_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    lease: Literal["auto", "always", "never"] | None = None
+    """What of the settings is another for this model."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

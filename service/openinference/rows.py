@@ -74,6 +74,11 @@ def _asked_by(manifest: Manifest) -> list[str]:
     return [feature.name for feature in manifest.features] or ["image"]
 
 
+def may_be_left_out(manifest: Manifest, name: str) -> bool:
+    """Since there is another way to give an image, or since the feature may be missing."""
+    return manifest.image is not None or any(f.missing for f in manifest.features if f.name == name)
+
+
 def explain_inputs(manifest: Manifest) -> str:
     """What the list of inputs cannot say: which of them a request has."""
     if manifest.image is None:
