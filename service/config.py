@@ -67,6 +67,12 @@ class Settings(BaseSettings):
         "one for them.",
     )
 
+    trusted_types: str = Field(
+        "",
+        description="Types that `.skops` files may hold, with commas between them, beside scikit-learn's and NumPy's "
+        "that skops knows.",
+    )
+
     ttl_seconds: float = Field(300, gt=0, le=4_000_000, description="Lifetime of a cached answer, in seconds.")
     l1_max_bytes: int = Field(64 * 2**20, ge=0, description="Bound of each worker's own cache, in bytes; 0: off.")
     l1_max_entries: int = Field(100_000, ge=1, description="Bound of each worker's own cache, in entries.")
@@ -227,6 +233,11 @@ def load_settings(environ: Mapping[str, str] | None = None, *, arguments: Sequen
         name = str(first["loc"][0])
         shown = "…" if name in SECRETS else repr(first["input"])
         raise ConfigurationError(f"{PREFIX}{name.upper()}={shown}: {first['msg']}.") from None
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Of a list with commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def service_links(environ: Mapping[str, str] | None = None) -> list[str]:

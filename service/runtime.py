@@ -14,7 +14,7 @@ from service.audit import Auditor, Countdown
 from service.bodies import Bodies
 from service.cache.memory import MemoryCache
 from service.cache.redis.l2 import L2, open_redis
-from service.config import Settings
+from service.config import Settings, names
 from service.economics import Account, Economics
 from service.errors import InvalidInput, StoreUnavailable, UnknownModel
 from service.inference.artifact import discover
@@ -164,6 +164,7 @@ async def _load_models(settings: Settings) -> list[LoadedModel]:
         precision=settings.precision,
         decode=settings.decode,
         owns_device=settings.workers == 1 or settings.share_device,
+        trusted_types=names(settings.trusted_types),
     )
     return [await asyncio.to_thread(load_model, directory, options) for directory in discover(settings.models_dir)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -33,12 +34,12 @@ def check_name(name: str) -> None:
         ) from None
 
 
-def publish(models_dir: Path, draft: Manifest, weights: bytes) -> Manifest:
+def publish(models_dir: Path, draft: Manifest, weights: bytes, trusted_types: Sequence[str] = ()) -> Manifest:
     """Write ``models_dir/<name>`` and return its manifest; raises ConfigurationError when the model cannot be served.
 
     The draft's golden answer and cost are replaced by what the served model says to its example, and how fast.
     """
-    predictor = load_predictor(Artifact(draft, weights), Options())
+    predictor = load_predictor(Artifact(draft, weights), Options(trusted_types=tuple(trusted_types)))
     payload = predictor.parse(draft.example.inputs, b"", "application/json").payload
     if payload is None:
         raise ConfigurationError(f"The example of {draft.name} is a digest; give the input itself.")

@@ -203,8 +203,7 @@ async def _unchanged(request: Request, parsed: Parsed, if_none_match: bytes, tag
         return None if stored is None else response_headers(stored, settings, request.runtime.clock())
     if tag is None or not matches(if_none_match, tag):
         return None
-    ttl = parsed.model.manifest.ttl_seconds or settings.ttl_seconds
-    return [(b"cache-status", b"predict; hit; detail=ETAG"), cache_control(settings, ttl)]
+    return [(b"cache-status", b"predict; hit; detail=ETAG"), cache_control(settings, parsed.model.ttl(settings))]
 
 
 async def _stored(request: Request, parsed: Parsed) -> Answer | None:

@@ -22,6 +22,8 @@ from service.errors import ConfigurationError
 from service.inference.manifest import Manifest, reason
 
 MANIFEST, PREVIOUS = "manifest.json", "manifest.previous.json"
+REQUIREMENTS = "requirements.txt"
+"""Of the current pair, for pip."""
 REMEDY = "run `make train`, register the model again, or remove the directory"
 
 logger = logging.getLogger(__name__)
@@ -68,6 +70,8 @@ def write_artifact(directory: Path, artifact: Artifact) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     _replace(directory / artifact.manifest.weights.file, artifact.weights)
     _keep_previous(directory, artifact)
+    if artifact.manifest.requirements:
+        _replace(directory / REQUIREMENTS, "\n".join([*artifact.manifest.requirements, ""]).encode())
     _replace(directory / MANIFEST, artifact.manifest.model_dump_json(indent=2).encode() + b"\n")
     _delete_unnamed(directory, artifact.manifest.weights.file)
 

@@ -131,6 +131,8 @@ class Manifest(Part):
     max_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     lease: Literal["auto", "always", "never"] | None = None
     """What of the settings is another for this model."""
+    requirements: tuple[str, ...] = ()
+    """What must be installed where it is loaded, as in the requirements.txt beside the manifest."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -12,8 +12,9 @@ from service.errors import PredictionFailed
 from service.inference.artifact import Artifact, fingerprint, library_versions
 from service.inference.predictor import Options, Prediction, Question, pack
 from service.inference.tabular.cells import find_cells
-from service.inference.tabular.estimator import Proba, check_model, own_proba, run_single_threaded, unpickle
+from service.inference.tabular.estimator import Proba, check_model, own_proba, run_single_threaded
 from service.inference.tabular.features import row_reader
+from service.inference.tabular.files import load_estimator
 from service.inference.tabular.forest import LeafTable, fast_forest
 
 VERSION = "1"
@@ -25,10 +26,11 @@ longer to hand the batch to each other, and fight for the interpreter while they
 
 
 def load(artifact: Artifact, options: Options) -> TabularPredictor:
-    """Unpickle the weights, whose digest is already checked; raises ConfigurationError."""
+    """Of weights whose digest is already checked; raises ConfigurationError."""
     manifest = artifact.manifest
     where = f"The model {manifest.name} ({manifest.weights.file})"
-    model = unpickle(artifact.weights, where)
+    extension = manifest.weights.file.rpartition(".")[2]
+    model = load_estimator(artifact.weights, extension, options.trusted_types, where)
     # Of a DataFrame a model may pass some columns over: the example shows whether it has what it needs.
     count = getattr(model, "n_features_in_", 0) if manifest.rows == "frame" else len(manifest.features)
     check_model(model, count, [c.value for c in manifest.classes], where)
