@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
 
 from service.errors import ConfigurationError
 from service.inference.artifact import Artifact, write_artifact
 from service.inference.loading import load_predictor
-from service.inference.manifest import Manifest
+from service.inference.manifest import Manifest, ModelName
 from service.inference.predictor import Options, Predictor, unpack
+
+MODELS_DIR = Path(os.environ.get("PREDICT_MODELS_DIR", "models"))
+"""Where models are published, unless --out says otherwise: there the service looks for them."""
 
 ENOUGH_SECONDS = 1.0
 MOST_PREDICTIONS = 101
 
 
-def publish(models_dir: Path, draft: Manifest, weights: bytes) -> Manifest:
+def check_name(name: str) -> None:
+    """Raises ConfigurationError for what no model may be called: ask before anything is executed or trained."""
+    try:
+        TypeAdapter(ModelName).validate_python(name)
+    except ValidationError:
+        raise ConfigurationError(
+            f"{name!r:.80} is no name of a model: it has up to 64 small letters, digits, _, . and -, and begins with a "
+            "letter or a digit."
+        ) from None
+
+
+def publish(models_dir: Path, draft: Manifest, weights: bytes, trusted_types: Sequence[str] = ()) -> Manifest:
     """Write ``models_dir/<name>`` and return its manifest; raises ConfigurationError when the model cannot be served.
 
     The draft's golden answer and cost are replaced by what the served model says to its example, and how fast.
     """
-    predictor = load_predictor(Artifact(draft, weights), Options())
+    predictor = load_predictor(Artifact(draft, weights), Options(trusted_types=tuple(trusted_types)))
     payload = predictor.parse(draft.example.inputs, b"", "application/json").payload
     if payload is None:
         raise ConfigurationError(f"The example of {draft.name} is a digest; give the input itself.")

@@ -35,7 +35,7 @@ from service.inference.vision.predictor import LIBRARIES
 from service.inference.vision.state_dict import Tensors, read_state
 from service.inference.vision.torch_network import LIBRARIES as TORCH
 from service.inference.vision.torch_network import build
-from training import digits, publish, published
+from training import MODELS_DIR, check_name, digits, publish, published
 
 SEED = 0
 BATCH = 64
@@ -230,7 +230,7 @@ def arguments_parser() -> argparse.ArgumentParser:
     parser.add_argument("--architecture", default="resnet18", help="any torchvision ResNet")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
-    parser.add_argument("--out", type=Path, default=Path("models"), help="where model directories live")
+    parser.add_argument("--out", type=Path, default=MODELS_DIR, help="where model directories live")
     return parser
 
 
@@ -252,6 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{options.export_test}: {digits.export(options.export_test)} images")
         return
     try:
+        check_name(options.name or "digits")
         manifest = run(options)
     except ConfigurationError as error:
         sys.exit(str(error))

@@ -53,7 +53,7 @@ def query_parameters(runtime: Runtime, models: Sequence[Model], named: bool = Fa
         for name, schema in model.predictor.parameters.items():
             shown = model is default and name in _ways(model)[0]
             schemas.setdefault(name, dict(schema) if shown else _without_example(schema))
-    required = _ways(models[0])[0] if named and models[0].manifest.features else []
+    required = _required(models[0], _ways(models[0])[0]) if named and models[0].manifest.features else []
     schemas["top_k"] = _top_k(*models)
     if not named:
         schemas["model"] = {"type": "string", "enum": [model.name for model in models], "example": default.name}
@@ -111,7 +111,7 @@ def _forms(runtime: Runtime, model: Model, named: bool) -> list[Schema]:
     required = [] if named or model in _defaults(runtime).values() else ["model"]
     schemas = dict(model.predictor.parameters) | {"input": _input(model)}
     return [
-        _strict({name: dict(schemas[name]) for name in way} | extra, [*way, *required])
+        _strict({name: dict(schemas[name]) for name in way} | extra, [*_required(model, way), *required])
         for way in (*_ways(model), ["input"])
     ]
 
@@ -120,6 +120,11 @@ def _ways(model: Model) -> list[list[str]]:
     """All features together; or any one of an image's parameters."""
     names = list(model.predictor.parameters)
     return [names] if model.manifest.features else [[name] for name in names]
+
+
+def _required(model: Model, way: Sequence[str]) -> list[str]:
+    """What a request must have that asks in this way: all but features that may be missing."""
+    return [name for name in way if name not in {f.name for f in model.manifest.features if f.missing}]
 
 
 def _input(model: Model) -> Schema:

@@ -203,7 +203,7 @@ async def _unchanged(request: Request, parsed: Parsed, if_none_match: bytes, tag
         return None if stored is None else response_headers(stored, settings, request.runtime.clock())
     if tag is None or not matches(if_none_match, tag):
         return None
-    return [(b"cache-status", b"predict; hit; detail=ETAG"), cache_control(settings, settings.ttl_seconds)]
+    return [(b"cache-status", b"predict; hit; detail=ETAG"), cache_control(settings, parsed.model.ttl(settings))]
 
 
 async def _stored(request: Request, parsed: Parsed) -> Answer | None:

@@ -22,6 +22,8 @@ from service.errors import ConfigurationError
 from service.inference.manifest import Manifest, reason
 
 MANIFEST, PREVIOUS = "manifest.json", "manifest.previous.json"
+REQUIREMENTS = "requirements.txt"
+"""Of the current pair, for pip."""
 REMEDY = "run `make train`, register the model again, or remove the directory"
 
 logger = logging.getLogger(__name__)
@@ -68,6 +70,8 @@ def write_artifact(directory: Path, artifact: Artifact) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     _replace(directory / artifact.manifest.weights.file, artifact.weights)
     _keep_previous(directory, artifact)
+    if artifact.manifest.requirements:
+        _replace(directory / REQUIREMENTS, "\n".join([*artifact.manifest.requirements, ""]).encode())
     _replace(directory / MANIFEST, artifact.manifest.model_dump_json(indent=2).encode() + b"\n")
     _delete_unnamed(directory, artifact.manifest.weights.file)
 
@@ -86,7 +90,7 @@ def fingerprint(
     version of each library that computes. Bounds are left out: they decide what is asked, not what is answered.
     """
     manifest = artifact.manifest
-    facts = {
+    facts: dict[str, object] = {
         "kind": manifest.kind,
         "weights": manifest.weights.sha256,
         "features": [f.name for f in manifest.features],
@@ -97,6 +101,8 @@ def fingerprint(
         "device": device,
         "precision": precision,
     }
+    if manifest.rows != "array":
+        facts["rows"] = [manifest.rows, [(f.type, f.values, f.dtype) for f in manifest.features]]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).digest()
 
 

@@ -46,6 +46,7 @@ class Options:
     """What the deployment decides about every predictor: where and how it computes, and with how many threads.
 
     ``owns_device``: whether this process may use a GPU, as its only worker or because several may share it.
+    ``trusted_types``: what a .skops file may hold, beside what skops knows.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -54,6 +55,7 @@ class Options:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     decode: Literal["pillow", "gpu"] = "pillow"
     owns_device: bool = True
+    trusted_types: tuple[str, ...] = ()
 
 
 class Predictor(Protocol):
