@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from service.errors import ConfigurationError
 from service.inference.artifact import Artifact, write_artifact
@@ -16,19 +18,26 @@ ENOUGH_SECONDS = 1.0
 MOST_PREDICTIONS = 101
 
 
-def publish(models_dir: Path, draft: Manifest, weights: bytes) -> Manifest:
+def __getattr__(name: str) -> Any:
+    """``register_network`` imports torch, which nobody else has to wait for."""
+    if name == "register_network":
+        return import_module("training.networks").register_network
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def publish(models_dir: Path, draft: Manifest, weights: bytes, *parts: bytes) -> Manifest:
     """Write ``models_dir/<name>`` and return its manifest; raises ConfigurationError when the model cannot be served.
 
     The draft's golden answer and cost are replaced by what the served model says to its example, and how fast.
     """
-    predictor = load_predictor(Artifact(draft, weights), Options())
+    predictor = load_predictor(Artifact(draft, weights, parts), Options())
     payload = predictor.parse(draft.example.inputs, b"", "application/json").payload
     if payload is None:
         raise ConfigurationError(f"The example of {draft.name} is a digest; give the input itself.")
     golden, cost = _measure(predictor, payload)
     example = draft.example.model_copy(update={"golden": golden})
     manifest = draft.model_copy(update={"example": example, "cost_seconds": cost})
-    write_artifact(models_dir / draft.name, Artifact(manifest, weights))
+    write_artifact(models_dir / draft.name, Artifact(manifest, weights, parts))
     return manifest
 
 

@@ -15,6 +15,8 @@ from service.inference.manifest import Class, Example, Feature, Manifest, Weight
 from service.inference.tabular.estimator import class_values, unpickle
 from training import publish
 
+NETWORK_FILES = (".onnx", ".pt", ".pth", ".safetensors")
+
 
 def register(
     models_dir: Path,
@@ -88,6 +90,12 @@ def _middle(feature: Feature) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    words = sys.argv[1:] if arguments is None else arguments
+    if any(word.startswith("--architecture") or word.lower().endswith(NETWORK_FILES) for word in words):
+        from training import networks  # not above: it imports torch
+
+        networks.main(words)
+        return
     parser = argparse.ArgumentParser(prog="python -m training.register", description="Serve your own classifier.")
     parser.add_argument("file", type=Path, help="a fitted classifier, written with joblib.dump or pickle")
     parser.add_argument("--name", required=True, help="what it is called in URLs")

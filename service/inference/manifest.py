@@ -49,12 +49,15 @@ class Image(Part):
     """Preprocessing of a vision model: resize the shorter side, crop the centre, scale to 0…1, normalise per channel.
 
     ``size``: height and width that the network is given, in pixels. ``resize``: length of the shorter side before the
-    crop; None resizes to ``size`` exactly.
+    crop; None resizes to ``size`` exactly. ``batched``: whether a CPU gives an image the same answer alone and among
+    others, to the last bit; otherwise it computes one image at a time. ``architecture``: a name, where it has one.
     """
 
-    architecture: str
+    architecture: str = ""
+    batched: bool = True
     size: tuple[int, int]
     resize: int | None = None
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     mode: Literal["L", "RGB"] = "RGB"
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -79,6 +82,8 @@ class Manifest(Part):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.\-]{0,63}$")]
     kind: str
     weights: Weights
+    parts: tuple[Weights, ...] = ()
+    """More files, which the kind knows by their extensions."""
     features: tuple[Feature, ...] = ()
     image: Image | None = None
     classes: Annotated[tuple[Class, ...], Field(min_length=1)]
@@ -88,6 +93,10 @@ class Manifest(Part):
     versions: dict[str, str]
     accuracy: float | None = None
     description: str = ""
+
+    @property
+    def files(self) -> tuple[Weights, ...]:
+        return (self.weights, *self.parts)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -76,7 +76,7 @@ def crop(picture: PIL.Image.Image, spec: Image) -> NDArray[np.uint8]:
     """height × width × channels, resized and cut as ``place`` says, which may raise InvalidInput."""
     height, width = spec.size
     resized, (left, top) = place(picture.size, spec)
-    picture = picture.resize(resized, PIL.Image.Resampling.BILINEAR)
+    picture = picture.resize(resized, PIL.Image.Resampling[spec.interpolation.upper()])
     if picture.size != (width, height):
         picture = picture.crop((left, top, left + width, top + height))
     return np.asarray(picture).reshape(height, width, -1)
