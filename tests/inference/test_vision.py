@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -31,9 +32,10 @@ from service.inference.artifact import Artifact, write_artifact
 from service.inference.manifest import Image, Manifest
 from service.inference.predictor import Options, Predictor, Question, unpack
 from service.inference.vision import cpu, device
-from service.inference.vision.image_input import MAX_IMAGE_BYTES, MAX_MAGNITUDE
+from service.inference.vision.image_input import MAX_IMAGE_BYTES
 from service.inference.vision.images import read
 from service.inference.vision.predictor import load
+from service.large_json import LargeString
 from tests.inference.pictures import encode, jpeg_of_size, picture, webp_of_size
 from training.export import Files, export
 from training.networks import draft, make
@@ -96,6 +98,14 @@ def url_form(file: bytes) -> str:
     return base64.urlsafe_b64encode(file).decode()
 
 
+DATA = "data:image/png;base64,"
+
+
+def large(start: str, file: bytes) -> LargeString:
+    """As a large body's string is read, in lines."""
+    return LargeString(memoryview(json.dumps(start + base64.encodebytes(file).decode())[1:-1].encode()))
+
+
 ASK: Mapping[str, Callable[[Predictor, bytes], Question]] = {
     "upload": lambda p, file: p.parse({}, file, "image/png"),
     "upload of another announced type": lambda p, file: p.parse({}, file, "image/webp"),
@@ -103,6 +113,9 @@ ASK: Mapping[str, Callable[[Predictor, bytes], Question]] = {
     "query without padding": lambda p, file: p.parse({"image": url_form(file).rstrip("=")}, b"", None),
     "JSON": lambda p, file: p.parse({"image": base64.b64encode(file).decode()}, b"", "application/json"),
     "JSON in the other alphabet": lambda p, file: p.parse({"image": url_form(file)}, b"", "application/json"),
+    "JSON in lines": lambda p, file: p.parse({"image": base64.encodebytes(file).decode()}, b"", "application/json"),
+    "a data URL": lambda p, file: p.parse({"image": DATA + base64.b64encode(file).decode()}, b"", "application/json"),
+    "a large data URL": lambda p, file: p.parse({"image": large(DATA, file)}, b"", "application/json"),
 }
 
 
@@ -122,7 +135,7 @@ def test_a_digest_is_the_same_question_without_the_image(predictor: Predictor, c
 
 
 def test_every_way_to_send_an_array_is_one_question(predictor: Predictor) -> None:
-    whole = np.arange(3 * 32 * 32).reshape(3, 32, 32) % 7
+    whole = np.arange(3 * 32 * 32).reshape(3, 32, 32) % 3
     swapped = whole.astype(">f8").transpose(2, 1, 0).copy().transpose(2, 1, 0)
     ways = [
         whole.tolist(),
@@ -161,7 +174,8 @@ def row(value: object, shape: tuple[int, ...] = (3, 32, 32)) -> Any:
         ({"image": url_form(PNG)[:-6] + " " + url_form(PNG)[-5:]}, InvalidInput),
         ({"image": 5}, InvalidInput),
         ({"image": None}, InvalidInput),
-        ({"image": url_form(b"GIF89a" + bytes(99))}, UnsupportedContent),
+        ({"image": url_form(b"GIF89a" + bytes(99))}, InvalidInput),
+        ({"image": "data:image/png," + url_form(PNG)}, InvalidInput),
         ({"image": url_form(b"<svg/>")}, UnsupportedContent),
         ({"image": url_form(jpeg_of_size(65_535, 65_535))}, InvalidInput),
         ({"image": url_form(webp_of_size(16_384, 16_384))}, InvalidInput),
@@ -188,7 +202,9 @@ def row(value: object, shape: tuple[int, ...] = (3, 32, 32)) -> Any:
         ({"input": row(None)}, InvalidInput),
         ({"input": row(float("nan"))}, InvalidInput),
         ({"input": row(float("inf"))}, InvalidInput),
-        ({"input": row(1.1e6)}, InvalidInput),
+        ({"input": row(2.05)}, InvalidInput),
+        ({"input": row(-2.05)}, InvalidInput),
+        ({"input": row(255)}, InvalidInput),
         ({"input": row(1e39)}, InvalidInput),
         ({"input": row(10**400)}, InvalidInput),
     ],
@@ -207,7 +223,7 @@ def test_an_upload_takes_no_parameters_and_no_other_media_type(predictor: Predic
         predictor.parse({"image": url_form(PNG)}, PNG, "image/png")
     with pytest.raises(InvalidInput):
         predictor.parse({}, b"", "image/png")
-    for content_type in ("image/gif", "application/octet-stream", ""):
+    for content_type in ("image/svg+xml", "text/plain", ""):
         with pytest.raises(UnsupportedContent):
             predictor.parse({}, PNG, content_type)
 
@@ -340,10 +356,13 @@ def test_a_bad_image_fails_in_its_own_place(predictor: Predictor) -> None:
     assert [type(error) for error in predictor.predict([truncated] * 20)] == [InvalidInput] * 20
 
 
-def test_the_largest_numbers_allowed_have_a_finite_answer(runtime: str) -> None:
-    predictor = load(artifact(), Options(device="cpu"))
-    largest = np.full((3, 32, 32), MAX_MAGNITUDE)
-    assert np.isfinite(answer(predictor, predictor.parse({"input": largest}, b"", "application/json").payload)).all()
+def test_an_array_that_is_not_normalised_is_refused_with_what_normalised_means(predictor: Predictor) -> None:
+    black, white = np.full((3, 32, 32), -2.0), np.full((3, 32, 32), 2.0)
+    for normalised in (black, white):
+        assert predictor.parse({"input": normalised}, b"", "application/json").payload
+    meant = r"\(value / 255 - mean\) / std: for a mean of 0.5 and a std of 0.25, of numbers from -2.040 to 2.040"
+    with pytest.raises(InvalidInput, match=meant):
+        predictor.parse({"input": np.full((3, 32, 32), 128)}, b"", "application/json")
 
 
 def test_an_answer_that_is_not_finite_is_a_failure_and_no_answer() -> None:

@@ -110,6 +110,7 @@ class VisionPredictor:
         self._spec = spec
         self._runner = runner
         self._most = options.max_batch_size
+        self._max_pixels = options.max_image_pixels
         self._threads = max(1, min(options.threads, MAX_DECODE_THREADS))
         self._pool = ThreadPoolExecutor(self._threads, "decode")
         self.slots = runner.slots
@@ -129,7 +130,7 @@ class VisionPredictor:
         image: dict[str, Any] = {
             "type": "string",
             "contentEncoding": "base64url",
-            "description": "A PNG, JPEG or WebP file in base64url, padding optional.",
+            "description": "A PNG, JPEG, WebP, GIF, BMP or TIFF file in base64url, padding optional.",
         }
         digest: dict[str, Any] = {
             "type": "string",
@@ -144,7 +145,7 @@ class VisionPredictor:
 
     def parse(self, params: Mapping[str, Any], body: bytes, content_type: str | None) -> Question:
         """One image, array or digest; see image_input.py."""
-        return image_input.parse(params, body, content_type, self._spec)
+        return image_input.parse(params, body, content_type, self._spec, self._max_pixels)
 
     def predict(self, batch: Sequence[bytes]) -> Sequence[Prediction | Exception]:
         """Later images are decoded in other threads while earlier ones are computed."""
