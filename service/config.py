@@ -137,6 +137,11 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         10 * 2**20, ge=1024, description="Largest request body, in bytes; a batch may have 32 MiB."
     )
+    max_image_pixels: int = Field(
+        50_000_000,
+        ge=1,
+        description="Most pixels of an image file; each takes 3 bytes or more while it is decoded, by up to 4 threads.",
+    )
     max_bodies_bytes: int = Field(
         128 * 2**20,
         ge=32 * 2**20,

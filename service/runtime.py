@@ -162,6 +162,7 @@ async def _load_models(settings: Settings) -> list[LoadedModel]:
         decode=settings.decode,
         owns_device=settings.workers == 1 or settings.share_device,
         trusted_types=names(settings.trusted_types),
+        max_image_pixels=settings.max_image_pixels,
     )
     return [await asyncio.to_thread(load_model, directory, options) for directory in discover(settings.models_dir)]
 

@@ -6,7 +6,9 @@ import os
 import statistics
 import time
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -23,6 +25,13 @@ ENOUGH_SECONDS = 1.0
 MOST_PREDICTIONS = 101
 
 
+def __getattr__(name: str) -> Any:
+    """``register_network`` imports torch, which nobody else has to wait for."""
+    if name == "register_network":
+        return import_module("training.networks").register_network
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def check_name(name: str) -> None:
     """Raises ConfigurationError for what no model may be called: ask before anything is executed or trained."""
     try:
@@ -34,19 +43,22 @@ def check_name(name: str) -> None:
         ) from None
 
 
-def publish(models_dir: Path, draft: Manifest, weights: bytes, trusted_types: Sequence[str] = ()) -> Manifest:
+def publish(
+    models_dir: Path, draft: Manifest, weights: bytes, *parts: bytes, trusted_types: Sequence[str] = ()
+) -> Manifest:
     """Write ``models_dir/<name>`` and return its manifest; raises ConfigurationError when the model cannot be served.
 
     The draft's golden answer and cost are replaced by what the served model says to its example, and how fast.
     """
-    predictor = load_predictor(Artifact(draft, weights), Options(trusted_types=tuple(trusted_types)))
+    artifact = Artifact(draft, weights, parts)
+    predictor = load_predictor(artifact, Options(trusted_types=tuple(trusted_types)))
     payload = predictor.parse(draft.example.inputs, b"", "application/json").payload
     if payload is None:
         raise ConfigurationError(f"The example of {draft.name} is a digest; give the input itself.")
     golden, cost = _measure(predictor, payload)
     example = draft.example.model_copy(update={"golden": golden})
     manifest = draft.model_copy(update={"example": example, "cost_seconds": cost})
-    write_artifact(models_dir / draft.name, Artifact(manifest, weights))
+    write_artifact(models_dir / draft.name, Artifact(manifest, weights, parts))
     return manifest
 
 

@@ -24,6 +24,8 @@ from training import MODELS_DIR, check_name, columns, publish
 from training.draft import Details, Source, draft
 from training.flags import parse_features, read_bytes, read_data
 
+NETWORK_FILES = (".onnx", ".pt", ".pth", ".safetensors")
+
 
 def register(
     model: Any,
@@ -44,7 +46,7 @@ def register(
     made, scored = draft(name, source, X, y, details)
     details.get("show", print)(_shown(made, scored))
     try:
-        return publish(Path(models_dir), made, source.weights, trusted)
+        return publish(Path(models_dir), made, source.weights, trusted_types=trusted)
     except ServiceError as error:
         raise ConfigurationError(f"The example is refused: {error}") from None
 
@@ -71,7 +73,13 @@ def _shown(draft: Manifest, rows: int) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if any(word.startswith("--architecture") or word.lower().endswith(NETWORK_FILES) for word in words):
+        from training import networks  # not above: it imports torch
+
+        networks.main(words)
+        return
+    options = _parser().parse_args(words)
     try:
         manifest = _run(options)
     except ConfigurationError as error:

@@ -83,12 +83,15 @@ class Image(Part):
     """Preprocessing of a vision model: resize the shorter side, crop the centre, scale to 0…1, normalise per channel.
 
     ``size``: height and width that the network is given, in pixels. ``resize``: length of the shorter side before the
-    crop; None resizes to ``size`` exactly.
+    crop; None resizes to ``size`` exactly. ``batched``: whether a CPU gives an image the same answer alone and among
+    others, to the last bit; otherwise it computes one image at a time. ``architecture``: a name, where it has one.
     """
 
-    architecture: str
+    architecture: str = ""
+    batched: bool = True
     size: tuple[int, int]
     resize: int | None = None
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     mode: Literal["L", "RGB"] = "RGB"
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -116,6 +119,8 @@ class Manifest(Part):
     name: ModelName
     kind: str
     weights: Weights
+    parts: tuple[Weights, ...] = ()
+    """More files, which the kind knows by their extensions."""
     features: tuple[Feature, ...] = ()
     rows: Literal["array", "objects", "frame", "texts"] = "array"
     """What a table model is called with: float64s, objects, a DataFrame, or a list of the texts of its one feature."""
@@ -133,6 +138,10 @@ class Manifest(Part):
     """What of the settings is another for this model."""
     requirements: tuple[str, ...] = ()
     """What must be installed where it is loaded, as in the requirements.txt beside the manifest."""
+
+    @property
+    def files(self) -> tuple[Weights, ...]:
+        return (self.weights, *self.parts)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

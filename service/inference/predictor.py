@@ -47,6 +47,7 @@ class Options:
 
     ``owns_device``: whether this process may use a GPU, as its only worker or because several may share it.
     ``trusted_types``: what a .skops file may hold, beside what skops knows.
+    ``max_image_pixels``: of an image file that is sent.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -56,6 +57,7 @@ class Options:
     decode: Literal["pillow", "gpu"] = "pillow"
     owns_device: bool = True
     trusted_types: tuple[str, ...] = ()
+    max_image_pixels: int = 50_000_000
 
 
 class Predictor(Protocol):
