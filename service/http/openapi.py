@@ -52,7 +52,7 @@ def query_parameters(runtime: Runtime, models: Sequence[Model], named: bool = Fa
     for model in models:
         for name, schema in model.predictor.parameters.items():
             shown = model is default and name in _ways(model)[0]
-            schemas.setdefault(name, dict(schema) if shown else _without_example(schema))
+            schemas.setdefault(name, _in_query(schema, shown))
     required = _required(models[0], _ways(models[0])[0]) if named and models[0].manifest.features else []
     schemas["top_k"] = _top_k(*models)
     if not named:
@@ -63,9 +63,11 @@ def query_parameters(runtime: Runtime, models: Sequence[Model], named: bool = Fa
     ]
 
 
-def _without_example(schema: Mapping[str, Any]) -> Schema:
-    """Swagger UI would then make one up, and fails to in base64url."""
-    return {key: value for key, value in schema.items() if key not in ("example", "contentEncoding")}
+def _in_query(schema: Mapping[str, Any], shown: bool) -> Schema:
+    """Without an example Swagger UI would make one up, and fails to in base64url. A URL's limit is narrower than a
+    text's."""
+    hidden = {"maxLength"} if shown else {"maxLength", "example", "contentEncoding"}
+    return {key: value for key, value in schema.items() if key not in hidden}
 
 
 def _predict(path: str, runtime: Runtime, models: Sequence[Model], named: bool = False) -> Iterator[APIRoute]:
@@ -96,7 +98,9 @@ def _route(path: str, method: str, summary: str, answer: type, headers: Schema, 
 
 def _body(runtime: Runtime, models: Sequence[Model], named: bool) -> Schema:
     forms = [form for model in models for form in _forms(runtime, model, named)]
-    content: Schema = {JSON: {"schema": {"anyOf": forms}, "example": models[0].manifest.example.inputs}}
+    first = models[0]
+    which = {} if named or first in _defaults(runtime).values() else {"model": first.name}
+    content: Schema = {JSON: {"schema": {"anyOf": forms}, "example": which | first.manifest.example.inputs}}
     if any(model.manifest.image for model in models):
         file = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
         content |= dict.fromkeys(IMAGE_TYPES, file)

@@ -15,10 +15,9 @@ import pytest
 
 from tests.support import own_models
 from tests.support.server import running_server
-from training.register import main
 
 TITANIC, PASSENGERS = own_models.titanic()
-MOOD, COMMENTS = own_models.mood()
+MOOD, _ = own_models.mood()
 FEATURES = ["class", "sex", "age (years)", "länge", "embarked", "alone"]
 ROW = {"class": 1, "sex": "female", "age (years)": 30.5, "länge": 1.75, "embarked": "C", "alone": True}
 GAPS = {"class": 3, "sex": "male", "age (years)": None, "länge": None, "embarked": None, "alone": False}
@@ -27,12 +26,7 @@ GAPS = {"class": 3, "sex": "male", "age (years)": None, "länge": None, "embarke
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     directory = tmp_path_factory.mktemp("own")
-    for name, (model, table), target in (
-        ("titanic", (TITANIC, PASSENGERS), "survived"),
-        ("mood", (MOOD, COMMENTS), "label"),
-    ):
-        file, data = own_models.write(directory, name, model, table)
-        main([str(file), "--data", str(data), "--target", target, "--out", str(directory / "models")])
+    own_models.register_all(directory)
     with (
         running_server(directory, models_dir=directory / "models") as server,
         httpx.Client(base_url=server.url, timeout=30) as client,

@@ -60,6 +60,15 @@ def mood() -> tuple[Any, pd.DataFrame]:
     return make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(table["comment"], table["label"]), table
 
 
+def register_all(directory: Path) -> None:
+    """By the command line, into ``directory/models``."""
+    from training.register import main
+
+    for name, (model, table), target in (("titanic", titanic(), "survived"), ("mood", mood(), "label")):
+        file, data = write(directory, name, model, table)
+        main([str(file), "--data", str(data), "--target", target, "--out", str(directory / "models")])
+
+
 def write(directory: Path, name: str, model: Any, table: pd.DataFrame) -> tuple[Path, Path]:
     """The model's file and the table's."""
     directory.mkdir(parents=True, exist_ok=True)
