@@ -66,12 +66,10 @@ class Service(FastAPI):
             return
         if b"%2" in scope.get("raw_path", b""):
             scope["path"] = _decoded(scope["raw_path"])
-        endpoint = None if self._has_middleware() else _find(scope)
+        # OpenTelemetry's instrumentation adds no middleware, but replaces the method that builds the layers.
+        has_middleware = self.user_middleware or "build_middleware_stack" in self.__dict__
+        endpoint = None if has_middleware else _find(scope)
         await (endpoint or Observed(super().__call__))(scope, receive, send)
-
-    def _has_middleware(self) -> bool:
-        """OpenTelemetry's instrumentation adds none, but replaces the method that builds the layers."""
-        return bool(self.user_middleware) or "build_middleware_stack" in self.__dict__
 
     def openapi(self) -> dict[str, Any]:
         """Made once for the models that are served, since that takes a quarter of a second."""
@@ -90,8 +88,8 @@ def _decoded(raw_path: bytes) -> str:
 
 def _find(scope: Scope) -> Endpoint | None:
     path = scope["path"]
-    if path in FIXED:
-        return FIXED[path]
+    if (fixed := FIXED.get(path)) is not None:
+        return fixed
     for pattern, endpoint in PATTERNS:
         if match := pattern.match(path):
             scope["path_params"] = match.groupdict()
