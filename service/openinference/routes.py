@@ -35,7 +35,7 @@ from service.runtime import Runtime
 
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "statistics"]
 TAGS: list[str | Enum] = ["open inference protocol"]
-PLATFORMS = {"tabular": "sklearn_joblib", "vision": "pytorch_state_dict"}
+PLATFORMS = {"tabular": "sklearn_joblib", "vision": "pytorch_exported_program"}
 
 router = APIRouter(prefix="/v2", route_class=Operation, tags=TAGS)
 
