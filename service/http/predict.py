@@ -47,9 +47,7 @@ class Parsed:
 JSON = "application/json"
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/tiff")
 MEDIA_TYPES = (JSON, *IMAGE_TYPES, FORM)
-ALIASES = ("image/jpg", FILE)
-"""Read as well, since many send them."""
-
+ALIASES = ("image/jpg", FILE)  # which many send
 IMAGE_PARAMETERS = frozenset({"image", "input", "sha256"})
 MAX_REMEMBERED_BYTES = 1024
 """Longer queries and longer answers are not remembered."""
@@ -71,6 +69,7 @@ async def post(request: Request) -> Reply:
     answer = await request.runtime.pipeline.answer(parsed.model, parsed.question, directives)
     reply = _reply(request, answer, parsed)
     reply.headers = [header for header in reply.headers if header[0] not in (b"cache-control", b"age")]
+    reply.hot = (parsed.model, answer) if answer.source == "l1" else None
     return _located(reply, parsed)
 
 
