@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from service.bodies import FILES_WORTH
 from service.errors import (
     MalformedRequest,
     MethodNotAllowed,
@@ -134,7 +135,7 @@ class Request:
             if size > limit:
                 raise PayloadTooLarge(too_large)
             more = message.get("more_body", False)
-        return await self.runtime.bodies.work(partial(b"".join, parts), size)
+        return await self.runtime.bodies.work(partial(b"".join, parts), size * FILES_WORTH)
 
     def refused(self, error: ServiceError) -> None:
         """Log that an error answers this request or one of its rows, if the error concerns the operator."""
