@@ -63,7 +63,7 @@ class Runtime:
         self.clock = time.monotonic
         self.tallies: list[Callable[[], None]] = []
         self.parsed: Memo[tuple[str | None, bytes], Any] = Memo(MAX_REMEMBERED)
-        self.rendered: Memo[tuple[str, int, bytes], bytes] = Memo(MAX_REMEMBERED)
+        self.rendered: Memo[tuple[Any, ...], bytes] = Memo(MAX_REMEMBERED)
         preferred = settings.default_image_model
         self._default_image_model = preferred or ("imagenet" if "imagenet" in models else "digits")
 

@@ -11,9 +11,12 @@ from pydantic import ValidationError
 
 from service.errors import ConfigurationError, ServiceError
 from service.inference.artifact import library_versions
-from service.inference.manifest import Class, Example, Feature, Manifest, Weights, reason
-from service.inference.tabular.estimator import class_values, unpickle
+from service.inference.manifest import Class, Example, Feature, Manifest, Output, Weights, reason
+from service.inference.tabular.estimator import check_model, class_values, unpickle
 from training import publish
+from training.proof import prove
+
+REMEDY = "write it again with joblib.dump"
 
 
 def register(
@@ -23,16 +26,20 @@ def register(
     features: Sequence[Feature],
     *,
     labels: Sequence[str] = (),
+    outputs: Sequence[str] = (),
     example: Sequence[float] = (),
     accuracy: float | None = None,
     description: str = "",
+    any_version: bool = False,
 ) -> Manifest:
-    """Publish a joblib'd classifier; raises ConfigurationError.
+    """Publish a joblib'd estimator; raises ConfigurationError.
 
-    ``labels``: a name per class, in the estimator's order; default its own class values. ``example``: a row to warm up
-    and measure with; default the middle of each feature's bounds.
+    ``labels``: a name per class, in the estimator's order; default its own class values. ``outputs``: a name for each
+    of several. ``example``: a row to warm up and measure with; default the middle of each feature's bounds.
+    ``any_version``: also a file that another scikit-learn has written.
     """
-    values = class_values(unpickle(weights, f"The model {name}"))
+    model = unpickle(weights, f"The model {name}", any_version=any_version, remedy=REMEDY)
+    values = [str(value) for value in class_values(model)]
     labels = labels or values
     if len(labels) != len(values):
         raise ConfigurationError(
@@ -47,15 +54,21 @@ def register(
             kind="tabular",
             weights=Weights.of(weights, "joblib"),
             features=tuple(features),
+            output=Output(kind="probabilities" if values else "numbers", names=tuple(outputs)),
             classes=tuple(Class(value=v, label=label) for v, label in zip(values, labels, strict=True)),
             cost_seconds=1.0,
-            example=Example(inputs=dict(zip((f.name for f in features), row, strict=True)), golden=[0.0] * len(values)),
+            example=Example(
+                inputs=dict(zip((f.name for f in features), row, strict=True)),
+                golden=[0.0] * (len(values) or len(outputs) or 1),
+            ),
             versions=library_versions("numpy", "scikit-learn", "joblib"),
             accuracy=accuracy,
             description=description,
         )
     except ValidationError as error:
         raise ConfigurationError(f"{name}: {reason(error)}.") from None
+    check_model(model, draft, f"The model {name}")
+    draft = prove(draft, weights, model)
     try:
         return publish(models_dir, draft, weights)
     except ServiceError as error:

@@ -19,7 +19,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from service.errors import ConfigurationError
-from service.inference.manifest import Manifest, reason
+from service.inference.manifest import PROBABILITIES, Manifest, reason
 
 MANIFEST, PREVIOUS = "manifest.json", "manifest.previous.json"
 REMEDY = "run `make train`, register the model again, or remove the directory"
@@ -97,6 +97,8 @@ def fingerprint(
         "device": device,
         "precision": precision,
     }
+    if manifest.output != PROBABILITIES:
+        facts["output"] = manifest.output.model_dump(mode="json")
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).digest()
 
 

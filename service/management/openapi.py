@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from service import __version__
@@ -44,11 +44,17 @@ _PREDICTION = strict(
     {
         "model": TEXT,
         "version": {"type": "string", "pattern": "^[0-9a-f]{12}$"},
-        "prediction": TEXT,
+        "prediction": {
+            "description": "A class's value, a number, a list of 0 and 1 per label, or an object of several outputs.",
+            "type": ["string", "number", "array", "object"],
+            "items": {"type": "integer"},
+            "additionalProperties": NUMBER,
+        },
         "label": TEXT,
         "probabilities": {"type": "object", "additionalProperties": NUMBER | {"minimum": 0, "maximum": 1}},
+        "unchanged_within": {"type": "object", "additionalProperties": array({"type": ["number", "null"]}, 2, 2)},
     },
-    ["model", "version", "prediction", "label", "probabilities"],
+    ["model", "version", "prediction"],
 )
 _RATE: Schema = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
 _ECONOMICS = strict(
@@ -79,14 +85,17 @@ _MODEL = record(
         "lease": {"type": "boolean"},
         "cost_seconds": NUMBER,
         "accuracy": {"type": ["number", "null"]},
-        "classes": array(strict({"value": TEXT, "label": TEXT}, ["value", "label"]), 1),
+        "output": record(
+            {"kind": TEXT, "names": array(TEXT), "rows_per_call": {"type": ["integer", "null"]}}, ["kind"]
+        ),
+        "classes": array(strict({"value": TEXT, "label": TEXT}, ["value", "label"])),
         "parameters": {"type": "object"},
         "example": {"type": "object"},
         "trained_with": {"type": "object", "additionalProperties": TEXT},
         "economics": _ECONOMICS,
         "audit": _AUDIT,
     },
-    ["name", "kind", "version", "fingerprint", "key", "classes", "parameters", "example"],
+    ["name", "kind", "version", "fingerprint", "key", "output", "classes", "parameters", "example"],
 )
 _HOW: Schema = {
     "Cache-Status": {"description": "How the caches answered (RFC 9211).", "required": True, "schema": TEXT}
@@ -150,7 +159,7 @@ def _get(models: Sequence[Model], named: bool) -> Schema:
     schemas = {name: dict(schema) for model in models for name, schema in model.predictor.parameters.items()}
     required = _features(models[0]) if named else []
     parameters = [parameter(name, "query", schema, name in required) for name, schema in schemas.items()]
-    parameters.append(parameter("top_k", "query", _top_k(max(map(_classes, models)))))
+    parameters += [parameter(name, "query", schema) for name, schema in _views(models, max).items()]
     if not named:
         parameters.append(parameter("model", "query", choice([model.name for model in models])))
     return operation(f"Ask {_what(models, named)}", _CACHED_ANSWERS | _errors(), parameters=parameters)
@@ -171,7 +180,7 @@ def _with_body(models: Sequence[Model], named: bool, answers: Schema) -> Schema:
 
 def _forms(model: Model, named: bool) -> list[Schema]:
     """The objects that a body may be: one for each way to ask the model."""
-    extra: Schema = {"top_k": _top_k(_classes(model))}
+    extra = _views([model], max)
     if not named:
         extra["model"] = {"const": model.name}
     schemas = {name: dict(schema) for name, schema in model.predictor.parameters.items()}
@@ -198,8 +207,8 @@ def _batch(models: Sequence[Model]) -> Schema:
         strict({name: array({}, 1, MAX_BATCH_ROWS)} | extra, [name])
         for name in ("inputs", "batch_inputs")
         for extra in (
-            {"top_k": _top_k(min(map(_classes, models)))},
-            *({"model": {"const": model.name}, "top_k": _top_k(_classes(model))} for model in models),
+            _views(models, min),
+            *({"model": {"const": model.name}} | _views([model], min) for model in models),
         )
     ]
     example = {"model": models[0].name, "inputs": [models[0].manifest.example.inputs]}
@@ -232,8 +241,14 @@ def _text(summary: str, media_type: str) -> Schema:
     return operation(summary, {"200": response("OK", TEXT, [media_type])})
 
 
-def _top_k(classes: int) -> Schema:
-    return {"anyOf": [{"type": "integer", "minimum": 1, "maximum": classes}, {"const": "all"}]}
+def _views(models: Sequence[Model], bound: Callable[[Iterable[int]], int]) -> Schema:
+    """What chooses the rendering: ``top_k`` of models with classes, ``domain`` of models with cells."""
+    views: Schema = {}
+    if classes := bound(map(_classes, models)):
+        views["top_k"] = {"anyOf": [{"type": "integer", "minimum": 1, "maximum": classes}, {"const": "all"}]}
+    if bound(model.predictor.key_kind == "cells" for model in models):
+        views["domain"] = {"type": "boolean"}
+    return views
 
 
 def _classes(model: Model) -> int:

@@ -67,6 +67,7 @@ def describe_model(model: Model) -> dict[str, Any]:
         "lease": model.leased,
         "cost_seconds": manifest.cost_seconds,
         "accuracy": manifest.accuracy,
+        "output": manifest.output.model_dump(),
         "classes": [part.model_dump() for part in manifest.classes],
         "parameters": dict(predictor.parameters),
         "example": manifest.example.inputs,

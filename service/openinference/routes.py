@@ -121,7 +121,7 @@ async def infer(request: Request) -> Reply:
     inference, asked = await request.runtime.bodies.work(
         partial(_read, model, body, request.header(b"inference-header-content-length")), len(body)
     )
-    wanted = wanted_outputs(inference)
+    wanted = wanted_outputs(model.manifest, inference)
     answers = await request.runtime.pipeline.answer_many(model, asked, request.directives)
     predictions = _predictions(answers)
     render = partial(_inferred, model, inference, wanted, predictions)

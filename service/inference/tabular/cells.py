@@ -46,13 +46,24 @@ class Cells:
         self.highest = tuple(highest)
         self.count = min(MOST, prod(len(cuts) + 1 for cuts in boundaries))
         self._features = [(list(cuts), _names(cuts)) for cuts in boundaries]
-        self._pack = Struct(f"!{len(boundaries)}d").pack
+        self._struct = Struct(f"!{len(boundaries)}d")
+        self._pack = self._struct.pack
 
     def representative(self, values: Sequence[float]) -> bytes:
         """Packed like an input; the same bytes for all inputs of one cell and for no others."""
         return self._pack(
             *[names[bisect_left(cuts, x)] for x, (cuts, names) in zip(values, self._features, strict=True)]
         )
+
+    def box(self, representative: bytes) -> list[tuple[float | None, float | None]]:
+        """Per feature both ends of the cell's interval, inclusive; None where it has no end."""
+        values = self._struct.unpack(representative)
+        return [_interval(x, cuts) for x, (cuts, _) in zip(values, self._features, strict=True)]
+
+
+def _interval(value: float, cuts: Sequence[float]) -> tuple[float | None, float | None]:
+    place = bisect_left(cuts, value)
+    return value if place else None, cuts[place] if place < len(cuts) else None
 
 
 def _names(boundaries: Sequence[float]) -> list[float]:
