@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable
@@ -16,7 +17,7 @@ from service.cache.memory import MemoryCache
 from service.cache.redis.l2 import L2, open_redis
 from service.config import Settings
 from service.economics import Account, Economics
-from service.errors import InvalidInput, StoreUnavailable, UnknownModel
+from service.errors import ConfigurationError, InvalidInput, StoreUnavailable, UnknownModel
 from service.inference.artifact import discover
 from service.inference.batcher import Batcher
 from service.inference.loading import LoadedModel, load_model
@@ -28,6 +29,8 @@ from service.metrics import Metrics
 from service.pipeline import LEASE_COST_SECONDS, Pipeline
 from service.refusals import Refusals
 
+logger = logging.getLogger(__name__)
+
 METRICS_SECONDS = 0.5
 HOT_SECONDS = 1.0
 WATCH_SECONDS = 0.5
@@ -37,9 +40,9 @@ MAX_REMEMBERED = 1024
 class Runtime:
     """What a request can reach.
 
-    ``draining``: told to stop, still answering. ``tallies``: called to add to the metrics what was counted beside them.
-    ``parsed`` and ``rendered``: what the API has worked out of queries and answers that come again, with the models of
-    this runtime.
+    ``failed``: why a model is not served. ``draining``: told to stop, still answering. ``tallies``: called to add to
+    the metrics what was counted beside them. ``parsed`` and ``rendered``: what the API has worked out of queries and
+    answers that come again, with the models of this runtime.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Runtime:
         self.economics = economics
         self.refusals = Refusals()
         self.draining = False
+        self.failed: dict[str, str] = {}
         self.bodies = Bodies(settings.max_bodies_bytes)
         self.clock = time.monotonic
         self.tallies: list[Callable[[], None]] = []
@@ -76,6 +80,8 @@ class Runtime:
         model = self.models.get(name)
         if model is None:
             shown = repr(name)[:80]
+            if name in self.failed:
+                raise UnknownModel(f"The model {shown} could not be loaded; /models says why.", parameter="model")
             raise UnknownModel(f"There is no model {shown}; /models lists those there are.", parameter="model")
         return model
 
@@ -101,7 +107,7 @@ async def open_runtime(settings: Settings, lost: Callable[[str], None] = lambda 
     async with AsyncExitStack() as stack:
         metrics = Metrics()
         stack.callback(metrics.flush)  # last, with what was counted while all the others closed
-        loaded = await _load_models(settings)
+        loaded, failed = await _load_models(settings)
         accounts = {model.manifest.name: Account(model.manifest.cost_seconds) for model in loaded}
         models = {
             model.manifest.name: _serve(settings, model, metrics, accounts[model.manifest.name], stack, lost)
@@ -130,6 +136,7 @@ async def open_runtime(settings: Settings, lost: Callable[[str], None] = lambda 
 
         pipeline = Pipeline(settings, l1, l2, metrics, observe=observe)
         runtime = Runtime(settings, metrics, pipeline, models, auditor, economics)
+        runtime.failed = failed
         stack.callback(runtime.refusals.close)
         stack.callback(runtime.bodies.close)
         stack.callback(runtime.update_metrics)  # what the last requests were counted for
@@ -140,7 +147,9 @@ async def open_runtime(settings: Settings, lost: Callable[[str], None] = lambda 
         yield runtime
 
 
-async def _load_models(settings: Settings) -> list[LoadedModel]:
+async def _load_models(settings: Settings) -> tuple[list[LoadedModel], dict[str, str]]:
+    """Those that can be served, and why the others cannot; raises ConfigurationError when there are none, or where all
+    are required."""
     threads = settings.threads or max(1, (os.cpu_count() or 1) // settings.workers)
     options = Options(
         device=settings.device,
@@ -150,7 +159,19 @@ async def _load_models(settings: Settings) -> list[LoadedModel]:
         decode=settings.decode,
         owns_device=settings.workers == 1 or settings.share_device,
     )
-    return [await asyncio.to_thread(load_model, directory, options) for directory in discover(settings.models_dir)]
+    loaded, failed = [], {}
+    for directory in discover(settings.models_dir):
+        try:
+            loaded.append(await asyncio.to_thread(load_model, directory, options))
+        except ConfigurationError as error:
+            if settings.require_models == "all":
+                raise
+            failed[directory.name] = str(error)
+    if not loaded:
+        raise ConfigurationError(" ".join(failed.values()))
+    for name, reason in failed.items():
+        logger.error("A model is not served. %s", reason, extra={"model": name})
+    return loaded, failed
 
 
 def _serve(

@@ -97,6 +97,8 @@ _MODEL = record(
     },
     ["name", "kind", "version", "fingerprint", "key", "output", "classes", "parameters", "example"],
 )
+_FAILED = array(strict({"name": TEXT, "reason": TEXT}, ["name", "reason"]))
+_MODELS = strict({"models": array(ref("Model")), "failed": _FAILED}, ["models", "failed"])
 _HOW: Schema = {
     "Cache-Status": {"description": "How the caches answered (RFC 9211).", "required": True, "schema": TEXT}
 }
@@ -122,7 +124,7 @@ def build_openapi(models: dict[str, Model]) -> Schema:
     paths: dict[str, Any] = {
         "/predict": _predict(served),
         "/predict_batch": {"post": _batch(served)},
-        "/models": {"get": _status("The served models", strict({"models": array(ref("Model"))}, ["models"]))},
+        "/models": {"get": _status("The served models", _MODELS)},
         "/models/{name}": {"get": _model(served)},
         "/livez": {"get": _status("Is the process alive", record({"status": TEXT}, ["status"]))},
         "/readyz": {"get": _readiness()},
@@ -228,7 +230,10 @@ def _model(models: Sequence[Model]) -> Schema:
 
 
 def _readiness() -> Schema:
-    state = record({"status": TEXT, "cache": TEXT, "models": array(TEXT)}, ["status", "cache", "models"])
+    failed: Schema = {"type": "object", "additionalProperties": TEXT}
+    state = record(
+        {"status": TEXT, "cache": TEXT, "models": array(TEXT), "failed": failed}, ["status", "cache", "models"]
+    )
     answers = {"200": response("Ready", state), "503": response("Draining", state)}
     return operation("May traffic be sent here", answers)
 

@@ -24,6 +24,7 @@ async def readyz(request: Request) -> Reply:
         "status": "draining" if runtime.draining else "ready",
         "cache": runtime.pipeline.l2.state,
         "models": sorted(runtime.models),
+        "failed": runtime.failed,
     }
     return Reply(orjson.dumps(document), 503 if runtime.draining else 200, headers=[NO_STORE])
 
@@ -37,7 +38,8 @@ async def metrics(request: Request) -> Reply:
 
 async def models(request: Request) -> Reply:
     served = [describe_model(model) for _, model in sorted(request.runtime.models.items())]
-    return Reply(orjson.dumps({"models": served}), headers=[NO_STORE])
+    failed = [{"name": name, "reason": reason} for name, reason in sorted(request.runtime.failed.items())]
+    return Reply(orjson.dumps({"models": served, "failed": failed}), headers=[NO_STORE])
 
 
 async def model(request: Request) -> Reply:
