@@ -14,6 +14,7 @@ from service.http.schemas import (
     array,
     body,
     choice,
+    nullable,
     operation,
     parameter,
     record,
@@ -52,7 +53,10 @@ _PREDICTION = strict(
         },
         "label": TEXT,
         "probabilities": {"type": "object", "additionalProperties": NUMBER | {"minimum": 0, "maximum": 1}},
-        "unchanged_within": {"type": "object", "additionalProperties": array({"type": ["number", "null"]}, 2, 2)},
+        "unchanged_within": {
+            "type": "object",
+            "additionalProperties": nullable(array({"type": ["number", "null"]}, 2, 2)),
+        },
     },
     ["model", "version", "prediction"],
 )

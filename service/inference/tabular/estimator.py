@@ -11,14 +11,13 @@ from typing import Any, TypeAlias
 import joblib
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.calibration import CalibratedClassifierCV
-from sklearn.ensemble import BaggingClassifier, VotingClassifier
 from sklearn.exceptions import InconsistentVersionWarning
 
 from service.errors import ConfigurationError
 from service.inference.artifact import REMEDY
 from service.inference.manifest import Manifest, Output
 from service.inference.tabular.forest import fast_forest, trees_of
+from service.inference.tabular.splits import class_name, feature_count
 
 ROWS_PER_BLOCK = 16
 """Libraries compute in blocks of rows, and the last bits of a row depend on how many are computed with it."""
@@ -74,13 +73,8 @@ def check_model(model: Any, manifest: Manifest, where: str) -> None:
     if manifest.output.has_classes and expected != found:
         raise ConfigurationError(f"{where} has the classes {', '.join(found)}, not {', '.join(expected)}: {REMEDY}.")
     count = feature_count(model)
-    if count not in (None, len(manifest.features)):
+    if count not in (0, len(manifest.features)):
         raise ConfigurationError(f"{where} takes {count} features, not {len(manifest.features)}: {REMEDY}.")
-
-
-def feature_count(model: Any) -> int | None:
-    """How many features the model was fitted on, where it says so. CatBoost's own count is 0 once it is loaded."""
-    return getattr(model, "n_features_in_", None) or len(getattr(model, "feature_names_", None) or ()) or None
 
 
 def own_answers(model: Any, output: Output) -> Compute:
@@ -117,9 +111,12 @@ def is_of_libraries(model: Any) -> bool:
 def predicts_highest(model: Any) -> bool:
     """Whether ``predict`` is by definition the first class of the highest of ``predict_proba``."""
     inner = innermost(model)
-    if type(inner) is VotingClassifier:
+    if class_name(inner) == "sklearn.VotingClassifier":
         return bool(inner.voting == "soft")
-    return trees_of(inner) is not None or type(inner) in (BaggingClassifier, CalibratedClassifierCV)
+    return trees_of(inner) is not None or class_name(inner) in (
+        "sklearn.BaggingClassifier",
+        "sklearn.CalibratedClassifierCV",
+    )
 
 
 def innermost(model: Any) -> Any:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from service.errors import MAX_SENTENCE, InvalidInput, PredictionFailed
 from service.inference.artifact import Artifact, fingerprint, library_versions
 from service.inference.predictor import Options, Prediction, Question, pack
-from service.inference.tabular.cells import find_cells
+from service.inference.tabular.cells import Interval, find_cells
 from service.inference.tabular.estimator import (
     Compute,
     check_model,
@@ -83,8 +83,8 @@ class TabularPredictor:
             return Question(b"x" + payload, payload)
         return Question(b"c" + self._cells.representative(values), payload)
 
-    def unchanged_within(self, question: Question) -> Mapping[str, tuple[float | None, float | None]]:
-        """Per feature the smallest and the largest float64 with the same answer; None where that side is open."""
+    def unchanged_within(self, question: Question) -> Mapping[str, Interval | None]:
+        """Per feature the smallest and the largest float64 with the same answer; None for one that is missing."""
         assert self._cells is not None
         return dict(zip(self._feature_names, self._cells.box(question.identity[1:]), strict=True))
 
