@@ -6,13 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from service.errors import ConfigurationError, ServiceError
 from service.inference.artifact import library_versions
 from service.inference.manifest import Class, Example, Feature, Manifest, Output, Weights, reason
-from service.inference.tabular.estimator import check_model, class_values, unpickle
+from service.inference.tabular.dependencies import dependencies
+from service.inference.tabular.estimator import OtherVersion, check_model, class_values, unpickle
 from training import publish
 from training.proof import prove
 
@@ -38,7 +40,7 @@ def register(
     of several. ``example``: a row to warm up and measure with; default the middle of each feature's bounds.
     ``any_version``: also a file that another scikit-learn has written.
     """
-    model = unpickle(weights, f"The model {name}", any_version=any_version, remedy=REMEDY)
+    model, versions = _load(weights, f"The model {name}", any_version)
     values = [str(value) for value in class_values(model)]
     labels = labels or values
     if len(labels) != len(values):
@@ -61,7 +63,7 @@ def register(
                 inputs=dict(zip((f.name for f in features), row, strict=True)),
                 golden=[0.0] * (len(values) or len(outputs) or 1),
             ),
-            versions=library_versions("numpy", "scikit-learn", "joblib"),
+            versions=versions,
             accuracy=accuracy,
             description=description,
         )
@@ -73,6 +75,18 @@ def register(
         return publish(models_dir, draft, weights)
     except ServiceError as error:
         raise ConfigurationError(f"The example is refused: {error}") from None
+
+
+def _load(weights: bytes, where: str, any_version: bool) -> tuple[Any, dict[str, str]]:
+    """The estimator, and the versions of what it is made of and was written with."""
+    try:
+        model = unpickle(weights, where, any_version=False, remedy=REMEDY)
+    except OtherVersion as other:
+        if not any_version:
+            raise
+        model = unpickle(weights, where)
+        return model, library_versions("joblib") | dependencies(model) | {"scikit-learn": other.version}
+    return model, library_versions("joblib") | dependencies(model)
 
 
 def parse_features(text: str) -> list[Feature]:
@@ -111,6 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--classes", default="", help="x,y: a label per class, in the order of the estimator's classes_"
     )
     parser.add_argument("--example", default="", help="5.1,3.5: a row to warm up and measure with")
+    parser.add_argument("--any-version", action="store_true", help="also a file that another scikit-learn has written")
     parser.add_argument("--out", type=Path, default=Path("models"), help="where model directories live")
     options = parser.parse_args(arguments)
     try:
@@ -121,6 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parse_features(options.features),
             labels=[label.strip() for label in options.classes.split(",") if label.strip()],
             example=_numbers(options.example),
+            any_version=options.any_version,
         )
     except ConfigurationError as error:
         sys.exit(str(error))

@@ -29,6 +29,18 @@ Compute: TypeAlias = Callable[[Any], NDArray[Any]]
 """Rows (an array, a DataFrame …) in, one float64 vector per row out."""
 
 
+class OtherVersion(ConfigurationError):
+    """``version``: of the scikit-learn that has written the file."""
+
+    def __init__(self, where: str, other: InconsistentVersionWarning) -> None:
+        self.version: str = other.original_sklearn_version
+        super().__init__(
+            f"{where} was written by scikit-learn {self.version}, and this is {other.current_sklearn_version}, in "
+            "which it may answer otherwise: install that version here, fit and write the model with this one, or say "
+            "--any-version."
+        )
+
+
 def unpickle(weights: bytes, where: str, *, any_version: bool = True, remedy: str = REMEDY) -> Any:
     """Execute the pickle; raises ConfigurationError. ``where`` names the model in it.
 
@@ -39,11 +51,7 @@ def unpickle(weights: bytes, where: str, *, any_version: bool = True, remedy: st
             warnings.simplefilter("ignore" if any_version else "error", InconsistentVersionWarning)
             return joblib.load(io.BytesIO(weights))
     except InconsistentVersionWarning as other:
-        raise ConfigurationError(
-            f"{where} was written by scikit-learn {other.original_sklearn_version}, and this is "
-            f"{other.current_sklearn_version}, in which it may answer otherwise: install that version here, fit and "
-            "write the model with this one, or say --any-version."
-        ) from None
+        raise OtherVersion(where, other) from None
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         raise ConfigurationError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -10,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import MAX_SENTENCE, InvalidInput, PredictionFailed
-from service.inference.artifact import Artifact, fingerprint, library_versions
+from service.inference.artifact import Artifact, fingerprint
+from service.inference.manifest import Manifest
 from service.inference.predictor import Options, Prediction, Question, pack
 from service.inference.tabular.cells import Interval, find_cells
+from service.inference.tabular.dependencies import dependencies
 from service.inference.tabular.estimator import (
     Compute,
     check_model,
@@ -24,6 +27,8 @@ from service.inference.tabular.estimator import (
 )
 from service.inference.tabular.features import RowReader
 from service.inference.tabular.forest import LeafTable
+
+logger = logging.getLogger(__name__)
 
 VERSION = "1"
 """Part of the fingerprint: raise it when a change here, in estimator, forest or cells moves answers or identities."""
@@ -66,7 +71,8 @@ class TabularPredictor:
         self._head = pack(np.zeros(self._width))[: -8 * self._width]
         self.cells = self._cells.count if self._cells else None
         self.key_kind: Literal["exact", "cells", "digest"] = "cells" if self._cells else "exact"
-        libraries = library_versions("numpy", "scikit-learn")
+        libraries = dependencies(model)
+        _tell_of_other_versions(manifest, libraries)
         self.fingerprint = fingerprint(
             artifact, preprocessing=f"tabular-{VERSION}-{self.key_kind}", libraries=libraries
         )
@@ -129,6 +135,16 @@ class TabularPredictor:
             for index in np.flatnonzero(~np.isfinite(answers).all(axis=1)):
                 packed[index] = PredictionFailed("the model's answer is not finite")
         return packed
+
+
+def _tell_of_other_versions(manifest: Manifest, libraries: Mapping[str, str]) -> None:
+    """The golden answer is what tells whether they matter; the answers of other versions are never used again."""
+    for name in sorted(manifest.versions.keys() & libraries.keys()):
+        if manifest.versions[name] != libraries[name]:
+            logger.warning(
+                "The model %s was made with %s %s and is served with %s.",
+                *(manifest.name, name, manifest.versions[name], libraries[name]),
+            )
 
 
 def _is_quick(compute: Compute | None, max_batch_size: int) -> bool:
