@@ -28,7 +28,7 @@ from sklearn.utils import all_estimators
 from service.errors import ConfigurationError
 from service.inference.artifact import read_artifact
 from service.inference.manifest import Feature, Manifest
-from service.inference.predictor import Options, Prediction, answer_check, unpack
+from service.inference.predictor import Options, answer_check, unpack
 from service.inference.tabular.predictor import TabularPredictor, load
 from training.register import register
 
@@ -52,7 +52,10 @@ TWO_CLASSES = ("FixedThresholdClassifier", "TunedThresholdClassifierCV")
 SLOW: dict[str, dict[str, Any]] = {
     "AdaBoostClassifier": {"n_estimators": 5},
     "AdaBoostRegressor": {"n_estimators": 5},
+    "CalibratedClassifierCV": {"cv": 2, "estimator": RandomForestClassifier(3, random_state=0)},
     "GaussianProcessClassifier": {"max_iter_predict": 20},
+    "HistGradientBoostingClassifier": {"max_iter": 5},
+    "HistGradientBoostingRegressor": {"max_iter": 5},
     "IsolationForest": {"n_estimators": 10},
     "LocalOutlierFactor": {"novelty": True},
     "LogisticRegressionCV": {"Cs": 2, "max_iter": 50},
@@ -62,6 +65,7 @@ SLOW: dict[str, dict[str, Any]] = {
 }
 """Parameters without which these would be slow, or could not be asked."""
 TOLERANCE = 1e-12
+"""Of probabilities and numbers where a row's answer depends on its neighbours, as in matrix products."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,49 +189,55 @@ def _rows(width: int) -> NDArray[np.float64]:
 
 
 def _wrong(predictor: TabularPredictor, manifest: Manifest, model: Any, rows: NDArray[np.float64]) -> list[str]:
-    own = [_own(model, manifest, row[None]) for row in rows]
-    rows = rows[[bool(np.isfinite(answer).all()) for answer in own]]  # what is no number can be no answer
-    own = [answer for answer in own if np.isfinite(answer).all()]
     questions = [predictor.parse({"input": row.tolist()}, b"", "application/json") for row in rows]
     payloads = [question.payload or b"" for question in questions]
-    alone = [predictor.predict([payload])[0] for payload in payloads]
-    wrong = [] if _is_same(predictor, manifest, payloads, alone) else ["same"]
+    alone = [_asked(predictor, payload) for payload in payloads]
+    own = [_own(model, manifest, row[None]) for row in rows]
+    wrong = [] if [answer is None for answer in alone] == [said is None for said in own] else ["same"]
+    answered = [index for index, answer in enumerate(alone) if answer is not None and own[index] is not None]
+    if not _is_same(predictor, manifest, [payloads[index] for index in answered]):
+        wrong.append("same")
     if predictor.key_kind == "cells":  # a hit is the answer to any other question of the cell
-        cells = [predictor.predict([question.identity[1:]])[0] for question in questions]
-        wrong += [] if cells == alone else ["same"]
-    start = manifest.output.probabilities_from
-    for mark, values in (("predict", slice(0, 1 if start == 1 else None)), ("proba", slice(start, None))):
-        if mark == "proba" and start is None:
-            continue
-        given = [unpack(answer)[values] for answer in alone if isinstance(answer, bytes)]
-        right = [answer[values] for answer in own]
-        if len(given) != len(right) or not np.allclose(given, right, rtol=TOLERANCE, atol=TOLERANCE):
-            wrong.append(mark)
-    if start == 0 and any(
-        manifest.best_class(unpack(answer).tolist()).value != str(model.predict(row[None])[0])
-        for answer, row in zip(alone, rows, strict=True)
-        if isinstance(answer, bytes)
-    ):
-        wrong.append("predict")
-    return wrong
+        wrong += [] if alone == [_asked(predictor, question.identity[1:]) for question in questions] else ["same"]
+    for index in answered:
+        wrong += _differences(manifest, alone[index] or b"", own[index], model, rows[index][None])
+    return sorted(set(wrong))
 
 
-def _own(model: Any, manifest: Manifest, row: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What the file says to a row alone, in the order of an answer."""
+def _asked(predictor: TabularPredictor, payload: bytes) -> bytes | None:
+    """None for what cannot be answered, be it the row's fault or no number."""
+    (answer,) = predictor.predict([payload])
+    return answer if isinstance(answer, bytes) else None
+
+
+def _own(model: Any, manifest: Manifest, row: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """What the file says to a row alone, in the order of an answer; None where it refuses, or says no number."""
     output = manifest.output
-    if output.kind == "probabilities":
-        return np.asarray(model.predict_proba(row)[0], dtype=np.float64)
-    said = np.ravel(model.predict(row))
-    if not output.has_classes:
-        return np.asarray(said, dtype=np.float64)
-    index = [[c.value for c in manifest.classes].index(str(said.tolist()[0]))]
-    return np.array(index + (model.predict_proba(row)[0].tolist() if output.probabilities_from else []))
+    try:
+        said = np.ravel(model.predict(row))
+        proba = np.ravel(model.predict_proba(row)).astype(np.float64) if output.probabilities_from is not None else ()
+    except ValueError:
+        return None
+    if output.has_classes:
+        said = np.array([[c.value for c in manifest.classes].index(str(said.tolist()[0]))])
+    vector = np.array([*said, *proba] if output.kind != "probabilities" else proba, dtype=np.float64)
+    return vector if np.isfinite(vector).all() else None
 
 
-def _is_same(
-    predictor: TabularPredictor, manifest: Manifest, payloads: list[bytes], alone: list[Prediction | Exception]
-) -> bool:
+def _differences(manifest: Manifest, answer: bytes, own: Any, model: Any, row: NDArray[np.float64]) -> list[str]:
+    given, start = unpack(answer), manifest.output.probabilities_from
+    found = []
+    if start is not None and not np.allclose(given[start:], own[start:], rtol=TOLERANCE, atol=TOLERANCE):
+        found.append("proba")
+    if manifest.output.has_classes:
+        said = manifest.best_class(given.tolist()).value
+        return found if said == str(np.ravel(model.predict(row)).tolist()[0]) else [*found, "predict"]
+    return found if np.allclose(given, own, rtol=TOLERANCE, atol=TOLERANCE) else ["predict"]
+
+
+def _is_same(predictor: TabularPredictor, manifest: Manifest, payloads: list[bytes]) -> bool:
     """Whether batches of any size and order have the same bits, audits too, and the caches would take them."""
+    alone = [_asked(predictor, payload) for payload in payloads]
     order = np.random.default_rng(8).permutation(len(payloads)).tolist()
     shuffled = predictor.predict([payloads[index] for index in order])
     seven = [a for start in range(0, len(payloads), 7) for a in predictor.predict(payloads[start : start + 7])]
@@ -236,7 +246,7 @@ def _is_same(
         alone == list(predictor.predict(payloads)) == seven
         and [alone[index] for index in order] == list(shuffled)
         and alone == [predictor.audit(payload) for payload in payloads]
-        and all(isinstance(answer, bytes) and is_answer(answer) for answer in alone)
+        and all(answer is not None and is_answer(answer) for answer in alone)
     )
 
 
