@@ -1,18 +1,17 @@
 """Does the cache pay? What it saves and what it costs, per model.
 
-On the request path only sums are added to; everything else happens once a second, beside it.
+A request only adds to sums. Twice a second the sums go to the metrics, and once a second to Redis.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.cache.redis.census import Census
-from service.cache.redis.l2 import L2
+from service.cache.redis.l2 import L2, DistinctQuestions
 from service.errors import StoreUnavailable
 from service.lookup import Answer, Lookup
 from service.metrics import Metrics
@@ -22,10 +21,10 @@ TICK_SECONDS = 1.0
 
 @dataclass(slots=True)
 class Account:
-    """One model in this worker. ``manifest_cost``: seconds of one computation, in force until one has been measured.
+    """One model in this worker. ``manifest_cost``: seconds of one computation, used until one has been measured.
 
-    ``asked`` questions, ``hits`` among them and their ``keys`` are not yet in the census; ``new_hits``, and the seconds
-    that questions waited for Redis (``new_spent``), not yet in the metrics.
+    ``asked``, ``hits`` and ``keys``: questions, hits and cache keys that Redis has not been told of. ``new_hits`` and
+    ``new_spent`` (seconds that questions waited for Redis): not yet in the metrics.
     """
 
     manifest_cost: float
@@ -39,49 +38,39 @@ class Account:
 
     @property
     def cost(self) -> float:
-        """Seconds of one computation: the mean of all that were measured here."""
+        """Seconds of one computation: the mean of all that this worker has measured."""
         return self.model_seconds / self.computed if self.computed else self.manifest_cost
 
     def add_batch(self, size: int, seconds: float) -> None:
-        """So many inputs have been computed."""
         self.computed += size
         self.model_seconds += seconds
 
     def add_hits(self, count: int) -> None:
-        """Hits that the pipeline did not see."""
         self.asked += count
         self.hits += count
         self.new_hits += count
 
     def add(self, lookup: Lookup, answer: Answer) -> None:
-        spent = lookup.budget.spent
         self.asked += 1
-        self.new_spent += spent
+        self.new_spent += lookup.budget.spent
         if answer.hit:
             self.hits += 1
             self.new_hits += 1
-        if answer.source in ("l2", "computed"):  # what L1 has, or somebody else waits for, was one of these before
+        if answer.source in ("l2", "computed"):  # a key in L1, or of a follower, was one of these before
             self.keys.add(answer.key)
 
 
 class Economics:
-    """The accounts of all models in this worker, and the census of the cluster."""
+    """The accounts of all models in this worker, and the cluster's count of distinct questions."""
 
-    def __init__(
-        self,
-        accounts: Mapping[str, Account],
-        l2: L2,
-        metrics: Metrics,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        self._accounts = accounts
-        self._l2, self._metrics, self._sleep = l2, metrics, sleep
+    def __init__(self, accounts: Mapping[str, Account], l2: L2, metrics: Metrics) -> None:
+        self._accounts, self._l2, self._metrics = accounts, l2, metrics
 
     def observe(self, lookup: Lookup, answer: Answer) -> None:
-        """The pipeline's observer."""
         self._accounts[lookup.model.name].add(lookup, answer)
 
     def add_hits(self, model: str, count: int) -> None:
+        """Hits that the pipeline did not see."""
         self._accounts[model].add_hits(count)
 
     def update_metrics(self) -> None:
@@ -94,41 +83,39 @@ class Economics:
         """Runs until cancelled."""
         while True:
             for model in self._accounts:
-                await self.census(model)
-            await self._sleep(TICK_SECONDS)
+                await self.distinct_questions(model)
+            await asyncio.sleep(TICK_SECONDS)
 
-    async def census(self, model: str) -> Census | None:
-        """The cluster's, with what this worker has counted since; None without a usable Redis."""
+    async def distinct_questions(self, model: str) -> DistinctQuestions | None:
+        """The cluster's, with what this worker has counted since the last call; None without a usable Redis."""
         account = self._accounts[model]
         keys, asked, hits = account.keys, account.asked, account.hits
-        # Taken before the round trip: what is counted meanwhile goes with the next. If Redis fails all three are lost,
-        # so that what the census has always belongs together.
+        # Taken before the round trip: what is counted meanwhile goes with the next one. If Redis fails, all three are
+        # lost, so the counts in Redis always belong together.
         account.keys, account.asked, account.hits = set(), 0, 0
         with suppress(StoreUnavailable):
-            census = await self._l2.count(model, keys, asked, hits)
-            if census is not None:
-                self._metrics.census(model, census.distinct, census.best_hit_rate)
-            return census
+            counted = await self._l2.count(model, keys, asked, hits)
+            if counted is not None and counted.best_hit_rate is not None:
+                self._metrics.distinct_questions.labels(model).set(counted.distinct)
+                self._metrics.best_hit_ratio.labels(model).set(counted.best_hit_rate)
+            return counted
         return None
 
     async def report(self, model: str, samples: Mapping[tuple[str, str], float]) -> dict[str, Any]:
-        """``samples``: the model's metrics. Seconds are those of all workers here, the census is the whole cluster's.
-
-        Without a usable Redis questions and hits are those of all workers here since they started. ``cost_seconds`` is
-        this worker's.
-        """
-        census = await self.census(model)
-        if census is None:
-            results = {result: n for (name, result), n in samples.items() if name == "predict_cache_results_total"}
-            answered = {result: int(results.get(result, 0)) for result in ("l1", "l2", "computed", "collapsed")}
-            census = Census(sum(answered.values()), answered["l1"] + answered["l2"], 0)
-            estimates = {}
+        """``samples``: the model's metrics. Seconds are those of all workers of this service, ``cost_seconds`` is this
+        worker's. Questions are counted in the whole cluster; without a usable Redis in this service since its start."""
+        counted = await self.distinct_questions(model)
+        estimates = {}
+        if counted is not None:
+            estimates = {"distinct": counted.distinct, "best_hit_rate": counted.best_hit_rate}
         else:
-            estimates = {"distinct": census.distinct, "best_hit_rate": census.best_hit_rate}
+            results = {result: int(n) for (name, result), n in samples.items() if name == "predict_cache_results_total"}
+            hits = results.get("l1", 0) + results.get("l2", 0)
+            counted = DistinctQuestions(hits + results.get("computed", 0) + results.get("collapsed", 0), hits, 0)
         return {
-            "asked": census.asked,
-            "hits": census.hits,
-            "hit_rate": census.hit_rate,
+            "asked": counted.asked,
+            "hits": counted.hits,
+            "hit_rate": counted.hit_rate,
             **estimates,
             "cost_seconds": self._accounts[model].cost,
             "saved_seconds": samples.get(("predict_cache_saved_seconds_total", ""), 0.0),

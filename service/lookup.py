@@ -1,4 +1,4 @@
-"""What is asked of a model and what comes back: the data that travels along the data path."""
+"""What travels along the data path: the question on its way, and the answer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal
 
 from service.cache.entry import Entry
 from service.cache.redis.auto_pipeline import DeadlineBudget
+from service.config import Settings
 from service.inference.batcher import Batcher, Reservation
 from service.inference.manifest import Manifest
 from service.inference.predictor import Predictor, Question, answer_check
@@ -23,7 +24,7 @@ class Model:
     batcher: Batcher
     leased: bool
     is_answer: Callable[[bytes], bool] = field(init=False, repr=False)
-    """Whether a value could be one of its answers: asked of whatever Redis has, and of what it has computed."""
+    """Whether a value could be one of the model's answers. Values from Redis and from the model are both checked."""
 
     def __post_init__(self) -> None:
         manifest = self.manifest
@@ -34,6 +35,10 @@ class Model:
     @property
     def version(self) -> str:
         return self.predictor.fingerprint.hex()[:12]
+
+    def ttl(self, settings: Settings) -> float:
+        """The lifetime of its answers, in seconds."""
+        return self.manifest.ttl_seconds or settings.ttl_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +68,8 @@ DEFAULT = CacheDirectives()
 class Answer:
     """An entry and the way it came.
 
-    ``stored``: some cache keeps it. ``fresh``: the request wanted no stored answer. ``l2_down``: there is a Redis, but
-    it could take no part. ``hit``: no model was asked. Times in seconds.
+    ``stored``: a cache keeps it. ``fresh``: the request wanted no stored answer. ``l2_down``: a Redis is configured,
+    but it did not take part. ``hit``: no model was called. Times in seconds.
     """
 
     key: str
@@ -76,7 +81,7 @@ class Answer:
     cache_seconds: float = 0.0
     queue_seconds: float = 0.0
     model_seconds: float = 0.0
-    hit: bool = field(init=False)  # asked for seven times on the way of an answer, which ``source`` never changes on
+    hit: bool = field(init=False)  # an attribute, since one answer reads it seven times
 
     def __post_init__(self) -> None:
         self.hit = self.source in ("l1", "l2")
@@ -86,7 +91,8 @@ class Answer:
 class Lookup:
     """One question on its way along the data path.
 
-    ``l2_eligible``: its key is one that all workers use, so L2 may have it. ``budget``: what Redis may still cost it.
+    ``l2_eligible``: all workers use the same key, so L2 may have the entry. ``budget``: the time that Redis may still
+    cost this question.
     """
 
     model: Model

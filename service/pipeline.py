@@ -42,17 +42,15 @@ from service.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-LEASE_COST_SECONDS = 0.001
-"""What a lease costs: two round trips to Redis and a little waiting. Models cheaper than that do without one."""
-
 NO_GENERATION = bytes(8)
+"""In keys made while the model's generation is not known. They never reach Redis."""
 
 Step: TypeAlias = Callable[[Lookup, Call[Answer]], Coroutine[Any, Any, Answer]]
 Precheck: TypeAlias = Callable[[], Awaitable[Answer | None]]
 
 
 class Pipeline:
-    """``observe`` is told of every answer."""
+    """The data path of one worker. ``observe`` is called with every answer."""
 
     def __init__(
         self,
@@ -87,50 +85,42 @@ class Pipeline:
     async def answer_many(
         self, model: Model, questions: Sequence[Question | ServiceError], directives: CacheDirectives = DEFAULT
     ) -> list[Answer | ServiceError]:
-        """An answer, or the row's own error, for each question in order; duplicates are folded into one.
+        """An answer, or the row's own error, for each question in order. Equal questions are looked up once.
 
-        All rows that must be computed are admitted to the queue or none: raises Overloaded.
+        The queue admits all rows that must be computed, or none: raises Overloaded.
         """
         lookups: dict[bytes, Lookup] = {}
         for question in questions:
-            # Of duplicates one that has a payload: the other may be a digest alone.
+            # Of two equal questions the one that has a payload: the other may be a digest alone.
             if isinstance(question, Question) and (question.payload is not None or question.identity not in lookups):
                 lookups[question.identity] = self._lookup(model, question)
-        found = await self._found(list(lookups.values()), directives)
-        missing = [
-            lookup for lookup in lookups.values() if lookup.key not in found and lookup.may_be_computed(directives)
-        ]
+        rows = list(lookups.values())
+        found = await self._found(rows, directives)
+        missing = [row for row in rows if row.key not in found and row.may_be_computed(directives)]
         with model.batcher.reserve(len(missing)) as reservation:
-            for lookup in missing:
-                lookup.reservation = reservation
-            answered = await asyncio.gather(
-                *(
-                    self._counted(lookup, self._row(lookup, directives, found.get(lookup.key)))
-                    for lookup in lookups.values()
-                ),
-                return_exceptions=True,
-            )
+            for row in missing:
+                row.reservation = reservation
+            answering = (self._counted(row, self._row(row, directives, found.get(row.key))) for row in rows)
+            answered = await asyncio.gather(*answering, return_exceptions=True)
         by_identity = dict(zip(lookups, answered, strict=True))
         return [row_error(by_identity[q.identity] if isinstance(q, Question) else q) for q in questions]
 
     async def _answer(self, lookup: Lookup, directives: CacheDirectives, precheck: Precheck | None = None) -> Answer:
         if directives.reads:
             found = self._in_l1(lookup)
-            if found is None:
-                found = await (
-                    self._fly(lookup, self._lead, precheck)
-                    if lookup.may_be_computed(directives)
-                    else self._in_l2(lookup)
-                )
+            if found is None and lookup.may_be_computed(directives):
+                found = await self._fly(lookup, self._lead, precheck)
+            elif found is None:
+                found = await self._in_l2(lookup)
             if found is not None and self._suits(found, directives):
                 return found
         return await self._recompute(lookup, directives)
 
     async def _recompute(self, lookup: Lookup, directives: CacheDirectives) -> Answer:
-        """Nothing stored will do."""
-        if not lookup.may_be_computed(directives):
-            if not directives.compute:
-                raise OnlyIfCached
+        """Compute the answer, whatever is stored."""
+        if not directives.compute:
+            raise OnlyIfCached
+        if lookup.question.payload is None:
             raise NotCached("Nothing is cached for this digest: POST the image itself.")
         if not directives.store:
             return replace(await self._deadlines.within(self._compute(lookup)), fresh=True)
@@ -159,10 +149,10 @@ class Pipeline:
         return self._keep_here(lookup, computed) if resolved.down else computed
 
     async def _refresh(self, lookup: Lookup, call: Call[Answer]) -> Answer:
-        """No look-up and no lease, and what is stored is overwritten."""
+        """Compute without look-up and lease, and overwrite what is stored."""
         return await self._store(lookup, replace(await self._compute(lookup, call), fresh=True), overwrite=True)
 
-    # What the steps are made of.
+    # The parts of these steps.
 
     def _in_l1(self, lookup: Lookup) -> Answer | None:
         entry = self.l1.get(lookup.key)
@@ -177,12 +167,12 @@ class Pipeline:
             return None
         if entry is None:
             return None
-        # Its second use at least: only now does it enter L1, so that a flood of unique keys never does.
+        # This is at least the second use of the key. A flood of unique keys never enters L1.
         self.l1.put(lookup.key, entry, self.settings.l1_max_seconds)
         return Answer(lookup.key, entry, "l2")
 
     async def _fly(self, lookup: Lookup, step: Step, precheck: Precheck | None = None, fresh: bool = False) -> Answer:
-        """Once at a time per key in this worker, whose flight it is: a client that leaves ends it for nobody else."""
+        """Run the step in the key's flight, which belongs to the worker: a client that leaves does not end it."""
         started = self._clock()
 
         async def fly(call: Call[Answer]) -> Answer:
@@ -195,7 +185,7 @@ class Pipeline:
         return answer if led or answer.hit else replace(answer, source="collapsed")
 
     async def _compute(self, lookup: Lookup, call: Call[Answer] | None = None) -> Answer:
-        """Raises NoWaiters when everybody had left before its turn came."""
+        """Raises NoWaiters when nobody waits for the call any more when its turn comes."""
         assert lookup.question.payload is not None
         try:
             computed = await lookup.model.batcher.submit(
@@ -205,18 +195,18 @@ class Pipeline:
                 reservation=lookup.reservation,
             )
             if not lookup.model.is_answer(computed.prediction):
-                raise PredictionFailed from ValueError("the model's answer is not like that to its example")
+                raise PredictionFailed from ValueError("the model's answer does not look like its example's")
         except PredictionFailed as error:
             logger.error("A prediction failed.", extra=_names(lookup), exc_info=error.__cause__ or error)
             raise
         self.metrics.queued(lookup.model.name, computed.queue_seconds)
-        entry = new_entry(computed.prediction, self.settings.ttl_seconds, self._clock(), self._random)
+        entry = new_entry(computed.prediction, lookup.model.ttl(self.settings), self._clock(), self._random)
         return Answer(
             lookup.key, entry, "computed", queue_seconds=computed.queue_seconds, model_seconds=computed.model_seconds
         )
 
     async def _store(self, lookup: Lookup, answer: Answer, overwrite: bool = False) -> Answer:
-        """In Redis; the answer is then the one that was committed first, whatever a batch did to the last bits."""
+        """Store it in Redis, and answer with what was committed first: batches may move an answer's last bits."""
         if not lookup.l2_eligible:
             return self._keep_here(lookup, answer)
         try:
@@ -231,9 +221,9 @@ class Pipeline:
         return answer
 
     def _keep_here(self, lookup: Lookup, answer: Answer) -> Answer:
-        """Without a usable Redis L1 is all there is: it admits at once, and for the whole lifetime.
+        """Without a usable Redis, L1 admits an answer at once and for its whole lifetime.
 
-        What has no generation no purge can reach: it stays for no longer than any other answer after a purge.
+        No purge can reach an answer without a generation. Such an answer stays no longer than a purge may take.
         """
         stay = math.inf
         if not lookup.l2_eligible and self.l2.state != "off":
@@ -244,7 +234,7 @@ class Pipeline:
         return answer
 
     async def _found(self, lookups: list[Lookup], directives: CacheDirectives) -> dict[str, Answer]:
-        """What the caches have of a batch. The reads start in one turn of the loop, so they travel together."""
+        """What the caches have of a batch. All reads start in one turn of the loop, so one round trip takes them."""
         if not directives.reads:
             return {}
         local = [self._in_l1(lookup) for lookup in lookups]
@@ -252,7 +242,7 @@ class Pipeline:
         return {answer.key: answer for answer in (*local, *shared) if answer is not None}
 
     async def _row(self, lookup: Lookup, directives: CacheDirectives, found: Answer | None) -> Answer:
-        if found is None:
+        if found is None:  # asks L1 again: while Redis was asked, another request may have had the answer computed
             return await self._answer(lookup, directives)
         return found if self._suits(found, directives) else await self._recompute(lookup, directives)
 
@@ -262,23 +252,18 @@ class Pipeline:
     def _lookup(self, model: Model, question: Question) -> Lookup:
         generation = self.l2.generation(model.name)
         key = cache_key(model.predictor.fingerprint, generation or NO_GENERATION, question.identity)
-        # Now, with the key: one made before the generation was read must not reach Redis after it was.
-        shared = generation is not None and self.l2.state != "off"
-        return Lookup(model, question, key, shared, self._clock() + self.settings.deadline_seconds, DeadlineBudget())
+        # Decided here, with the key: a key without a generation must not reach Redis later.
+        l2_eligible = generation is not None and self.l2.state != "off"
+        deadline = self._clock() + self.settings.deadline_seconds
+        return Lookup(model, question, key, l2_eligible, deadline, DeadlineBudget())
 
     async def _counted(self, lookup: Lookup, answering: Coroutine[Any, Any, Answer]) -> Answer:
         result, started = "failed", self._clock()
         try:
             answer = await answering
             result = answer.source
-        except NotCached:
-            result = "not_cached"
-            raise
-        except PredictionFailed:  # of each who waited for it, and in his own task: the line has his request's id
-            logger.warning("A question has no answer: its prediction failed.", extra=_names(lookup))
-            raise
-        except asyncio.CancelledError:  # its client has left: nothing has failed
-            result = "cancelled"
+        except BaseException as error:
+            result = _how_it_failed(lookup, error)
             raise
         finally:
             self.metrics.resolved(lookup.model.name, result, self._clock() - started)
@@ -290,8 +275,17 @@ def _names(lookup: Lookup) -> dict[str, str]:
     return {"model": lookup.model.name, "key": lookup.key}
 
 
+def _how_it_failed(lookup: Lookup, error: BaseException) -> str:
+    """The metrics' word for it. Runs in the task of each request that waited, so a log line has that request's id."""
+    if isinstance(error, PredictionFailed):
+        logger.warning("A question has no answer: its prediction failed.", extra=_names(lookup))
+    if isinstance(error, NotCached):
+        return "not_cached"
+    return "cancelled" if isinstance(error, asyncio.CancelledError) else "failed"
+
+
 def row_error(outcome: Answer | BaseException) -> Answer | ServiceError:
-    """A row's own error stays in its row; anything else is the request's."""
+    """A row's own error stays in its row. Any other error is raised for the whole request."""
     if isinstance(outcome, Overloaded) or not isinstance(outcome, Answer | ServiceError):
         raise outcome
     return outcome

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from service.audit import Auditor, Countdown
 from service.bodies import Bodies
 from service.cache.memory import MemoryCache
 from service.cache.redis.l2 import L2, open_redis
-from service.config import Settings
+from service.config import Settings, names
 from service.economics import Account, Economics
 from service.errors import ConfigurationError, InvalidInput, StoreUnavailable, UnknownModel
 from service.inference.artifact import discover
@@ -26,7 +27,7 @@ from service.inference.predictor import Options
 from service.lookup import Answer, Lookup, Model
 from service.memo import Memo
 from service.metrics import Metrics
-from service.pipeline import LEASE_COST_SECONDS, Pipeline
+from service.pipeline import Pipeline
 from service.refusals import Refusals
 
 logger = logging.getLogger(__name__)
@@ -35,46 +36,48 @@ METRICS_SECONDS = 0.5
 HOT_SECONDS = 1.0
 WATCH_SECONDS = 0.5
 MAX_REMEMBERED = 1024
+LEASE_COST_SECONDS = 0.001
+"""A lease costs two round trips to Redis and a little waiting. A model cheaper than this does without."""
 
 
+@dataclass(eq=False)
 class Runtime:
     """What a request can reach.
 
-    ``failed``: why a model is not served. ``draining``: told to stop, still answering. ``tallies``: called to add to
-    the metrics what was counted beside them. ``parsed`` and ``rendered``: what the API has worked out of queries and
-    answers that come again, with the models of this runtime.
+    ``failed``: why a model is not served. ``draining``: told to stop, and still answering. ``tallies``: functions that
+    add to the metrics what was counted elsewhere. ``parsed``, ``rendered``: the questions in query strings and the
+    bodies of answers that came before.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        metrics: Metrics,
-        pipeline: Pipeline,
-        models: dict[str, Model],
-        auditor: Auditor,
-        economics: Economics,
-    ) -> None:
-        self.settings = settings
-        self.metrics = metrics
-        self.pipeline = pipeline
-        self.models = models
-        self.auditor = auditor
-        self.economics = economics
-        self.refusals = Refusals()
-        self.draining = False
-        self.failed: dict[str, str] = {}
-        self.bodies = Bodies(settings.max_bodies_bytes)
-        self.clock = time.monotonic
-        self.tallies: list[Callable[[], None]] = []
-        self.parsed: Memo[tuple[str | None, bytes], Any] = Memo(MAX_REMEMBERED)
-        self.rendered: Memo[tuple[Any, ...], bytes] = Memo(MAX_REMEMBERED)
-        preferred = settings.default_image_model
-        self._default_image_model = preferred or ("imagenet" if "imagenet" in models else "digits")
+    settings: Settings
+    metrics: Metrics
+    pipeline: Pipeline
+    models: dict[str, Model]
+    auditor: Auditor
+    economics: Economics
+    bodies: Bodies
+    refusals: Refusals = field(default_factory=Refusals)
+    draining: bool = False
+    failed: dict[str, str] = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic
+    tallies: list[Callable[[], None]] = field(default_factory=list)
+    parsed: Memo[tuple[str | None, bytes], Any] = field(default_factory=partial(Memo, MAX_REMEMBERED))
+    rendered: Memo[tuple[Any, ...], bytes] = field(default_factory=partial(Memo, MAX_REMEMBERED))
+    _defaults: dict[bool, str | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self._defaults = {
+            False: _default(self.models, False, settings.default_model, "iris"),
+            True: _default(self.models, True, settings.default_image_model, "imagenet", "digits"),
+        }
 
     def model(self, name: object, image: bool = False) -> Model:
-        """The model of that name, or the default one for the kind of input; raises UnknownModel."""
+        """The model of that name, or without a name the default one for the kind of input; raises UnknownModel."""
         if name is None:
-            name = self._default_image_model if image else self.settings.default_model
+            name = self._defaults[image]
+            if name is None:
+                raise UnknownModel("Name a model: there is no default one for this input. /models lists them.")
         if not isinstance(name, str):
             raise InvalidInput("Parameter model must be a string.", parameter="model")
         model = self.models.get(name)
@@ -85,8 +88,12 @@ class Runtime:
             raise UnknownModel(f"There is no model {shown}; /models lists those there are.", parameter="model")
         return model
 
+    def default_model(self, image: bool) -> Model | None:
+        """The model that is asked when none is named, where it is served."""
+        return self.models.get(self._defaults[image] or "")
+
     def update_metrics(self) -> None:
-        """Every worker does so by itself and regularly, since one is scraped for all."""
+        """Every worker does this regularly, because a scrape of one worker shows all."""
         for tally in self.tallies:
             tally()
         self.economics.update_metrics()
@@ -98,15 +105,22 @@ class Runtime:
         self.metrics.flush()
 
 
+def _default(models: dict[str, Model], image: bool, preferred: str, *usual: str) -> str | None:
+    """The operator's choice, else the first usual one that is served, else the only one that takes such input."""
+    fitting = [name for name, model in models.items() if (model.manifest.image is not None) == image]
+    only = fitting[0] if len(fitting) == 1 else None
+    return preferred or next((name for name in usual if name in fitting), only)
+
+
 @asynccontextmanager
 async def open_runtime(settings: Settings, lost: Callable[[str], None] = lambda reason: None) -> AsyncIterator[Runtime]:
-    """Open in the order of the imports, close in the opposite one; raises ConfigurationError.
+    """Open every resource, and close in the opposite order; raises ConfigurationError.
 
-    ``lost``: is called with the reason when a model can compute no more, so that this process can answer only hits.
+    ``lost`` is called with the reason when a model can compute no more: this process can then answer only hits.
     """
     async with AsyncExitStack() as stack:
         metrics = Metrics()
-        stack.callback(metrics.flush)  # last, with what was counted while all the others closed
+        stack.callback(metrics.flush)  # runs last, for what is counted while the others close
         loaded, failed = await _load_models(settings)
         accounts = {model.manifest.name: Account(model.manifest.cost_seconds) for model in loaded}
         models = {
@@ -119,8 +133,7 @@ async def open_runtime(settings: Settings, lost: Callable[[str], None] = lambda 
                 settings.redis_url,
                 secret=settings.cache_secret.get_secret_value().encode(),
                 observer=metrics,
-                on_generation_change=lambda model: l1.clear(),
-                on_reconnect=l1.clear,
+                on_change=l1.clear,
                 compute_seconds=settings.compute_deadline_seconds,
                 follow_seconds=settings.deadline_seconds,
             )
@@ -135,11 +148,11 @@ async def open_runtime(settings: Settings, lost: Callable[[str], None] = lambda 
             economics.observe(lookup, answer)
 
         pipeline = Pipeline(settings, l1, l2, metrics, observe=observe)
-        runtime = Runtime(settings, metrics, pipeline, models, auditor, economics)
+        runtime = Runtime(settings, metrics, pipeline, models, auditor, economics, Bodies(settings.max_bodies_bytes))
         runtime.failed = failed
         stack.callback(runtime.refusals.close)
         stack.callback(runtime.bodies.close)
-        stack.callback(runtime.update_metrics)  # what the last requests were counted for
+        stack.callback(runtime.update_metrics)  # for what the last requests counted
         stack.push_async_callback(pipeline.aclose)
         watching = _watch_calls(list(models.values()), settings.compute_deadline_seconds, lost)
         for background in (auditor.run(), economics.run(), _keep_metrics(runtime), _keep_hot(l1, l2), watching):
@@ -158,6 +171,8 @@ async def _load_models(settings: Settings) -> tuple[list[LoadedModel], dict[str,
         precision=settings.precision,
         decode=settings.decode,
         owns_device=settings.workers == 1 or settings.share_device,
+        trusted_types=names(settings.trusted_types),
+        max_image_pixels=settings.max_image_pixels,
     )
     loaded, failed = [], {}
     for directory in discover(settings.models_dir):
@@ -182,14 +197,13 @@ def _serve(
     stack: AsyncExitStack,
     lost: Callable[[str], None],
 ) -> Model:
-    """The model with a queue in front of it, which the stack closes."""
+    """The model with its queue, which the stack closes."""
     manifest, predictor = loaded.manifest, loaded.predictor
     metrics.serve(manifest.name)
     batcher = Batcher(
-        predictor.predict,
-        max_batch_size=settings.max_batch_size,
+        predictor,
+        max_batch_size=manifest.max_batch_size or settings.max_batch_size,
         max_queue_size=settings.max_queue_size,
-        slots=getattr(predictor, "slots", 1),
         lost=partial(lost, f"The device of model {manifest.name} is lost"),
         observe=partial(_computed, metrics, account, manifest.name),
         name=manifest.name,
@@ -204,9 +218,8 @@ def _computed(metrics: Metrics, account: Account, model: str, size: int, seconds
 
 
 def _is_leased(settings: Settings, manifest: Manifest) -> bool:
-    if settings.lease == "auto":
-        return manifest.cost_seconds > LEASE_COST_SECONDS
-    return settings.lease == "always"
+    lease = manifest.lease or settings.lease
+    return manifest.cost_seconds > LEASE_COST_SECONDS if lease == "auto" else lease == "always"
 
 
 async def _keep_metrics(runtime: Runtime) -> None:
@@ -216,7 +229,7 @@ async def _keep_metrics(runtime: Runtime) -> None:
 
 
 async def _watch_calls(models: list[Model], longest: float, lost: Callable[[str], None]) -> None:
-    """A call of a model that never returns would leave everybody who asks it waiting, for ever and unnoticed."""
+    """Without this, everybody who asks a model whose call never returns would get 504, for ever and unnoticed."""
     while True:
         await asyncio.sleep(WATCH_SECONDS)
         for model in models:
@@ -225,7 +238,7 @@ async def _watch_calls(models: list[Model], longest: float, lost: Callable[[str]
 
 
 async def _keep_hot(l1: MemoryCache, l2: L2) -> None:
-    """Hits in L1 are unseen by Redis, which would evict the hottest answers first: tell it of them once a second."""
+    """Redis does not see hits in L1, and would evict the hottest answers first. So it is told of them once a second."""
     while True:
         await asyncio.sleep(HOT_SECONDS)
         if asked := l1.take_asked():

@@ -260,7 +260,7 @@ async def test_a_hit_that_is_due_leaves_the_hit_path_alone_and_stays_in_its_tabl
         metrics=Metrics(),
         clock=lambda: 1000.0,
         draining=False,
-        pipeline=SimpleNamespace(l1=l1, l2=NoRedis(lambda model: None)),
+        pipeline=SimpleNamespace(l1=l1, l2=NoRedis(lambda: None)),
         auditor=auditor,
         economics=SimpleNamespace(add_hits=lambda model, count: counts.append((model, count))),
     )
@@ -337,9 +337,9 @@ class House:
         self.now, self.rests = 0.0, list[float]()
         self.predictor, self.metrics = Beside(), Metrics()
         self.l1 = MemoryCache(10**6, 100)
-        self.batcher = Batcher(self.predictor.predict, max_batch_size=4, max_queue_size=4)
+        self.batcher = Batcher(self.predictor, max_batch_size=4, max_queue_size=4)
         self.model = Model("echo", MANIFEST, self.predictor, self.batcher, leased=False)  # type: ignore[arg-type]
-        l2 = NoRedis(lambda model: None)
+        l2 = NoRedis(lambda: None)
         self.l2, self.countdown = l2, Countdown(1)
         self.auditor = Auditor(self.countdown, self.l1, l2, self.metrics, lambda: self.now, self._sleep)
         self.task = asyncio.create_task(self.auditor.run())

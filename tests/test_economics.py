@@ -1,4 +1,4 @@
-"""Does the cache pay: sums on a clock that only tests move, and censuses in a real Redis."""
+"""Does the cache pay: sums on a clock that only tests move, and distinct questions in a real Redis."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import pytest
 from service.cache.entry import Entry
 from service.cache.keys import cache_key
 from service.cache.redis.auto_pipeline import DeadlineBudget
-from service.cache.redis.census import Census
-from service.cache.redis.l2 import L2, RedisCache, open_redis
+from service.cache.redis.l2 import L2, DistinctQuestions, RedisCache, open_redis
 from service.cache.redis.no_redis import NoRedis
 from service.config import load_settings
 from service.economics import Account, Economics
@@ -65,7 +64,7 @@ class Books:
 
     def __init__(self, l2: L2 | None = None) -> None:
         self.clock, self.metrics, self.account = Clock(), Metrics(), Account(2.0)
-        self.l2 = l2 or NoRedis(lambda model: None)
+        self.l2 = l2 or NoRedis(lambda: None)
         self.economics = Economics({"echo": self.account}, self.l2, self.metrics)
         self.model = Model("echo", MANIFEST, EchoPredictor(), None, leased=False)  # type: ignore[arg-type]
 
@@ -137,10 +136,10 @@ async def test_without_redis_there_is_a_hit_rate_and_no_estimate() -> None:
     assert not {"distinct", "best_hit_rate"} & report.keys()
 
 
-# The census
+# Distinct questions
 
 
-async def test_the_census_knows_different_questions_from_repeated_ones(l2: RedisCache) -> None:
+async def test_distinct_questions_are_told_from_repeated_ones(l2: RedisCache) -> None:
     books = Books(l2)
     for number in range(1000):
         books.answer(number, "computed")
@@ -155,7 +154,7 @@ async def test_the_census_knows_different_questions_from_repeated_ones(l2: Redis
     assert (again["asked"], again["distinct"]) == (4000, report["distinct"])
 
 
-async def test_the_census_is_that_of_all_workers(l2: RedisCache) -> None:
+async def test_distinct_questions_are_those_of_all_workers(l2: RedisCache) -> None:
     first, second = Books(l2), Books(l2)
     first.answer(1, "computed")
     second.answer(1, "l2")
@@ -170,7 +169,7 @@ async def test_counts_and_estimate_end_together_and_begin_anew_together(
     l2: RedisCache, redis_server: RedisServer
 ) -> None:
     client = redis_server.client
-    assert await l2.count("echo", [key(1)], 5, 4) == Census(5, 4, 1)
+    assert await l2.count("echo", [key(1)], 5, 4) == DistinctQuestions(5, 4, 1)
     assert 0 < client.ttl(HLL) == client.ttl(COUNTS) <= 86_400
     for damage in (
         lambda: client.delete(HLL),
@@ -183,19 +182,19 @@ async def test_counts_and_estimate_end_together_and_begin_anew_together(
     ):
         await l2.count("echo", [key(1)], 5, 4)
         damage()
-        census = await l2.count("echo", [key(2)], 2, 1)
-        assert census in (Census(2, 1, 1), Census(census.asked, census.hits, 2))
+        counted = await l2.count("echo", [key(2)], 2, 1)
+        assert counted in (DistinctQuestions(2, 1, 1), DistinctQuestions(counted.asked, counted.hits, 2))
         assert l2.state == "up"
         client.delete(HLL, COUNTS)
 
 
-async def test_an_empty_census_makes_its_keys_so_that_questions_make_none(
+async def test_a_count_of_nothing_makes_its_keys_so_that_questions_make_none(
     l2: RedisCache, redis_server: RedisServer
 ) -> None:
     books = Books(l2)
-    await books.economics.census("echo")
+    await books.economics.distinct_questions("echo")
     before = redis_server.client.dbsize()
-    for number in range(1200):  # more than go into one command
+    for number in range(1200):  # more than Lua takes at once
         books.answer(number, "computed")
     report = await books.report()
     assert (report["asked"], redis_server.client.dbsize()) == (1200, before)
@@ -206,18 +205,18 @@ async def test_what_redis_does_not_take_is_forgotten_as_a_whole(l2: RedisCache, 
     books = Books(l2)
     books.answer(1, "computed")
     l2._client.breaker.pause_writes("full")
-    assert await books.economics.census("echo") is None
+    assert await books.economics.distinct_questions("echo") is None
     assert (books.account.asked, books.account.keys) == (0, set())
 
 
 async def test_what_is_counted_during_a_round_trip_goes_with_the_next(l2: RedisCache) -> None:
     books = Books(l2)
     books.answer(1, "computed")
-    under_way = asyncio.create_task(books.economics.census("echo"))
+    under_way = asyncio.create_task(books.economics.distinct_questions("echo"))
     await asyncio.sleep(0)
     books.answer(2, "computed")
-    assert await under_way == Census(1, 0, 1)
-    assert await books.economics.census("echo") == Census(2, 0, 2)
+    assert await under_way == DistinctQuestions(1, 0, 1)
+    assert await books.economics.distinct_questions("echo") == DistinctQuestions(2, 0, 2)
 
 
 # As its users see it
@@ -252,7 +251,7 @@ async def test_a_worker_that_ends_leaves_no_task(iris_models: Any) -> None:
     assert asyncio.all_tasks() == before
 
 
-async def test_a_census_of_a_redis_that_is_down_says_so(l2: RedisCache) -> None:
+async def test_counting_in_a_redis_that_is_down_says_so(l2: RedisCache) -> None:
     for _ in range(3):
         l2._client.breaker.failed("silent")
     with pytest.raises(StoreUnavailable):

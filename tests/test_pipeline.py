@@ -86,10 +86,10 @@ class House:
         self.predictor = EchoPredictor()
         self.metrics = Metrics()
         l1 = MemoryCache(settings.l1_max_bytes, settings.l1_max_entries, self.clock)
-        l2 = NoRedis(lambda model: None)
+        l2 = NoRedis(lambda: None)
         self.pipeline = Pipeline(settings, l1, l2, self.metrics, self.clock, lambda: 0.0)
         self.batcher = Batcher(
-            self.predictor.predict,
+            self.predictor,
             max_batch_size=settings.max_batch_size,
             max_queue_size=settings.max_queue_size,
             clock=self.clock,
@@ -114,7 +114,7 @@ class Shared(NoRedis):
     state = "up"
 
     def __init__(self) -> None:
-        super().__init__(lambda model: None)
+        super().__init__(lambda: None)
         self.gate, self.looks, self.kept = asyncio.Event(), 0, {}
         self.gate.set()
 

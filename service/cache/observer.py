@@ -10,21 +10,16 @@ Trip = Literal["command", "ping"]
 class Observer(Protocol):
     """Every method is called on the event loop and must return at once."""
 
-    def round_trip(self, kind: Trip, questions: int, seconds: float, ok: bool) -> None:
-        """One round trip to Redis has ended, on behalf of so many questions."""
+    def round_trip(self, kind: Trip, seconds: float, ok: bool) -> None:
+        """One round trip to Redis has ended."""
 
-    def corrupt(self, reason: str) -> None:
+    def corrupt(self) -> None:
         """A value in Redis was not what this service wrote there. It was taken for a miss."""
-
-    def state(self, up: bool) -> None:
-        """The circuit breaker has closed (up) or opened."""
 
 
 class Silent:
     """An observer that tells nobody."""
 
-    def round_trip(self, kind: Trip, questions: int, seconds: float, ok: bool) -> None: ...
+    def round_trip(self, kind: Trip, seconds: float, ok: bool) -> None: ...
 
-    def corrupt(self, reason: str) -> None: ...
-
-    def state(self, up: bool) -> None: ...
+    def corrupt(self) -> None: ...

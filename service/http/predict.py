@@ -16,6 +16,7 @@ from service.http.coding import read_content
 from service.http.directives import matches
 from service.http.endpoint import Headers, Reply, Request, describe
 from service.http.json_body import is_array, load_object
+from service.http.multipart import FILE, FORM, check_origin, read_form, read_question
 from service.http.query import parse_query
 from service.http.render import View, default_top_k, render, take_view
 from service.inference.predictor import Question
@@ -26,7 +27,7 @@ from service.runtime import Runtime
 
 @dataclass(slots=True, eq=False)
 class Parsed:
-    """What a request asks."""
+    """A parsed request."""
 
     model: Model
     question: Question
@@ -35,7 +36,7 @@ class Parsed:
     _tag: bytes | None = None
 
     def tag(self, generation: bytes | None) -> bytes | None:
-        """Of the rendering; kept with a query that is remembered. None while the model's generation is not known."""
+        """The rendering's entity tag, kept for the next request. None while the model's generation is not known."""
         if generation != self._generation:
             self._generation, self._tag = generation, None
             if generation is not None:
@@ -44,16 +45,17 @@ class Parsed:
 
 
 JSON = "application/json"
-IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")
-MEDIA_TYPES = (JSON, *IMAGE_TYPES)
+IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/tiff")
+MEDIA_TYPES = (JSON, *IMAGE_TYPES, FORM)
+ALIASES = ("image/jpg", FILE)  # which many send
 IMAGE_PARAMETERS = frozenset({"image", "input", "sha256"})
 MAX_REMEMBERED_BYTES = 1024
-"""The longest query that is remembered with what it asks, and the longest answer with its array."""
+"""Longer queries and longer answers are not remembered."""
 
 MAX_BATCH_ROWS = 256
 MAX_BATCH_BYTES = 32 * 2**20
 ROWS_PER_TURN = 16
-"""Answers rendered before the event loop has its turn: one of a thousand classes takes a third of a millisecond."""
+"""Rows rendered in one turn of the event loop: a row of a thousand classes takes a third of a millisecond."""
 
 
 def get(request: Request) -> Awaitable[Reply]:
@@ -61,12 +63,13 @@ def get(request: Request) -> Awaitable[Reply]:
 
 
 async def post(request: Request) -> Reply:
-    """A POST is not cacheable by HTTP caches: its answer says how it came about, and no more (RFC 9110, 9.3.3)."""
+    """HTTP caches must not keep the answer to a POST, so it has only Cache-Status (RFC 9110, 9.3.3)."""
     parsed = await _read(request)
     directives = request.directives
     answer = await request.runtime.pipeline.answer(parsed.model, parsed.question, directives)
     reply = _reply(request, answer, parsed)
     reply.headers = [header for header in reply.headers if header[0] not in (b"cache-control", b"age")]
+    reply.hot = (parsed.model, answer) if answer.source == "l1" else None
     return _located(reply, parsed)
 
 
@@ -77,10 +80,11 @@ async def query(request: Request) -> Reply:
 
 
 async def batch(request: Request) -> Reply:
-    """Every row is looked up, deduplicated and cached on its own; a bad row fails in its own place."""
-    _media_type(request, [JSON])
+    """Every row is looked up, deduplicated and cached on its own, and a bad row fails in its own place."""
+    read_rows = _read_form_batch if _media_type(request, [JSON, FORM]) == FORM else _read_batch
     body = await read_content(request, MAX_BATCH_BYTES)
-    model, view, questions = await request.runtime.bodies.work(partial(_read_batch, request.runtime, body), len(body))
+    read = partial(read_rows, request.runtime, body, request.header(b"content-type") or b"")
+    model, view, questions = await request.runtime.bodies.work(read, len(body))
     answers = await request.runtime.pipeline.answer_many(model, questions, request.directives)
     bodies = []
     for number, (question, answer) in enumerate(zip(questions, answers, strict=True), 1):
@@ -94,8 +98,24 @@ async def batch(request: Request) -> Reply:
     return Reply(b'{"results":[%s]}' % b",".join(bodies), headers=[(b"cache-status", batch_status(answers))])
 
 
-def _read_batch(runtime: Runtime, body: bytes) -> tuple[Model, View, list[Question | ServiceError]]:
-    """The model, the rendering, and each row's question or its own error."""
+Batch = tuple[Model, View, list[Question | ServiceError]]
+"""The model, the rendering, and each row's question or its own error."""
+
+
+def _read_form_batch(runtime: Runtime, body: bytes, content_type: bytes) -> Batch:
+    """A file for each row."""
+    fields, files = read_form(body, content_type)
+    if not 0 < len(files) <= MAX_BATCH_ROWS:
+        raise InvalidInput(f"A form for a batch has 1 to {MAX_BATCH_ROWS} files.", parameter="inputs")
+    members: dict[str, Any] = dict(fields)
+    model = runtime.model(_take_model(members), image=True)
+    view = take_view(members, model)
+    for name in members:
+        raise InvalidInput(f"Unknown field {name!r:.80}.", parameter=name)
+    return model, view, [_question(model, {}, file, FILE) for file in files]
+
+
+def _read_batch(runtime: Runtime, body: bytes, _: bytes) -> Batch:
     document = load_object(body)
     names = [name for name in ("inputs", "batch_inputs") if name in document]
     if len(names) != 1 or not is_array(rows := document.pop(names[0])) or not rows:
@@ -110,7 +130,7 @@ def _read_batch(runtime: Runtime, body: bytes) -> tuple[Model, View, list[Questi
 
 
 def parse_get(request: Request) -> Parsed:
-    """What a request asks that has its input in the query string; raises ServiceError."""
+    """Parse a request with its input in the query string; raises ServiceError."""
     runtime, name, query = request.runtime, request.path_parameter("name"), request.query
     parsed: Parsed | None = runtime.parsed.get((name, query))
     if parsed is None:
@@ -121,17 +141,20 @@ def parse_get(request: Request) -> Parsed:
 
 
 async def _read(request: Request) -> Parsed:
-    """What a request asks that has its input in the body."""
-    content_type = _media_type(request, MEDIA_TYPES)
+    """Parse a request with its input in the body."""
+    content_type = _media_type(request, MEDIA_TYPES + ALIASES)
     params: dict[str, Any] = dict(parse_query(request.query))
     body = await read_content(request, request.runtime.settings.max_body_bytes)
-    read = partial(_read_body, request.runtime, request.path_parameter("name"), params, body, content_type)
+    given = request.header(b"content-type") or b""
+    read = partial(_read_body, request.runtime, request.path_parameter("name"), params, body, given, content_type)
     return await request.runtime.bodies.work(read, len(body))
 
 
 def _read_body(
-    runtime: Runtime, path_name: str | None, params: dict[str, Any], body: bytes, content_type: str
+    runtime: Runtime, path_name: str | None, params: dict[str, Any], body: bytes, given: bytes, content_type: str
 ) -> Parsed:
+    if content_type == FORM:
+        return _understood(runtime, path_name, *read_question(params, body, given))
     if content_type == JSON:
         members = load_object(body)
         for name in params:
@@ -144,16 +167,19 @@ def _read_body(
 
 
 def _media_type(request: Request, known: Sequence[str]) -> str:
-    """The body's; raises UnsupportedContent. No other is read, or any page could ask without a preflight."""
+    """The body's media type; raises UnsupportedContent. Others, and forms of another origin, any web page could send
+    without a CORS preflight."""
     if request.content_type not in known:
         raise UnsupportedContent(f"The Content-Type of a body must be {' or '.join(known)}.")
+    if request.content_type == FORM:
+        check_origin(request)
     return request.content_type
 
 
 def _understood(
     runtime: Runtime, path_name: str | None, params: dict[str, Any], body: bytes = b"", content_type: str | None = None
 ) -> Parsed:
-    """Model and rendering, which belong to no predictor, are taken out of the parameters; what remains is the input."""
+    """Take model and rendering out of the parameters. The predictor parses the rest, which is the input."""
     name = _take_model(params) if path_name is None else path_name
     image = content_type not in (None, JSON) or not IMAGE_PARAMETERS.isdisjoint(params)
     model = runtime.model(name, image)
@@ -162,21 +188,24 @@ def _understood(
 
 
 def _take_model(params: dict[str, Any]) -> object:
-    """The model's name out of the parameters, or None when there is none."""
+    """Take the model's name out of the parameters; None when there is none."""
     if "model" in params and params["model"] is None:
         raise InvalidInput("Parameter model must be a string.", parameter="model")
     return params.pop("model", None)
 
 
 async def _cached_reply(request: Request, parsed: Parsed) -> Reply:
-    """The order of decisions (RFC 9110, 13.2.2): If-Match; a matching tag is 304 unseen, or once no-cache has had it
-    computed; ``*`` looks up; then the cache."""
+    """The order of decisions (RFC 9110, 13.2.2): If-Match, then If-None-Match, then the answer.
+
+    A tag that matches is 304 without a look-up; with no-cache it is 304 after the computation. ``*`` needs a look-up.
+    """
     runtime, model, question = request.runtime, parsed.model, parsed.question
-    # Before the answer: a purge meanwhile may give a new answer the old tag, which matches no more; never the reverse.
+    # Made before the answer: after a purge meanwhile, a new answer may have an old tag, which never matches again. An
+    # old answer must not have a new tag.
     tag = parsed.tag(runtime.pipeline.l2.generation(model.name))
     directives = request.directives
     if_match, condition = request.header(b"if-match"), request.header(b"if-none-match")
-    # Our tags are weak, so that none of a list holds.
+    # Our tags are weak, so If-Match with a list never holds.
     if if_match is not None and (if_match != b"*" or await _stored(request, parsed) is None):
         raise PreconditionFailed
     unchanged = None if condition is None else await _unchanged(request, parsed, condition, tag)
@@ -193,14 +222,14 @@ async def _cached_reply(request: Request, parsed: Parsed) -> Reply:
 
 
 async def _unchanged(request: Request, parsed: Parsed, if_none_match: bytes, tag: bytes | None) -> Headers | None:
-    """How we know that the client has the answer, or None when it has not."""
+    """The headers of a 304, or None when the client does not have the answer."""
     settings = request.runtime.settings
     if if_none_match == b"*":
         stored = await _stored(request, parsed)
         return None if stored is None else response_headers(stored, settings, request.runtime.clock())
     if tag is None or not matches(if_none_match, tag):
         return None
-    return [(b"cache-status", b"predict; hit; detail=ETAG"), cache_control(settings, settings.ttl_seconds)]
+    return [(b"cache-status", b"predict; hit; detail=ETAG"), cache_control(settings, parsed.model.ttl(settings))]
 
 
 async def _stored(request: Request, parsed: Parsed) -> Answer | None:
@@ -227,25 +256,23 @@ def _reply(request: Request, answer: Answer, parsed: Parsed) -> Reply:
 
 
 def _rendering(request: Request, answer: Answer, parsed: Parsed) -> bytes:
-    """The body kept with the entry in L1, or made of the same array before (a forest has few), or new."""
+    """The body: kept with the entry in L1, or remembered from an equal array (a forest has few), or new."""
     value, model = answer.entry.value, parsed.model
     view = (model.name, parsed.view)
     body = answer.entry.renderings.get(view)
     if body is None:
-        rendered, domain = request.runtime.rendered, None
-        if parsed.view.domain:  # which cells with the same answer do not share
-            domain = model.predictor.unchanged_within(parsed.question)  # type: ignore[attr-defined]
-        body = rendered.get((*view, value)) if domain is None else None
+        rendered = request.runtime.rendered
+        body = None if parsed.view.domain else rendered.get((*view, value))  # other cells have another domain
         if body is None:
-            body = render(value, model, parsed.view.top_k, domain)
-            if domain is None and len(value) + len(body) <= MAX_REMEMBERED_BYTES:
+            body = render(value, model, parsed.view, parsed.question)
+            if not parsed.view.domain and len(value) + len(body) <= MAX_REMEMBERED_BYTES:
                 rendered.keep((*view, value), body)
         request.runtime.pipeline.l1.add_rendering(answer.key, view, body)
     return body
 
 
 def _located(reply: Reply, parsed: Parsed) -> Reply:
-    """Name the form that has the same answer without an upload."""
+    """Add the URL that has the same answer without an upload."""
     if parsed.question.digest is not None:
         location = f"/models/{parsed.model.name}/predict?sha256={parsed.question.digest}"
         if parsed.view.top_k != default_top_k(parsed.model):
@@ -256,14 +283,18 @@ def _located(reply: Reply, parsed: Parsed) -> Reply:
 
 def _parse_row(model: Model, row: object) -> Question | ServiceError:
     params = row if isinstance(row, Mapping) else {"image" if isinstance(row, str | LargeString) else "input": row}
+    return _question(model, params, b"", JSON)
+
+
+def _question(model: Model, params: Mapping[str, Any], body: bytes, content_type: str) -> Question | ServiceError:
     try:
-        return model.predictor.parse(params, b"", JSON)
+        return model.predictor.parse(params, body, content_type)
     except InvalidInput as error:
         return error
 
 
 def _is_image(row: object) -> bool:
-    """Whether a row is an image or an array of more than one dimension, when no model is named."""
+    """Whether a row without a named model is for an image model: an image, or an array of several dimensions."""
     if isinstance(row, Mapping):
         return not IMAGE_PARAMETERS.isdisjoint(row)
     return isinstance(row, str | LargeString) or (is_array(row) and is_array(next(iter(row), None)))

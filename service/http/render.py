@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import orjson
 
 from service.errors import InvalidInput
-from service.inference.predictor import unpack
+from service.inference.predictor import Question, unpack
 from service.lookup import Model
 
 DEFAULT_TOP_K = 5
@@ -69,11 +68,11 @@ def _take_domain(params: dict[str, Any], model: Model) -> bool:
     return wanted
 
 
-def render(prediction: bytes, model: Model, top_k: int, domain: Mapping[str, Any] | None = None) -> bytes:
+def render(prediction: bytes, model: Model, view: View, question: Question) -> bytes:
     """What the model says; of a model with classes, the ``top_k`` most probable ones: of equals, the first."""
-    document: dict[str, Any] = {"model": model.name, "version": model.version, **_said(prediction, model, top_k)}
-    if domain is not None:
-        document["unchanged_within"] = domain
+    document: dict[str, Any] = {"model": model.name, "version": model.version, **_said(prediction, model, view.top_k)}
+    if view.domain:
+        document["unchanged_within"] = model.predictor.unchanged_within(question)  # type: ignore[attr-defined]
     # A copy: orjson's buffers are several times as large as what is in them, and L1 counts what is in them.
     return bytes(memoryview(orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)))
 

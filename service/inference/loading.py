@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from service.errors import ConfigurationError, DeviceLost
 from service.inference.artifact import MANIFEST, PREVIOUS, REMEDY, Artifact, read_artifact
 from service.inference.manifest import Manifest
 from service.inference.predictor import EXAMPLE_TOLERANCE, Options, Predictor, unpack
+from service.inference.requirements import check_requirements
 
 KINDS = {
     "tabular": "service.inference.tabular.predictor:load",
@@ -30,6 +33,16 @@ class LoadedModel:
     manifest: Manifest
     predictor: Predictor
     warning: str | None = None
+
+
+def import_kinds(models_dir: Path) -> None:
+    """Import what the models of a directory need, before workers are forked: they share this memory and start sooner.
+
+    Only what is safe before a fork: torch and OpenVINO start threads, so predictors import them where they compute.
+    """
+    for path in sorted(models_dir.glob(f"*/{MANIFEST}")):
+        with suppress(OSError, ValueError, AttributeError, KeyError):  # loading the model says what is wrong
+            import_module(KINDS[json.loads(path.read_bytes())["kind"]].partition(":")[0])
 
 
 def load_current(directory: Path, options: Options) -> LoadedModel:
@@ -57,6 +70,8 @@ def load_predictor(artifact: Artifact, options: Options) -> Predictor:
     if manifest.kind not in KINDS:
         known = ", ".join(KINDS)
         raise ConfigurationError(f"Model {manifest.name} is of an unknown kind: {manifest.kind!r:.80}, not {known}.")
+    check_requirements(manifest.requirements, f"The model {manifest.name}")
+    options = replace(options, max_batch_size=manifest.max_batch_size or options.max_batch_size)
     module, _, function = KINDS[manifest.kind].partition(":")
     predictor: Predictor = getattr(import_module(module), function)(artifact, options)
     return predictor

@@ -48,6 +48,8 @@ class Options:
     """What the deployment decides about every predictor: where and how it computes, and with how many threads.
 
     ``owns_device``: whether this process may use a GPU, as its only worker or because several may share it.
+    ``trusted_types``: what a .skops file may hold, beside what skops knows.
+    ``max_image_pixels``: of an image file that is sent.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -56,6 +58,8 @@ class Options:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     decode: Literal["pillow", "gpu"] = "pillow"
     owns_device: bool = True
+    trusted_types: tuple[str, ...] = ()
+    max_image_pixels: int = 50_000_000
 
 
 class Predictor(Protocol):
@@ -83,8 +87,9 @@ class Predictor(Protocol):
     def predict(self, batch: Sequence[bytes]) -> Sequence[Prediction | Exception]:
         """One prediction per payload, in order, or InvalidInput in the place of a payload that is at fault.
 
-        Called in a thread and by one at a time, or by as many as an attribute ``slots`` says. With 0 the event loop
-        calls it: for what takes well under a millisecond for a full batch, whatever the input.
+        A thread calls it, one batch at a time. An attribute ``slots`` allows so many batches at a time, each in a
+        thread of its own. An attribute ``runs_on_loop`` that is true makes the event loop call it: for a model that
+        takes well under a millisecond for a full batch, whatever the input.
         Raises DeviceLost when nothing can be computed any more until the process is replaced.
         """
 

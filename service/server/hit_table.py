@@ -1,14 +1,13 @@
-"""The hit path: answers from L1 below ASGI, as bytes that are ready.
+"""The hit path: answers from L1 below ASGI, with bytes that are ready.
 
-The ordinary path enters a hit once it has vetted it: a GET whose answer depends on nothing but its target. The protocol
-then finds it by the whole request head as it was received, one look-up before any parsing. Where some header differs in
-every request, or the request before was no hit, it is found by the parsed target. Anything else takes the ordinary
-path, unharmed. While the service drains everything does: every answer then says that its connection closes.
+The ordinary path enters a hit into the table: a GET whose answer depends on nothing but its target. The protocol then
+finds the hit by the whole request head as it was received, before any parsing. If the heads differ in every request, or
+the request before was no hit, it finds the hit by the parsed target. Every other request takes the ordinary path. While
+the service drains all of them do, because every answer then says that its connection closes.
 
-L1 stays the authority: a hit holds its entry's place there, and the table forgets whatever was evicted, has expired,
-was purged or replaced; while purges cannot be heard, everything. The bytes are made by the functions of the ordinary
-path, and anew as soon as they would differ: when Age, the time left or the date has moved on by a second. L1 is then
-asked, which touches its LRU order.
+L1 stays the authority. A hit holds its entry's slot, and the table drops what was evicted, purged or replaced or has
+expired; while purges cannot reach this worker, it drops everything. The functions of the ordinary path make the bytes,
+again whenever Age, the time left or the date has changed. Each time L1 is asked, which updates its LRU order.
 """
 
 from __future__ import annotations
@@ -31,29 +30,33 @@ SPECIAL = frozenset(
         *(b"content-length", b"transfer-encoding"),
     )
 )
-"""Headers that an answer may depend on, or that make more of a request than its target."""
+"""Headers on which an answer may depend, or which announce a body or another protocol."""
 
 MAX_HEAD_BYTES = 4096
 MAX_HEADS = 4
-"""Per hit: a flood of spellings must not grow the table."""
+"""Heads of one hit. A flood of different heads must not grow the table."""
 
 MAX_NEWCOMERS = 4096
-"""Targets that have been a hit once. Only the next one enters them: a flood of targets never asked again costs less."""
+"""Targets that have been a hit once. Only a second hit enters a target, because many targets are never asked again."""
 
 OVERHEAD = 1000
-"""What CPython spends on a hit beside the bytes of its target, heads and answer."""
+"""Bytes that CPython spends on a hit, beside its target, heads and answer."""
+
+POST = b"POST "
+NOT_POSTED = frozenset((b"cache-control", b"age"))
+"""Headers that the answer to a POST leaves out, as no HTTP cache may keep it."""
 
 VARYING = frozenset((b"cache-status", b"cache-control", b"age"))
 
 NEVER = 2**60
-"""A gap that no worker lives to see the end of."""
+"""A gap so long that no worker reaches its end."""
 
 
 @dataclass(slots=True, eq=False)
 class HitCounter:
-    """The hits of one route and model: one subtraction counts them for the metrics and down to the next audit.
+    """The hits of one route and model. One subtraction counts them for the metrics and down to the next audit.
 
-    ``left``: how many are to be given before one is due.
+    ``left``: hits until the next audit is due.
     """
 
     left: int = 0
@@ -61,7 +64,7 @@ class HitCounter:
     _rest: float = 0.0
 
     def start(self, gap: float) -> None:
-        """The next one due is the ``gap``-th from here; what is not whole of it counts with the next gap."""
+        """The next audit is due at the ``gap``-th hit. A fraction of a hit is added to the next gap."""
         self._rest += min(gap, NEVER)
         whole = int(self._rest)
         self._rest -= whole
@@ -72,14 +75,14 @@ class HitCounter:
         self._told += count
 
     def count(self) -> int:
-        """How many have been given since this was last called."""
+        """The hits since the last call."""
         given, self._told = self._told - self.left, self.left
         return given
 
 
 @dataclass(slots=True, eq=False)
 class Hit:
-    """The answer to one target from one entry. ``until``: the clock's reading at which its bytes must be made anew."""
+    """The answer to one target from one entry. ``until``: the clock's reading at which its bytes must be made again."""
 
     target: bytes
     key: str
@@ -98,14 +101,21 @@ class Hit:
 
 
 def is_plain(headers: Headers) -> bool:
-    """Whether none of the headers bears on the answer."""
+    """Whether the answer depends on none of the headers."""
     return all(
         name not in SPECIAL and (name != b"connection" or value.lower() == b"keep-alive") for name, value in headers
     )
 
 
+def is_whole(received: bytes, headers: Headers) -> bool:
+    """Whether what was received is one request with its whole body, and no more."""
+    length = next((value for name, value in headers if name == b"content-length"), b"0")
+    end = received.find(b"\r\n\r\n") + 4
+    return end > 3 and length.isdigit() and end + int(length) == len(received)
+
+
 class HitTable:
-    """One worker's hits, bounded in bytes. What was entered first goes first, and comes back if it is still hot.
+    """One worker's hits, bounded in bytes. The oldest goes first, and a target that is still in use comes back.
 
     ``by_head``: the hits whose bytes are ready. ``server_state``: uvicorn's, which has the Date header.
     """
@@ -121,24 +131,35 @@ class HitTable:
         self.by_head: dict[bytes, Hit] = {}
         self.by_target: dict[bytes, Hit] = {}
         self.bytes_used = 0
-        self._newcomers: set[bytes] = set()
+        self._newcomers: set[int] = set()
         self._tallies: dict[tuple[str, str], HitCounter] = {}
 
     def enter(self, route: str, target: bytes, received: bytes, headers: Headers, reply: Reply) -> None:
-        """Remember an answer from L1. ``received``: what was read from the socket in one piece when it was asked."""
-        if reply.hot is None or self._runtime.draining or not is_plain(headers):
+        """Remember an answer from L1. ``received``: the one read from the socket that brought the request. That is the
+        ``target``, too, of a request with a body."""
+        posted = target.startswith(POST)
+        if posted:
+            if not is_whole(target, headers):
+                return
+            headers = [header for header in headers if header[0] != b"content-length"]
+        if reply.hot is None or self._runtime.draining or not is_plain(headers) or not target:
             return
         model, answer = reply.hot
         hit, kept = self.by_target.get(target), self._l1.find(answer.key)
         if kept is None or kept.entry is not answer.entry or len(target) > MAX_HEAD_BYTES:
             return
-        if self._clock() >= self._l2.valid_until:  # its key may have no generation, and then no purge would reach it
+        if self._clock() >= self._l2.valid_until:  # the key may have no generation, so no purge would reach the hit
             return
         if hit is None and self._is_new(target):
             return
-        # A head that names its request does not come again.
-        is_head = self._is_head(received, target) and not any(name == b"x-request-id" for name, _ in headers)
+        # A head with a request id does not come again.
+        named = any(name == b"x-request-id" for name, _ in headers)
+        is_head = (posted or self._is_head(received, target)) and not named
         if hit is not None and hit.kept is kept and (not is_head or received in hit.heads):
+            if posted:
+                self._go_on(hit)
+            return
+        if posted and named:
             return
         if hit is None or hit.kept is not kept:
             fixed = [header for header in reply.headers if header[0] not in VARYING]
@@ -149,28 +170,43 @@ class HitTable:
         self._remember(hit)
 
     def current(self, hit: Hit) -> bool:
-        """Whether it is to be given: its bytes are then up to date, and it is counted."""
+        """Whether to answer with this hit. If so, its bytes are up to date and it has been counted."""
         now = self._clock()
         server_headers = self.server_state.default_headers
-        if now >= hit.until or hit.kept.evicted or hit.server_headers is not server_headers:
-            if self._l1.find(hit.key) is not hit.kept or now >= self._l2.valid_until:
-                self._forget(hit.target)
-                return False
-            self._render(hit, now, server_headers)
-            self.by_head.update(dict.fromkeys(hit.heads, hit))
+        due = now >= hit.until or hit.kept.evicted or hit.server_headers is not server_headers
+        if due and not self._refresh(hit, now):
+            return False
         tally = hit.tally
         if not tally.left:
             tally.start(self._auditor.countdown.gap())
             if self._auditor.has_room:
-                # Alone: those behind it come before it is audited, and the ordinary way takes ten times as long.
+                # Only this request leaves the hit path. The requests behind it are still answered here before the audit
+                # runs, because the ordinary path takes ten times as long.
                 self._auditor.countdown.force_sample(hit.key)
                 return False
             tally.grant(1)
         tally.left -= 1
         return True
 
+    def _go_on(self, hit: Hit) -> None:
+        """With a request that is known by its bytes alone, which the ordinary path has answered once more."""
+        self._refresh(hit, self._clock())
+        if not hit.tally.left:
+            hit.tally.start(self._auditor.countdown.gap())
+            if self._auditor.has_room:
+                self._auditor.countdown.force_sample(hit.key)  # when the ordinary path is asked again, within a second
+
+    def _refresh(self, hit: Hit, now: float) -> bool:
+        """Make its bytes anew, and have it found by its heads; False when its answer is gone from L1."""
+        if self._l1.find(hit.key) is not hit.kept or now >= self._l2.valid_until:
+            self._forget(hit.target)
+            return False
+        self._render(hit, now, self.server_state.default_headers)
+        self.by_head.update(dict.fromkeys(hit.heads, hit))
+        return True
+
     def invalidate(self) -> None:
-        """The server's headers have changed: the bytes of every hit are made anew before it is given again."""
+        """The server's headers have changed, so every hit's bytes must be made again."""
         self.by_head.clear()
 
     def clear(self) -> None:
@@ -178,7 +214,7 @@ class HitTable:
             self._forget(target)
 
     def flush(self) -> None:
-        """Add what was counted since to the metrics. No latencies: a hit is over before they could be measured."""
+        """Add the hits since the last flush to the metrics. They have no latencies, being too short to measure."""
         for (route, model), tally in self._tallies.items():
             if count := tally.count():
                 self.server_state.total_requests += count
@@ -194,16 +230,17 @@ class HitTable:
         return tally
 
     def _is_new(self, target: bytes) -> bool:
-        if target in self._newcomers:
-            self._newcomers.remove(target)
+        number = hash(target)  # who is taken for another is entered one hit early
+        if number in self._newcomers:
+            self._newcomers.remove(number)
             return False
         if len(self._newcomers) == MAX_NEWCOMERS:
             self._newcomers.clear()
-        self._newcomers.add(target)
+        self._newcomers.add(number)
         return True
 
     def _is_head(self, received: bytes, target: bytes) -> bool:
-        """Whether what was received is the head of this one request, from its first byte to its last."""
+        """Whether the received bytes are exactly the head of this one request."""
         return (
             len(received) <= MAX_HEAD_BYTES
             and received.startswith(b"GET %b HTTP/1.1\r\n" % target)
@@ -214,7 +251,7 @@ class HitTable:
         if hit.cost > self._max_bytes:
             return
         self.by_target[hit.target] = hit
-        hit.until = 0.0  # so that its heads are found once its bytes are ready
+        hit.until = 0.0  # so that `current` makes its bytes, and then enters its heads
         self.bytes_used += hit.cost
         while self.bytes_used > self._max_bytes:
             self._forget(next(iter(self.by_target)))
@@ -229,7 +266,10 @@ class HitTable:
     def _render(self, hit: Hit, now: float, server_headers: Headers) -> None:
         entry = hit.kept.entry
         answer = Answer(hit.key, entry, "l1")
-        headers = [*server_headers, *response_headers(answer, self._settings, now), *hit.fixed]
+        fresh = response_headers(answer, self._settings, now)
+        if hit.target.startswith(POST):
+            fresh = [header for header in fresh if header[0] not in NOT_POSTED]
+        headers = [*server_headers, *fresh, *hit.fixed]
         fields = b"".join(b"%b: %b\r\n" % header for header in headers)
         hit.whole = b"HTTP/1.1 200 OK\r\n" + fields + b"\r\n" + hit.body
         hit.server_headers = server_headers

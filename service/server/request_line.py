@@ -17,6 +17,7 @@ METHODS = frozenset((b"GET", b"HEAD", b"POST", b"QUERY", b"OPTIONS", b"DELETE", 
 SCHEMES = (b"http", b"https")
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+(?: |\Z)")
+_RTSP = re.compile(rb"((?:GET|POST|OPTIONS) [^ ]+ ) *RTSP/")
 _HOST = re.compile(
     rb"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]"  # IP-literal (RFC 3986, 3.2.2) ...
     rb"|\[v[0-9A-Fa-f]+\.[A-Za-z0-9._~!$&'()*+,;=:-]+\]"
@@ -48,6 +49,22 @@ def check_method(method: bytes) -> None:
     """Raises NotSupported."""
     if method not in METHODS:
         raise NotSupported(f"The method {method.decode()} is implemented nowhere here.")
+
+
+def check_protocol(method: bytes, target: bytes, received: bytes) -> None:
+    """llhttp reads GET, POST and OPTIONS of RTSP/1.x, too, and does not say so; raises MalformedRequest.
+
+    ``received``: the read in which the head ended, and those before it in which its start line arrived.
+    """
+    line = b"%b %b " % (method, target)
+    if not received.startswith(line + b"HTTP/") and line in _rtsp_lines(received):
+        raise MalformedRequest("This is RTSP; only HTTP is served.")
+
+
+@lru_cache(1)
+def _rtsp_lines(received: bytes) -> frozenset[bytes]:
+    """Remembered, because one read may hold thousands of requests."""
+    return frozenset(match[1] for match in _RTSP.finditer(received))
 
 
 def check_version(version: str) -> None:

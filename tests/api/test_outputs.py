@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlencode
 
-import joblib
 import numpy as np
 import pytest
 from sklearn.cluster import KMeans
@@ -41,10 +39,8 @@ FEATURES = [Feature(name=name, minimum=0, maximum=10) for name in NAMES]
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     directory = tmp_path_factory.mktemp("outputs")
     for name, model in MODELS.items():
-        file = io.BytesIO()
-        joblib.dump(model, file)
         outputs = ("left", "right") if name == "several" else ()
-        register(directory / "models", name, file.getvalue(), FEATURES, outputs=outputs)
+        register(model, name=name, models_dir=directory / "models", features=FEATURES, outputs=outputs)
     with running_server(directory, models_dir=directory / "models") as server:
         yield server
 

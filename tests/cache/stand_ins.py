@@ -30,22 +30,19 @@ class Witness:
     """An observer that remembers."""
 
     def __init__(self) -> None:
-        self.trips: list[tuple[Trip, int, bool]] = []
-        self.corruptions: list[str] = []
-        self.states: list[bool] = []
+        self.trips: list[tuple[Trip, bool]] = []
+        self.corruptions = 0
 
-    def round_trip(self, kind: Trip, questions: int, seconds: float, ok: bool) -> None:
-        self.trips.append((kind, questions, ok))
+    def round_trip(self, kind: Trip, seconds: float, ok: bool) -> None:
+        self.trips.append((kind, ok))
 
-    def corrupt(self, reason: str) -> None:
-        self.corruptions.append(reason)
+    def corrupt(self) -> None:
+        self.corruptions += 1
 
-    def state(self, up: bool) -> None:
-        self.states.append(up)
-
-    def of(self, kind: Trip) -> list[int]:
-        """How many questions each successful round trip of a kind carried."""
-        return [questions for k, questions, ok in self.trips if k == kind and ok]
+    @property
+    def commands(self) -> int:
+        """How many round trips with commands have succeeded."""
+        return self.trips.count(("command", True))
 
 
 def entry(value: bytes = b"value", ttl: float = 300.0, clock: Callable[[], float] | None = None) -> Entry:

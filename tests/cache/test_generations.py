@@ -82,8 +82,8 @@ def no_rereading(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_rereading")
 async def test_a_purge_reaches_every_worker_by_message(workers: Workers, server: RedisServer) -> None:
-    changed: list[str] = []
-    one, two = await workers.start(), await workers.start(on_generation_change=changed.append)
+    changed: list[None] = []
+    one, two = await workers.start(), await workers.start(on_change=lambda: changed.append(None))
     for worker in (one, two):
         await worker.register("iris")
     before = two.generation("iris")
@@ -91,7 +91,7 @@ async def test_a_purge_reaches_every_worker_by_message(workers: Workers, server:
     await one.purge("iris")
     assert one.generation("iris") != before
     await becomes(lambda: two.generation("iris") == one.generation("iris"), within=30)
-    assert changed == ["iris", "iris"]  # when first read, and when purged
+    assert len(changed) == 2  # when first read, and when purged
 
 
 async def test_a_purge_that_was_not_heard_of_is_found_by_rereading(
@@ -325,15 +325,15 @@ async def test_generations_are_read_as_soon_as_Redis_comes_back(workers: Workers
 
 @pytest.mark.usefixtures("no_rereading")
 async def test_a_subscriber_that_reconnects_says_so_and_hears_again(workers: Workers, server: RedisServer) -> None:
-    reconnections: list[None] = []
-    one = await workers.start(on_reconnect=lambda: reconnections.append(None))
+    changes: list[None] = []
+    one = await workers.start(on_change=lambda: changes.append(None))
     two = await workers.start()
     for worker in (one, two):
         await worker.register("iris")
     await subscribed(server, "p1:purges", 2)
-    assert reconnections == []
+    changes.clear()
     server.client.client_kill_filter(_type="pubsub")
-    await becomes(lambda: len(reconnections) == 1)
+    await becomes(lambda: len(changes) == 1)
     await two.purge("iris")
     await becomes(lambda: one.generation("iris") == two.generation("iris"), within=30)
 
@@ -346,5 +346,5 @@ async def test_two_services_with_different_secrets_on_one_redis_leave_it_time_fo
     await one.register("iris")
     await two.register("iris")
     await asyncio.sleep(1.5)
-    assert 1 <= len(witness.corruptions) < 50
+    assert 1 <= witness.corruptions < 50
     assert one.generation("iris") is not None and two.generation("iris") is not None

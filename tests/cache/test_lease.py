@@ -148,9 +148,9 @@ async def test_a_hint_that_means_nothing_makes_a_follower_look_just_once(
     claim_and_die(server)
     following = await follower(server, cache, done())
     server.client.publish(HINTS, "K")
-    await becomes(lambda: len(witness.of("command")) == 2)
+    await becomes(lambda: witness.commands == 2)
     await asyncio.sleep(0.05)  # in which there would be a hundred more
-    assert len(witness.of("command")) == 2
+    assert witness.commands == 2
     following.cancel()
 
 
@@ -280,7 +280,7 @@ async def test_closing_gives_up_the_leases_still_held(server: RedisServer) -> No
 async def test_a_claim_whose_asker_leaves_is_given_up(l2: RedisCache, server: RedisServer, witness: Witness) -> None:
     with pytest.raises(RuntimeError):
         await l2.compute_once("L", done(RuntimeError("no")))  # Redis has learnt the scripts
-    await becomes(lambda: len(witness.of("command")) == 2)
+    await becomes(lambda: witness.commands == 2)
     server.freeze()
     asking = asyncio.create_task(l2.compute_once("K", done()))
     for _ in range(10):  # until the claim has been sent
@@ -288,7 +288,7 @@ async def test_a_claim_whose_asker_leaves_is_given_up(l2: RedisCache, server: Re
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
     server.thaw()
-    await becomes(lambda: len(witness.of("command")) == 4)
+    await becomes(lambda: witness.commands == 4)
     assert not server.client.exists(LEASE, CLAIMS)
 
 
@@ -386,7 +386,7 @@ async def test_damaged_keys_of_a_lease_do_no_harm(
     resolved = await l2.compute_once("K", done())
     assert (resolved.entry.value, resolved.source, resolved.stored) == (b"answer", "computed", True)
     assert server.client.keys("p1:{*") == [VALUE.encode()]
-    assert len(witness.corruptions) == (name == VALUE)
+    assert witness.corruptions == (name == VALUE)
     assert (await l2.compute_once("K", done())).source == "stored"
 
 

@@ -181,7 +181,7 @@ async def test_a_replica_that_stays_one_is_never_called_up_and_goes_on_being_lis
     workers: Workers, server: RedisServer, told: Told
 ) -> None:
     reconnected: list[None] = []
-    l2 = await workers.start(on_reconnect=lambda: reconnected.append(None))
+    l2 = await workers.start(on_change=lambda: reconnected.append(None))
     await subscribed(server, "p1:purges")
     told.clear()
     await l2.put("K", entry())

@@ -31,7 +31,7 @@ class Model:
         self.gate.set()
         self.entered = threading.Semaphore(0)
 
-    def __call__(self, batch: Sequence[bytes]) -> list[Prediction | Exception]:
+    def predict(self, batch: Sequence[bytes]) -> list[Prediction | Exception]:
         self.batches.append(list(batch))
         self.threads.add(threading.get_ident())
         self.entered.release()
@@ -68,15 +68,16 @@ async def serving(
     size: int = 4,
     queue: int = 100,
     slots: int = 1,
+    runs_on_loop: bool = False,
     clock: Callable[[], float] | None = None,
     observe: Callable[[int, float], None] = lambda size, seconds: None,
     lost: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Batcher]:
+    model.slots, model.runs_on_loop = slots, runs_on_loop
     batcher = Batcher(
         model,
         max_batch_size=size,
         max_queue_size=queue,
-        slots=slots,
         clock=clock or (lambda: 0.0),
         observe=observe,
         lost=lost,
@@ -434,7 +435,7 @@ async def test_a_full_batch_never_waits_for_a_free_slot() -> None:
 
 async def test_a_lost_device_is_told_to_all_of_a_batch_at_once_and_not_tried_again_row_by_row() -> None:
     model = Model()
-    async with serving(model, slots=0) as batcher:
+    async with serving(model, runs_on_loop=True) as batcher:
         asked = [ask(batcher, payload) for payload in (b"a", b"lost", b"b")]
         found = await asyncio.gather(*asked, return_exceptions=True)
     assert [type(outcome) for outcome in found] == [DeviceLost] * 3
@@ -457,9 +458,9 @@ async def test_past_its_time_a_call_is_given_up_with_all_who_wait_and_nobody_mor
         await batcher.close()  # does not wait for the call
 
 
-async def test_without_a_slot_the_event_loop_computes_what_one_turn_has_brought() -> None:
+async def test_on_the_event_loop_what_one_turn_has_brought_is_computed_at_once() -> None:
     model = Model()
-    async with serving(model, slots=0, size=3) as batcher:
+    async with serving(model, runs_on_loop=True, size=3) as batcher:
         answers = await asyncio.gather(*(ask(batcher, b"%d" % n) for n in range(5)))
         assert [answer.prediction for answer in answers] == [b"%d!" % n for n in range(5)]
         assert model.batches == [[b"0", b"1", b"2"], [b"3", b"4"]]
@@ -470,7 +471,7 @@ async def test_without_a_slot_the_event_loop_computes_what_one_turn_has_brought(
         assert batcher.idle
 
 
-async def test_without_a_slot_others_have_their_turn_between_the_batches() -> None:
+async def test_on_the_event_loop_others_have_their_turn_between_the_batches() -> None:
     model, turns = Model(), list[int]()
 
     def turn() -> None:
@@ -478,7 +479,7 @@ async def test_without_a_slot_others_have_their_turn_between_the_batches() -> No
         if len(model.batches) < 4:
             asyncio.get_running_loop().call_soon(turn)
 
-    async with serving(model, slots=0, size=1) as batcher:
+    async with serving(model, runs_on_loop=True, size=1) as batcher:
         turn()
         await asyncio.gather(*(ask(batcher, b"%d" % n) for n in range(4)))
     assert {1, 2, 3} <= set(turns)

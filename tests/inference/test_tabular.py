@@ -350,7 +350,7 @@ def test_forests_serve_on_one_thread_whatever_they_were_trained_with() -> None:
 def test_only_a_forest_whose_full_batch_reads_little_is_computed_on_the_event_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert predictor_of(FOREST).slots == 0
-    assert predictor_of(LINEAR).slots == 1
+    assert predictor_of(FOREST).runs_on_loop
+    assert not predictor_of(LINEAR).runs_on_loop
     monkeypatch.setattr("service.inference.tabular.predictor.MAX_BYTES_ON_LOOP", 1000)
-    assert predictor_of(FOREST).slots == 1
+    assert not predictor_of(FOREST).runs_on_loop

@@ -35,8 +35,10 @@ def dumped(model: Any) -> bytes:
 
 def registered(directory: Path, model: Any, **options: Any) -> Any:
     """The manifest."""
-    weights = model if isinstance(model, bytes) else dumped(model)
-    return register(directory, "own", weights, FEATURES, **options)
+    directory.mkdir(exist_ok=True)
+    file = directory / "own.joblib"
+    file.write_bytes(model if isinstance(model, bytes) else dumped(model))
+    return register(file, name="own", models_dir=directory, features=FEATURES, show=lambda shown: None, **options)
 
 
 class Chance(LogisticRegression):  # type: ignore[misc]
@@ -113,7 +115,7 @@ def test_a_file_of_another_scikit_learn_is_refused_unless_any_version_will_do(
 @pytest.mark.parametrize(
     ("weights", "said"),
     [
-        (b"c__main__\nMine\n.", "defined in a notebook"),
+        (b"c__main__\nMine\n.", "defined in a notebook or script: put"),
         (b"cnot_there.at_all\nMine\n.", "install not_there into this environment"),
         (dumped(GaussianNB())[:60], "write it again with joblib.dump"),
         (b"PK\x03\x04 something else", "write it again with joblib.dump"),

@@ -13,17 +13,15 @@ from typing import Any, NamedTuple, TypeAlias
 
 from service.cache.entry import Entry
 from service.cache.generations import PURGES, Generations, Purged
-from service.cache.keys import entry_key
+from service.cache.keys import distinct_questions_keys, entry_key
 from service.cache.lease import HINTS, Compute, Leases, Resolved
 from service.cache.observer import Observer, Silent
-from service.cache.redis import census
 from service.cache.redis.auto_pipeline import AutoPipeline, DeadlineBudget, PendingReply
 from service.cache.redis.breaker import State
-from service.cache.redis.census import Census
 from service.cache.redis.client import RedisClient
 from service.cache.redis.codec import Accepts, Codec, anything
 from service.cache.redis.no_redis import NoRedis
-from service.cache.redis.scripts import DISCARD, PUT, READ, Argument, Command
+from service.cache.redis.scripts import COUNT, DISCARD, PUT, READ, Argument, Command
 from service.cache.redis.stall_tolerant_clock import StallTolerantClock
 from service.cache.redis.subscriber import Subscriber
 from service.errors import StoreRefused, StoreUnavailable
@@ -36,8 +34,12 @@ _MEANING = {
     "down": "Redis is not used: this worker has only its own cache.",
 }
 
-MAX_IN_FLIGHT = 4  # under way at once: as many connections, one more for PING
+MAX_IN_FLIGHT = 4
+"""Round trips at once. The client has as many connections, and one more for PING."""
 ITEMS_PER_TRIP = 128
+
+COUNTED_SECONDS = 86_400
+"""Distinct questions are counted for so long, and then anew: traffic of long ago says little."""
 
 Found = tuple[bytes | None, int]
 """What a key holds, and the milliseconds left of it; (None, …) when nothing."""
@@ -54,10 +56,27 @@ class Write(NamedTuple):
     overwrite: bool
 
 
+class DistinctQuestions(NamedTuple):
+    """Questions, the hits among them, and how many distinct ones they were: an estimate, within 2 %."""
+
+    asked: int
+    hits: int
+    distinct: int
+
+    @property
+    def hit_rate(self) -> float | None:
+        return self.hits / self.asked if self.asked else None
+
+    @property
+    def best_hit_rate(self) -> float | None:
+        """That of a cache that never forgets: each distinct question is a miss once."""
+        return max(0, self.asked - self.distinct) / self.asked if self.asked else None
+
+
 class RedisCache:
     """Made by ``open_redis``. Whatever Redis does, a method raises StoreUnavailable or nothing.
 
-    An ``budget`` is what Redis may still cost one request: give the same one to all calls on its behalf.
+    A ``budget`` is what Redis may still cost one request: give the same one to all calls on its behalf.
     """
 
     state: State
@@ -67,33 +86,28 @@ class RedisCache:
         url: str,
         secret: bytes,
         observer: Observer,
-        on_generation_change: Callable[[str], None],
-        on_reconnect: Callable[[], None],
+        on_change: Callable[[], None],
         clock: Callable[[], float],
         compute_seconds: float,
         follow_seconds: float,
     ) -> None:
         self.state = "down"
         self._troubled = False
-        self._observer = observer
         self._codec = Codec(secret, observer, clock)
-        self._on_reconnect = on_reconnect
+        self._on_change = on_change
         waiting = StallTolerantClock()
         self._client = RedisClient(url, waiting, self._on_state, observer, lambda: self._subscriber.reconnect())
         self._pipeline: AutoPipeline[Read | Write | Command, Any] = AutoPipeline(
             self._execute, MAX_IN_FLIGHT, ITEMS_PER_TRIP, waiting
         )
-        self._generations = Generations(self._pipeline.ask, secret, observer, clock, on_generation_change)
+        self._generations = Generations(self._pipeline.ask, secret, observer, clock, on_change)
         self._leases = Leases(self._ask_to_write, self._codec, compute_seconds, follow_seconds)
         handlers = {PURGES: self._generations.heard, HINTS: self._leases.hints.tell}
         self._subscriber = Subscriber(self._client, handlers, self._on_resubscribed)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
-        """Start what runs beside the requests. Waits for the first PING, one deadline at most; Redis may be down.
-
-        Raises ConfigurationError for a Redis Cluster.
-        """
+        """Send a first PING, one deadline at most, and start the background tasks; raises ConfigurationError."""
         await self._client.breaker.probe()
         for watch in (self._client.breaker.watch, self._generations.watch, self._subscriber.watch):
             task = asyncio.create_task(watch(), name=watch.__qualname__)
@@ -111,26 +125,26 @@ class RedisCache:
         self._codec.close()
 
     def generation(self, model: str) -> bytes | None:
-        """Eight bytes for the model's keys; None while they are not known: L2 must then not be used for it."""
+        """Eight bytes for the model's keys, or None while they are not known: L2 must not be used then."""
         return self._generations.get(model)
 
     @property
     def valid_until(self) -> float:
-        """The clock's reading until which all generations are known; it moves on as they are read again."""
+        """Until this reading of the clock all generations are known. Each time they are read it moves on."""
         return self._generations.valid_until
 
     async def register(self, model: str) -> None:
-        """Read the model's generation, and keep it current; an unreachable Redis costs one deadline and no error."""
+        """Read the model's generation and keep it current. An unreachable Redis costs one deadline and no error."""
         await self._generations.register(model)
 
     async def purge(self, model: str) -> Purged:
-        """Forget all answers of the model, on every worker; raises as ``Generations.purge``."""
+        """Forget all answers of the model on every worker; raises as ``Generations.purge``."""
         self._require(self._client.breaker.closed)
         return await self._generations.purge(model)
 
     async def get(self, key: str, budget: DeadlineBudget | None = None, accepts: Accepts = anything) -> Entry | None:
-        """The entry. A value that this service did not write there under this key, or that is not accepted, is counted,
-        removed, and a miss."""
+        """The entry, or None. A value that this service did not write under this key, or that ``accepts`` refuses, is
+        counted and removed, and is a miss."""
         self._require(self._client.breaker.closed)
         budget = budget or DeadlineBudget()
         asked = self._codec.clock()
@@ -152,9 +166,9 @@ class RedisCache:
         budget: DeadlineBudget | None = None,
         accepts: Accepts = anything,
     ) -> Entry:
-        """The entry that is stored now: the one committed first by anybody, or this one.
+        """The entry that is stored now: this one, or the one that another worker committed first.
 
-        Too large an entry, or one that has expired, is refused quietly.
+        An entry that is too large or has expired is not stored, without an error.
         """
         self._require(self._client.breaker.writable)
         budget = budget or DeadlineBudget()
@@ -169,7 +183,7 @@ class RedisCache:
             return entry
         try:
             return self._codec.open(key, first, first_left_ms, asked, accepts) or entry
-        except ValueError:  # what lies there is no entry at all
+        except ValueError:  # the value there is no entry
             return await self.put(key, entry, overwrite=True, budget=budget)
 
     async def delete(self, key: str) -> None:
@@ -177,24 +191,23 @@ class RedisCache:
         await DeadlineBudget().wait(self._ask_to_write(("UNLINK", entry_key(key))))
 
     async def touch(self, keys: Collection[str]) -> None:
-        """Tell Redis, which evicts what is asked least, that these are asked; raises StoreUnavailable."""
+        """Tell Redis that these keys are in use: it evicts the least used. Raises StoreUnavailable."""
         await DeadlineBudget().wait(self._ask_to_write(("TOUCH", *map(entry_key, keys))))
 
     async def compute_once(
         self, key: str, compute: Compute, budget: DeadlineBudget | None = None, accepts: Accepts = anything
     ) -> Resolved:
-        """The entry, computed at most once in the cluster. Raises what ``compute`` raises, or TooManyClaims.
-
-        Redis's failures are not raised: the entry is then computed here, and not stored.
-        """
+        """As ``Leases.compute_once``."""
         return await self._leases.compute_once(key, compute, budget or DeadlineBudget(), accepts)
 
-    async def count(self, model: str, keys: Collection[str], asked: int, hits: int) -> Census:
-        """Add to the model's census: cache keys, and counts of questions and hits; raises StoreUnavailable."""
-        return await census.count(self._ask_to_write, model, keys, asked, hits)
+    async def count(self, model: str, keys: Collection[str], asked: int, hits: int) -> DistinctQuestions:
+        """Add the keys of a model's questions, and counts of questions and hits, and return the cluster's counts;
+        raises StoreUnavailable."""
+        command = COUNT(distinct_questions_keys(model), (COUNTED_SECONDS, asked, hits, *keys))
+        return DistinctQuestions(*await DeadlineBudget().wait(self._ask_to_write(command)))
 
     async def _discard(self, key: str, blob: bytes, budget: DeadlineBudget) -> None:
-        # Awaited, so that the value which is put next comes after it.
+        # Awaited, so that a value which is put next is not discarded.
         with suppress(StoreUnavailable):
             await budget.wait(self._ask_to_write(DISCARD([entry_key(key)], [blob])))
 
@@ -203,7 +216,7 @@ class RedisCache:
         return self._pipeline.ask(command)
 
     async def _execute(self, items: list[Read | Write | Command], seconds: float) -> list[Any]:
-        """All reads are one command, and all writes another."""
+        """Send all reads as one command and all writes as another."""
         read: list[str] = []
         written: list[str] = []
         arguments: list[Argument] = []
@@ -217,7 +230,7 @@ class RedisCache:
             else:
                 others.append(item)
         commands = [*([READ(read)] if read else ()), *([PUT(written, arguments)] if written else ()), *others]
-        replies = iter(await self._client.run(commands, len(items), seconds))
+        replies = iter(await self._client.run(commands, seconds))
         found = _of_each(next(replies) if read else [], len(read))
         stored = _of_each(next(replies) if written else [], len(written))
         reply_to = {Read: found, Write: stored}
@@ -230,15 +243,14 @@ class RedisCache:
     def _on_state(self, state: State, reason: str) -> None:
         level = logging.INFO if state == "up" and not self._troubled else logging.WARNING
         extra = {"state": state, "reason": reason}
-        Context().run(logger.log, level, _MEANING[state], extra=extra)  # not about the request that found it out
+        Context().run(logger.log, level, _MEANING[state], extra=extra)  # without the id of a request
         self.state, self._troubled = state, state != "up"
-        self._observer.state(state == "up")
         if state != "down":
             self._generations.reread()
             self._leases.reconnected()
 
     def _on_resubscribed(self) -> None:
-        self._on_reconnect()
+        self._on_change()
         self._generations.reread()
 
 
@@ -252,7 +264,7 @@ def _of_each(reply: list[Any] | StoreUnavailable, count: int) -> Iterator[Found 
 
 def _surface(task: asyncio.Task[None]) -> None:
     if not task.cancelled():
-        task.result()  # a defect: the event loop's exception handler shall tell of it at once
+        task.result()  # raises only for a defect, for the event loop's exception handler to report
 
 
 L2: TypeAlias = RedisCache | NoRedis
@@ -264,32 +276,21 @@ async def open_redis(
     *,
     secret: bytes,
     observer: Observer | None = None,
-    on_generation_change: Callable[[str], None] = lambda model: None,
-    on_reconnect: Callable[[], None] = lambda: None,
+    on_change: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
     compute_seconds: float = 60.0,
     follow_seconds: float = 20.0,
 ) -> AsyncIterator[L2]:
     """L2 at the URL (``redis://``, ``rediss://`` or ``unix://``), reachable or not; without a URL one that is off.
 
-    ``on_generation_change(model)``: the model's keys are other ones from now on.
-    ``on_reconnect()``: purges may have gone unacknowledged; drop what L1 has.
-    ``compute_seconds``: how long a lease is kept for one computation. ``follow_seconds``: how long another worker's is
-    waited for.
+    ``on_change``: drop what L1 has. A model's generation is another one, or messages about purges may have been lost.
+    ``compute_seconds``: how long a lease is kept for one computation. ``follow_seconds``: how long another worker's
+    computation is waited for.
     """
     if not url:
-        yield NoRedis(on_generation_change)
+        yield NoRedis(on_change)
         return
-    cache = RedisCache(
-        url,
-        secret,
-        observer or Silent(),
-        on_generation_change,
-        on_reconnect,
-        clock,
-        compute_seconds,
-        follow_seconds,
-    )
+    cache = RedisCache(url, secret, observer or Silent(), on_change, clock, compute_seconds, follow_seconds)
     try:
         await cache.open()
         yield cache

@@ -1,4 +1,4 @@
-"""What stands in for Redis where none is configured."""
+"""The L2 of a service without Redis."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ from typing import Literal
 from service.cache.entry import Entry
 from service.cache.generations import Purged, new_generation
 from service.cache.lease import Compute, Resolved
-from service.cache.redis.auto_pipeline import DeadlineBudget
-from service.cache.redis.codec import Accepts, anything
 
 
 class NoRedis:
-    """An L2 that never has anything. Generations live and end with this process."""
+    """An L2 that stores nothing. A generation lasts as long as this process."""
 
     state: Literal["off"] = "off"
     valid_until = math.inf
 
-    def __init__(self, on_generation_change: Callable[[str], None]) -> None:
+    def __init__(self, on_change: Callable[[], None]) -> None:
         self._generations: dict[str, bytes] = {}
-        self._on_generation_change = on_generation_change
+        self._on_change = on_change
 
     def generation(self, model: str) -> bytes:
         generation = self._generations.get(model)
@@ -34,33 +32,23 @@ class NoRedis:
 
     async def purge(self, model: str) -> Purged:
         self._generations[model] = new_generation()
-        self._on_generation_change(model)
+        self._on_change()
         return Purged(workers=1, acknowledged=1, seconds=0.0)
 
-    async def get(self, key: str, budget: DeadlineBudget | None = None, accepts: Accepts = anything) -> None:
+    async def get(self, *_: object) -> None:
         return None
 
-    async def put(
-        self,
-        key: str,
-        entry: Entry,
-        *,
-        overwrite: bool = False,
-        budget: DeadlineBudget | None = None,
-        accepts: Accepts = anything,
-    ) -> Entry:
+    async def put(self, key: str, entry: Entry, **_: object) -> Entry:
         return entry
 
     async def delete(self, key: str) -> None:
-        """There is nothing to forget."""
+        """Nothing is stored."""
 
     async def touch(self, keys: Collection[str]) -> None:
         """Nothing is evicted."""
 
     async def count(self, model: str, keys: Collection[str], asked: int, hits: int) -> None:
-        """Nobody counts."""
+        """Distinct questions are not counted without Redis."""
 
-    async def compute_once(
-        self, key: str, compute: Compute, budget: DeadlineBudget | None = None, accepts: Accepts = anything
-    ) -> Resolved:
+    async def compute_once(self, key: str, compute: Compute, *_: object) -> Resolved:
         return Resolved(await compute(), "computed", stored=False)

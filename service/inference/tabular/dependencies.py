@@ -13,9 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from service.errors import ConfigurationError
+
 ALWAYS = {"numpy": "numpy", "sklearn": "scikit-learn"}
 """Packages that take part in every answer, and their distributions."""
 INSTALLED = {"site-packages", "dist-packages"}
+MODULE = "put what was defined there into a module, import it from there, and write again"
 DATA = (str, bytes, int, float, complex, bool, type(None))
 
 
@@ -26,6 +29,8 @@ def dependencies(model: Any) -> dict[str, str]:
     """
     found = {distribution: version(distribution) for distribution in ALWAYS.values()}
     own, pending = set(), _modules_of(model)
+    if "__main__" in pending:
+        raise ConfigurationError(f"A part of this {type(model).__name__} is defined in a notebook or script: {MODULE}.")
     while pending:
         name = pending.pop()
         package = name.partition(".")[0]

@@ -16,6 +16,7 @@ from sklearn.exceptions import InconsistentVersionWarning
 from service.errors import ConfigurationError
 from service.inference.artifact import REMEDY
 from service.inference.manifest import Manifest, Output
+from service.inference.tabular.dependencies import MODULE
 from service.inference.tabular.forest import fast_forest, trees_of
 from service.inference.tabular.splits import class_name, feature_count
 
@@ -41,7 +42,7 @@ class OtherVersion(ConfigurationError):
         )
 
 
-def unpickle(weights: bytes, where: str, *, any_version: bool = True, remedy: str = REMEDY) -> Any:
+def unpickle(weights: bytes, where: str, *, any_version: bool = True) -> Any:
     """Execute the pickle; raises ConfigurationError. ``where`` names the model in it.
 
     ``any_version``: also what another scikit-learn has written, which may answer wrongly without a word.
@@ -60,8 +61,9 @@ def unpickle(weights: bytes, where: str, *, any_version: bool = True, remedy: st
         ) from None
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        remedy = "write it again with joblib.dump, and register it again"
         if isinstance(error, AttributeError) and "__main__" in reason:
-            remedy = "put what was defined in a notebook or script into a module, import it from there, and write again"
+            remedy = f"it was defined in a notebook or script: {MODULE}"
         raise ConfigurationError(f"{where} cannot be unpickled ({reason}): {remedy}.") from None
 
 
@@ -81,7 +83,8 @@ def check_model(model: Any, manifest: Manifest, where: str) -> None:
     if manifest.output.has_classes and expected != found:
         raise ConfigurationError(f"{where} has the classes {', '.join(found)}, not {', '.join(expected)}: {REMEDY}.")
     count = feature_count(model)
-    if count not in (0, len(manifest.features)):
+    # Of a DataFrame a model may pass some columns over: the example shows whether it has what it needs.
+    if manifest.rows != "frame" and count not in (0, len(manifest.features)):
         raise ConfigurationError(f"{where} takes {count} features, not {len(manifest.features)}: {REMEDY}.")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import MAX_SENTENCE, InvalidInput, PredictionFailed
-from service.inference.artifact import Artifact, fingerprint
+from service.inference.artifact import Artifact, fingerprint, library_versions
 from service.inference.manifest import Manifest
 from service.inference.predictor import Options, Prediction, Question, pack
 from service.inference.tabular.cells import Interval, find_cells
@@ -23,9 +23,9 @@ from service.inference.tabular.estimator import (
     own_answers,
     rows_per_call,
     run_single_threaded,
-    unpickle,
 )
-from service.inference.tabular.features import RowReader
+from service.inference.tabular.features import row_reader
+from service.inference.tabular.files import load_estimator
 from service.inference.tabular.forest import LeafTable
 
 logger = logging.getLogger(__name__)
@@ -39,10 +39,11 @@ longer to hand the batch to each other, and fight for the interpreter while they
 
 
 def load(artifact: Artifact, options: Options) -> TabularPredictor:
-    """Unpickle the weights, whose digest is already checked; raises ConfigurationError."""
+    """Of weights whose digest is already checked; raises ConfigurationError."""
     manifest = artifact.manifest
     where = f"The model {manifest.name} ({manifest.weights.file})"
-    model = unpickle(artifact.weights, where)
+    extension = manifest.weights.file.rpartition(".")[2]
+    model = load_estimator(artifact.weights, extension, options.trusted_types, where)
     check_model(model, manifest, where)
     return TabularPredictor(model, artifact, options.max_batch_size)
 
@@ -51,7 +52,7 @@ class TabularPredictor:
     """Rows in, one float64 vector per row out.
 
     ``cells``: how many different questions there are (cells.py), or None for a model whose inputs are matched exactly.
-    ``slots``: 0 when the event loop may call ``predict``.
+    ``runs_on_loop``: whether the event loop may call ``predict``.
     """
 
     def __init__(self, model: Any, artifact: Artifact, max_batch_size: int = 64) -> None:
@@ -62,16 +63,20 @@ class TabularPredictor:
         self._width = manifest.width
         self._feature_names = [feature.name for feature in manifest.features]
         self._own_answers = own_answers(model, manifest.output)
+        is_array = manifest.rows == "array"
         fast = fast_answers(model, manifest.output)
+        if not is_array or any(feature.missing for feature in manifest.features):
+            fast = None
         self._fast_answers = fast or self._own_answers
         self._rows_per_call = rows_per_call(model, manifest.output)
-        self.slots = int(not _is_quick(fast, max_batch_size))
-        self._cells = find_cells(model)
-        self._reader = RowReader(manifest, self._cells)
+        self.runs_on_loop = _is_quick(fast, max_batch_size)
+        self._cells = find_cells(model) if is_array else None
+        self._reader = row_reader(manifest, self._cells)
+        self._rows = self._reader.rows
         self._head = pack(np.zeros(self._width))[: -8 * self._width]
         self.cells = self._cells.count if self._cells else None
         self.key_kind: Literal["exact", "cells", "digest"] = "cells" if self._cells else "exact"
-        libraries = dependencies(model)
+        libraries = dependencies(model) | library_versions(*self._rows.libraries)
         _tell_of_other_versions(manifest, libraries)
         self.fingerprint = fingerprint(
             artifact, preprocessing=f"tabular-{VERSION}-{self.key_kind}", libraries=libraries
@@ -82,11 +87,11 @@ class TabularPredictor:
         return self._reader.parameters
 
     def parse(self, params: Mapping[str, Any], body: bytes, content_type: str | None) -> Question:
-        """One row, from decimals (a query string) or numbers (JSON; also ``{"input": [...]}`` in feature order)."""
+        """One row, from texts (a query string) or values (JSON; also ``{"input": [...]}`` in feature order)."""
         values = self._reader.read(params, content_type)
-        payload = self._reader.pack(values)
+        payload = self._rows.pack(values)
         if self._cells is None:
-            return Question(b"x" + payload, payload)
+            return Question(self._rows.mark + payload, payload)
         return Question(b"c" + self._cells.representative(values), payload)
 
     def unchanged_within(self, question: Question) -> Mapping[str, Interval | None]:
@@ -120,7 +125,7 @@ class TabularPredictor:
         for start in range(0, len(batch), size):
             block = batch[start : start + size]
             full = [*block, *[block[0]] * (size - len(block))]
-            answers += self._packed(compute(self._reader.table(full)), size)[: len(block)]
+            answers += self._packed(compute(self._rows.table(full)), size)[: len(block)]
         return answers
 
     def _packed(self, said: NDArray[Any], count: int) -> list[Prediction | Exception]:
