@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TEST_WORKERS ?= 2
 
-.PHONY: help install train run test test-faults test-contract test-gpu check format lock bench bench-quick bench-peers bench-hit-rate bench-resnet bench-gpu figures up down clean
+.PHONY: help install train run test test-faults test-contract test-gpu check format lock estimators bench bench-quick bench-peers bench-hit-rate bench-resnet bench-gpu figures up down clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ lock: install  ## The lock files, from pyproject.toml
 		--extra vision --extra tables pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--extra vision --extra tables --extra boosting --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+
+estimators: install  ## The table of estimators in docs/models.md
+	$(BIN)/python -W ignore -m training.estimators
 
 bench: install train  ## Cold against warm: a table and a chart
 	$(BIN)/python -m benchmarks.cold_warm

@@ -58,6 +58,11 @@ class Settings(BaseSettings):
         "", description="`redis://…`, `rediss://…` or `unix://…`; `embedded` starts a private one; empty: no Redis."
     )
     models_dir: Path = Field(Path("models"), description="Directory whose sub-directories are the models to serve.")
+    require_models: Literal["any", "all"] = Field(
+        "any",
+        description="Which models have to load for the service to start; with `any`, one that fails leaves the others "
+        "served, and `/models` says why.",
+    )
     default_model: str = Field(
         "", description="Model for features when none is named; empty: `iris` when present, else the only one for them."
     )

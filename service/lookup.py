@@ -27,8 +27,10 @@ class Model:
     """Whether a value could be one of the model's answers. Values from Redis and from the model are both checked."""
 
     def __post_init__(self) -> None:
-        dtype = "<f8" if self.manifest.image is None else "<f4"
-        object.__setattr__(self, "is_answer", answer_check(self.manifest.example.golden, dtype))
+        manifest = self.manifest
+        dtype = "<f8" if manifest.image is None else "<f4"
+        is_answer = answer_check(manifest.example.golden, dtype, manifest.output, len(manifest.classes))
+        object.__setattr__(self, "is_answer", is_answer)
 
     @property
     def version(self) -> str:

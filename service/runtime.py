@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable
@@ -17,7 +18,7 @@ from service.cache.memory import MemoryCache
 from service.cache.redis.l2 import L2, open_redis
 from service.config import Settings, names
 from service.economics import Account, Economics
-from service.errors import InvalidInput, StoreUnavailable, UnknownModel
+from service.errors import ConfigurationError, InvalidInput, StoreUnavailable, UnknownModel
 from service.inference.artifact import discover
 from service.inference.batcher import Batcher
 from service.inference.loading import LoadedModel, load_model
@@ -28,6 +29,8 @@ from service.memo import Memo
 from service.metrics import Metrics
 from service.pipeline import Pipeline
 from service.refusals import Refusals
+
+logger = logging.getLogger(__name__)
 
 METRICS_SECONDS = 0.5
 HOT_SECONDS = 1.0
@@ -41,8 +44,9 @@ LEASE_COST_SECONDS = 0.001
 class Runtime:
     """What a request can reach.
 
-    ``draining``: told to stop, and still answering. ``tallies``: functions that add to the metrics what was counted
-    elsewhere. ``parsed``, ``rendered``: the questions in query strings and the bodies of answers that came before.
+    ``failed``: why a model is not served. ``draining``: told to stop, and still answering. ``tallies``: functions that
+    add to the metrics what was counted elsewhere. ``parsed``, ``rendered``: the questions in query strings and the
+    bodies of answers that came before.
     """
 
     settings: Settings
@@ -54,10 +58,11 @@ class Runtime:
     bodies: Bodies
     refusals: Refusals = field(default_factory=Refusals)
     draining: bool = False
+    failed: dict[str, str] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
     tallies: list[Callable[[], None]] = field(default_factory=list)
     parsed: Memo[tuple[str | None, bytes], Any] = field(default_factory=partial(Memo, MAX_REMEMBERED))
-    rendered: Memo[tuple[str, int, bytes], bytes] = field(default_factory=partial(Memo, MAX_REMEMBERED))
+    rendered: Memo[tuple[Any, ...], bytes] = field(default_factory=partial(Memo, MAX_REMEMBERED))
     _defaults: dict[bool, str | None] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -78,6 +83,8 @@ class Runtime:
         model = self.models.get(name)
         if model is None:
             shown = repr(name)[:80]
+            if name in self.failed:
+                raise UnknownModel(f"The model {shown} could not be loaded; /models says why.", parameter="model")
             raise UnknownModel(f"There is no model {shown}; /models lists those there are.", parameter="model")
         return model
 
@@ -114,7 +121,7 @@ async def open_runtime(settings: Settings, lost: Callable[[str], None] = lambda 
     async with AsyncExitStack() as stack:
         metrics = Metrics()
         stack.callback(metrics.flush)  # runs last, for what is counted while the others close
-        loaded = await _load_models(settings)
+        loaded, failed = await _load_models(settings)
         accounts = {model.manifest.name: Account(model.manifest.cost_seconds) for model in loaded}
         models = {
             model.manifest.name: _serve(settings, model, metrics, accounts[model.manifest.name], stack, lost)
@@ -142,6 +149,7 @@ async def open_runtime(settings: Settings, lost: Callable[[str], None] = lambda 
 
         pipeline = Pipeline(settings, l1, l2, metrics, observe=observe)
         runtime = Runtime(settings, metrics, pipeline, models, auditor, economics, Bodies(settings.max_bodies_bytes))
+        runtime.failed = failed
         stack.callback(runtime.refusals.close)
         stack.callback(runtime.bodies.close)
         stack.callback(runtime.update_metrics)  # for what the last requests counted
@@ -152,7 +160,9 @@ async def open_runtime(settings: Settings, lost: Callable[[str], None] = lambda 
         yield runtime
 
 
-async def _load_models(settings: Settings) -> list[LoadedModel]:
+async def _load_models(settings: Settings) -> tuple[list[LoadedModel], dict[str, str]]:
+    """Those that can be served, and why the others cannot; raises ConfigurationError when there are none, or where all
+    are required."""
     threads = settings.threads or max(1, (os.cpu_count() or 1) // settings.workers)
     options = Options(
         device=settings.device,
@@ -164,7 +174,19 @@ async def _load_models(settings: Settings) -> list[LoadedModel]:
         trusted_types=names(settings.trusted_types),
         max_image_pixels=settings.max_image_pixels,
     )
-    return [await asyncio.to_thread(load_model, directory, options) for directory in discover(settings.models_dir)]
+    loaded, failed = [], {}
+    for directory in discover(settings.models_dir):
+        try:
+            loaded.append(await asyncio.to_thread(load_model, directory, options))
+        except ConfigurationError as error:
+            if settings.require_models == "all":
+                raise
+            failed[directory.name] = str(error)
+    if not loaded:
+        raise ConfigurationError(" ".join(failed.values()))
+    for name, reason in failed.items():
+        logger.error("A model is not served. %s", reason, extra={"model": name})
+    return loaded, failed
 
 
 def _serve(

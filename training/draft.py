@@ -10,13 +10,15 @@ from pydantic import ValidationError
 
 from service.errors import ConfigurationError
 from service.inference.artifact import library_versions
-from service.inference.manifest import Class, Example, Feature, Manifest, Weights, reason
+from service.inference.manifest import Class, Example, Feature, Manifest, Output, Weights, reason
 from service.inference.requirements import parse_requirements
+from service.inference.tabular.dependencies import dependencies
 from service.inference.tabular.estimator import class_values
 from service.inference.tabular.table import Value
 from training import columns
 from training.columns import Column
 from training.flags import parse_example
+from training.proof import ROWS, prove
 
 DTYPES = {"number": "float64", "integer": "int64", "boolean": "bool"}
 """Of a DataFrame's columns, where no data say more; texts are objects."""
@@ -28,19 +30,24 @@ class Source(NamedTuple):
     model: Any
     weights: bytes
     extension: str = "joblib"
+    written_by: str | None = None
+    """The scikit-learn that has written the file, where it is not this one."""
 
 
 class Details(TypedDict, total=False):
     """What may be said, and comes before what data and estimator say.
 
     ``features``: in the order of the columns. ``labels``: a name per class, in the estimator's order; default its own
-    class values. ``example``: a row to warm up and measure with, or its line of CSV; default the first whole row of
+    class values. ``outputs``: a name for each of several. ``any_version``: also a pickle of another scikit-learn's.
+    ``example``: a row to warm up and measure with, or its line of CSV; default the first whole row of
     the data, or the middle of each feature's bounds. ``requirements``: lines of a requirements.txt. ``trusted_types``:
     what a .skops file may hold, beside what skops knows. ``show``: is told what will be published, before it is.
     """
 
     features: Sequence[Feature | Column]
     labels: Sequence[str]
+    outputs: Sequence[str]
+    any_version: bool
     example: Sequence[Any] | str
     enforce_bounds: bool
     accuracy: float | None
@@ -111,13 +118,15 @@ def _feature(known: Column, explicit: Column, enforce_bounds: bool) -> Feature:
 
 def draft(name: str, source: Source, X: Any, y: Any, details: Details) -> tuple[Manifest, int]:
     """What can be published, and how many rows its accuracy is of."""
-    values = class_values(source.model)
+    values = [str(value) for value in class_values(source.model)]
     features, rows = _columns(source.model, X, details)
     try:
         made = _manifest(name, source, features, rows, values, details)
     except ValidationError as error:
         raise ConfigurationError(f"{name}: {reason(error)}.") from None
-    if y is None or not rows or not values:
+    inputs = [dict(zip((f.name for f in features), row, strict=True)) for row in rows[:ROWS]]
+    made = prove(made, source.weights, source.model, inputs)
+    if y is None or not rows or not made.classes:
         return made, 0
     return made.model_copy(update={"accuracy": _accuracy(source.model, made, rows, y)}), len(rows)
 
@@ -144,10 +153,11 @@ def _manifest(
         weights=Weights.of(source.weights, source.extension),
         features=tuple(features),
         rows=form,
+        output=Output(kind="probabilities" if values else "numbers", names=tuple(details.get("outputs", ()))),
         classes=tuple(Class(value=v, label=label) for v, label in zip(values, labels, strict=True)),
         cost_seconds=1.0,
-        example=Example(inputs=inputs, golden=[0.0] * len(values)),
-        versions=library_versions("numpy", "scikit-learn", "joblib", *["pandas"] * (form == "frame")),
+        example=Example(inputs=inputs, golden=[0.0] * (len(values) or len(details.get("outputs", ())) or 1)),
+        versions=_versions(source, form),
         accuracy=details.get("accuracy"),
         description=details.get("description", ""),
         ttl_seconds=details.get("ttl_seconds"),
@@ -155,6 +165,12 @@ def _manifest(
         lease=details.get("lease"),
         requirements=parse_requirements(details.get("requirements", ())),
     )
+
+
+def _versions(source: Source, form: columns.Form) -> dict[str, str]:
+    """Of what the model is made of; of scikit-learn the one that has written the file."""
+    written_by = {"scikit-learn": source.written_by} if source.written_by else {}
+    return library_versions("joblib", *["pandas"] * (form == "frame")) | dependencies(source.model) | written_by
 
 
 def _called_with(model: Any, features: list[Feature], rows: list[list[Value]]) -> tuple[columns.Form, list[Feature]]:

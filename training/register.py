@@ -10,6 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Unpack
@@ -19,6 +20,7 @@ import joblib
 from service.config import names
 from service.errors import ConfigurationError, ServiceError
 from service.inference.manifest import Manifest
+from service.inference.tabular.estimator import OtherVersion, unpickle
 from service.inference.tabular.files import load_estimator
 from training import MODELS_DIR, check_name, columns, publish
 from training.draft import Details, Source, draft
@@ -41,8 +43,9 @@ def register(
     ``X``, ``y``: data like those it was fitted on, which say types, values and ranges of the features, and an example.
     """
     check_name(name)
-    trusted = tuple(details.get("trusted_types", ()))
-    source = _read(Path(model), name, trusted) if isinstance(model, str | Path) else _dumped(model)
+    trusted, any_version = tuple(details.get("trusted_types", ())), details.get("any_version", False)
+    is_file = isinstance(model, str | Path)
+    source = _read(Path(model), name, trusted, any_version) if is_file else _dumped(model, name)
     made, scored = draft(name, source, X, y, details)
     details.get("show", print)(_shown(made, scored))
     try:
@@ -51,25 +54,39 @@ def register(
         raise ConfigurationError(f"The example is refused: {error}") from None
 
 
-def _read(file: Path, name: str, trusted: Sequence[str]) -> Source:
+def _read(file: Path, name: str, trusted: Sequence[str], any_version: bool) -> Source:
     weights, extension = read_bytes(file), "skops" if file.suffix == ".skops" else "joblib"
-    return Source(load_estimator(weights, extension, trusted, f"The model {name}"), weights, extension)
+    load = partial(load_estimator, weights, extension, trusted, f"The model {name}")
+    try:
+        return Source(load(any_version=False), weights, extension)
+    except OtherVersion as other:
+        if not any_version:
+            raise
+        return Source(load(), weights, extension, other.version)
 
 
-def _dumped(model: Any) -> Source:
+def _dumped(model: Any, name: str) -> Source:
+    """Loaded again, since a model that is served is changed a little: whose it is keeps it as it was."""
     file = io.BytesIO()
     joblib.dump(model, file)
-    return Source(model, file.getvalue())
+    return Source(unpickle(file.getvalue(), f"The model {name}"), file.getvalue())
 
 
 def _shown(draft: Manifest, rows: int) -> str:
     lines = columns.aligned(columns.printed(draft.features, draft.example.inputs))
-    named = (c.value if c.value == c.label else f"{c.value} = {c.label}" for c in draft.classes)
-    lines.append(f"classes: {', '.join(named)}")
+    lines.append(_answer(draft))
     if rows:
         held_out = "held-out, if the model was not fitted on them"
         lines.append(f"accuracy: {draft.accuracy:.3f} on this data ({rows:,} rows; {held_out})")
     return "\n".join(lines)
+
+
+def _answer(manifest: Manifest) -> str:
+    """What the model says, in a few words."""
+    named = (c.value if c.value == c.label else f"{c.value} = {c.label}" for c in manifest.classes)
+    if manifest.classes:
+        return f"classes: {', '.join(named)}"
+    return f"answer: {manifest.output.kind}{' ' if manifest.output.names else ''}{', '.join(manifest.output.names)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -85,7 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ConfigurationError as error:
         sys.exit(str(error))
     cost = f"{manifest.cost_seconds * 1e6:,.0f} µs a prediction"
-    print(f"{options.out / manifest.name}: {len(manifest.classes)} classes, {cost}")
+    said = f"{len(manifest.classes)} classes" if manifest.classes else manifest.output.kind
+    print(f"{options.out / manifest.name}: {said}, {cost}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,13 +112,15 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "file",
         type=Path,
-        help="a fitted classifier: from joblib.dump or pickle, or NAME.skops from skops",
+        help="a fitted estimator: from joblib.dump or pickle, or NAME.skops from skops",
     )
     add("--name", help="what it is called in URLs; default: the file's name")
     add("--data", type=Path, help="CSV or Parquet like that it was fitted on: types, values, ranges and an example")
     add("--target", help="the column of --data that the model predicts")
     add("--features", default="", help="in the order of the columns: a:0:10,b:integer,c:category:x|y,d:text?,e:?")
     add("--classes", default="", help="x,y: a label per class, in the order of the estimator's classes_")
+    add("--outputs", default="", help="x,y: a name for each of several outputs")
+    add("--any-version", action="store_true", help="also a file that another scikit-learn has written")
     add("--example", default="", help="5.1,3.5: a row to warm up and measure with")
     add("--enforce-bounds", action="store_true", help="refuse numbers beyond those that --data has")
     add("--ttl-seconds", type=float, help="lifetime of its answers; default: the setting")
@@ -136,6 +156,8 @@ def _run(options: argparse.Namespace) -> Manifest:
         models_dir=options.out,
         features=features,
         labels=names(options.classes),
+        outputs=names(options.outputs),
+        any_version=options.any_version,
         example=options.example,
         enforce_bounds=options.enforce_bounds,
         ttl_seconds=options.ttl_seconds,

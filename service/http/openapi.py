@@ -54,7 +54,7 @@ def query_parameters(runtime: Runtime, models: Sequence[Model], named: bool = Fa
             shown = model is default and name in _ways(model)[0]
             schemas.setdefault(name, _in_query(schema, shown))
     required = _required(models[0], _ways(models[0])[0]) if named and models[0].manifest.features else []
-    schemas["top_k"] = _top_k(*models)
+    schemas |= _views(*models)
     if not named:
         schemas["model"] = {"type": "string", "enum": [model.name for model in models], "example": default.name}
     return [
@@ -109,7 +109,7 @@ def _body(runtime: Runtime, models: Sequence[Model], named: bool) -> Schema:
 
 def _forms(runtime: Runtime, model: Model, named: bool) -> list[Schema]:
     """The objects that a body may be: one for each way to ask the model."""
-    extra: Schema = {"top_k": _top_k(model)}
+    extra = _views(model)
     if not named:
         extra["model"] = {"const": model.name}
     required = [] if named or model in _defaults(runtime).values() else ["model"]
@@ -157,15 +157,15 @@ def _batch(runtime: Runtime, models: Sequence[Model]) -> Schema:
     """Which model is asked, and so how large top_k may be, is said by name, or else by the first row."""
     rows: Schema = {"type": "array", "minItems": 1, "maxItems": MAX_BATCH_ROWS}
     forms = [
-        _strict({name: rows, "model": {"const": model.name}, "top_k": _top_k(model)}, [name, "model"])
+        _strict({name: rows, "model": {"const": model.name}} | _views(model), [name, "model"])
         for name in ("inputs", "batch_inputs")
         for model in models
     ]
     for is_image, model in _defaults(runtime).items():
         first = rows | {"prefixItems": [_IMAGE_ROW if is_image else {"not": _IMAGE_ROW}]}
-        forms.append(_strict({"inputs": first, "top_k": _top_k(model)}, ["inputs"]))
+        forms.append(_strict({"inputs": first} | _views(model), ["inputs"]))
         if is_image:
-            forms.append(_strict({"batch_inputs": rows, "top_k": _top_k(model)}, ["batch_inputs"]))
+            forms.append(_strict({"batch_inputs": rows} | _views(model), ["batch_inputs"]))
     example = {"model": models[0].name, "inputs": [models[0].manifest.example.inputs]}
     content = {JSON: {"schema": {"anyOf": forms}, "example": example}}
     text = "Each row is cached on its own, and may fail on its own."
@@ -178,9 +178,14 @@ def _defaults(runtime: Runtime) -> dict[bool, Model]:
     return {image: model for image, model in found.items() if model is not None}
 
 
-def _top_k(*models: Model) -> Schema:
-    most = max(len(model.manifest.classes) for model in models)
-    return {"anyOf": [{"type": "integer", "minimum": 1, "maximum": most}, {"const": "all"}]}
+def _views(*models: Model) -> dict[str, Schema]:
+    """What chooses the rendering: ``top_k`` of models with classes, ``domain`` of models with cells."""
+    views: dict[str, Schema] = {}
+    if most := max(len(model.manifest.classes) for model in models):
+        views["top_k"] = {"anyOf": [{"type": "integer", "minimum": 1, "maximum": most}, {"const": "all"}]}
+    if any(model.predictor.key_kind == "cells" for model in models):
+        views["domain"] = {"type": "boolean"}
+    return views
 
 
 def _strict(properties: Schema, required: Sequence[str]) -> Schema:

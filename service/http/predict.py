@@ -19,7 +19,7 @@ from service.http.endpoint import Headers, Hot, Reply, Request, describe
 from service.http.json_body import is_array, load_object
 from service.http.multipart import FILE, FORM, check_origin, read_form, read_question
 from service.http.query import parse_query
-from service.http.render import default_top_k, render, take_top_k
+from service.http.render import View, default_top_k, render, take_view
 from service.inference.predictor import Question
 from service.large_json import LargeString
 from service.lookup import Answer, CacheDirectives, Model
@@ -32,7 +32,7 @@ class Parsed:
 
     model: Model
     question: Question
-    top_k: int
+    view: View
     _generation: bytes | None = None
     _tag: bytes | None = None
 
@@ -41,7 +41,7 @@ class Parsed:
         if generation != self._generation:
             self._generation, self._tag = generation, None
             if generation is not None:
-                self._tag = entity_tag(self.model, generation, self.question, f"predict/{self.top_k}")
+                self._tag = entity_tag(self.model, generation, self.question, self.view.name)
         return self._tag
 
 
@@ -81,22 +81,22 @@ async def batch(request: Request) -> Reply:
     read_rows = _read_form_batch if _media_type(request, [JSON, FORM]) == FORM else _read_batch
     body = await read_content(request, MAX_BATCH_BYTES)
     read = partial(read_rows, request.runtime, body, request.header(b"content-type") or b"")
-    model, top_k, questions = await request.runtime.bodies.work(read, len(body))
+    model, view, questions = await request.runtime.bodies.work(read, len(body))
     answers = await request.runtime.pipeline.answer_many(model, questions, request.directives)
     bodies = []
-    for number, answer in enumerate(answers, 1):
+    for number, (question, answer) in enumerate(zip(questions, answers, strict=True), 1):
         if isinstance(answer, ServiceError):
             request.refused(answer)
             bodies.append(orjson.dumps({"error": describe(answer)}))
-        else:
-            bodies.append(_rendering(request, answer, model, top_k))
+        elif isinstance(question, Question):
+            bodies.append(_rendering(request, answer, Parsed(model, question, view)))
         if number % ROWS_PER_TURN == 0:
             await asyncio.sleep(0)
     return Reply(b'{"results":[%s]}' % b",".join(bodies), headers=[(b"cache-status", batch_status(answers))])
 
 
-Batch = tuple[Model, int, list[Question | ServiceError]]
-"""The model, top_k, and each row's question or its own error."""
+Batch = tuple[Model, View, list[Question | ServiceError]]
+"""The model, the rendering, and each row's question or its own error."""
 
 
 def _read_form_batch(runtime: Runtime, body: bytes, content_type: bytes) -> Batch:
@@ -106,10 +106,10 @@ def _read_form_batch(runtime: Runtime, body: bytes, content_type: bytes) -> Batc
         raise InvalidInput(f"A form for a batch has 1 to {MAX_BATCH_ROWS} files.", parameter="inputs")
     members: dict[str, Any] = dict(fields)
     model = runtime.model(_take_model(members), image=True)
-    top_k = take_top_k(members, model)
+    view = take_view(members, model)
     for name in members:
         raise InvalidInput(f"Unknown field {name!r:.80}.", parameter=name)
-    return model, top_k, [_question(model, {}, file, FILE) for file in files]
+    return model, view, [_question(model, {}, file, FILE) for file in files]
 
 
 def _read_batch(runtime: Runtime, body: bytes, _: bytes) -> Batch:
@@ -120,10 +120,10 @@ def _read_batch(runtime: Runtime, body: bytes, _: bytes) -> Batch:
     if len(rows) > MAX_BATCH_ROWS:
         raise InvalidInput(f"A batch has at most {MAX_BATCH_ROWS} rows.", parameter="inputs")
     model = runtime.model(_take_model(document), image=names[0] == "batch_inputs" or _is_image(next(iter(rows))))
-    top_k = take_top_k(document, model)
+    view = take_view(document, model)
     if document:
         raise InvalidInput(f"Unknown member {next(iter(document))!r:.80}.", parameter=next(iter(document)))
-    return model, top_k, [_parse_row(model, row) for row in rows]
+    return model, view, [_parse_row(model, row) for row in rows]
 
 
 def parse_get(request: Request) -> Parsed:
@@ -157,7 +157,7 @@ def _read_body(
         for name in params:
             if name in members:
                 raise InvalidInput(f"Parameter {name!r:.80} is repeated.", parameter=name)
-            if name not in ("model", "top_k"):
+            if name not in ("model", "top_k", "domain"):
                 raise InvalidInput(f"Parameter {name!r:.80} belongs into the body.", parameter=name)
         params, body = params | members, b""
     return _understood(runtime, path_name, params, body, content_type)
@@ -176,12 +176,12 @@ def _media_type(request: Request, known: Sequence[str]) -> str:
 def _understood(
     runtime: Runtime, path_name: str | None, params: dict[str, Any], body: bytes = b"", content_type: str | None = None
 ) -> Parsed:
-    """Take model and top_k out of the parameters. The predictor parses the rest, which is the input."""
+    """Take model and rendering out of the parameters. The predictor parses the rest, which is the input."""
     name = _take_model(params) if path_name is None else path_name
     image = content_type not in (None, JSON) or not IMAGE_PARAMETERS.isdisjoint(params)
     model = runtime.model(name, image)
-    top_k = take_top_k(params, model)
-    return Parsed(model, model.predictor.parse(params, body, content_type), top_k)
+    view = take_view(params, model)
+    return Parsed(model, model.predictor.parse(params, body, content_type), view)
 
 
 def _take_model(params: dict[str, Any]) -> object:
@@ -253,22 +253,23 @@ def _reply(request: Request, answer: Answer, parsed: Parsed, varying: Callable[[
     headers = varying(runtime.clock())
     if not answer.hit and runtime.settings.server_timing:
         headers.append(server_timing(answer))
-    reply = Reply(_rendering(request, answer, parsed.model, parsed.top_k), headers=headers)
+    reply = Reply(_rendering(request, answer, parsed), headers=headers)
     if answer.source == "l1" and request.content_type != FORM:  # a form's answer depends on where it comes from
         reply.hot = Hot(parsed.model.name, answer.key, answer.entry, varying)
     return reply
 
 
-def _rendering(request: Request, answer: Answer, model: Model, top_k: int) -> bytes:
+def _rendering(request: Request, answer: Answer, parsed: Parsed) -> bytes:
     """The body: kept with the entry in L1, or remembered from an equal array (a forest has few), or new."""
-    value, view = answer.entry.value, (model.name, top_k)
+    value, model = answer.entry.value, parsed.model
+    view = (model.name, parsed.view)
     body = answer.entry.renderings.get(view)
     if body is None:
         rendered = request.runtime.rendered
-        body = rendered.get((*view, value))
+        body = None if parsed.view.domain else rendered.get((*view, value))  # other cells have another domain
         if body is None:
-            body = render(value, model, top_k)
-            if len(value) + len(body) <= MAX_REMEMBERED_BYTES:
+            body = render(value, model, parsed.view, parsed.question)
+            if not parsed.view.domain and len(value) + len(body) <= MAX_REMEMBERED_BYTES:
                 rendered.keep((*view, value), body)
         request.runtime.pipeline.l1.add_rendering(answer.key, view, body)
     return body
@@ -278,8 +279,8 @@ def _located(reply: Reply, parsed: Parsed) -> Reply:
     """Add the URL that has the same answer without an upload."""
     if parsed.question.digest is not None:
         location = f"/models/{parsed.model.name}/predict?sha256={parsed.question.digest}"
-        if parsed.top_k != default_top_k(parsed.model):
-            location += f"&top_k={parsed.top_k}"
+        if parsed.view.top_k != default_top_k(parsed.model):
+            location += f"&top_k={parsed.view.top_k}"
         reply.headers.append((b"content-location", location.encode()))
     return reply
 

@@ -30,6 +30,9 @@ ERRORS = {
 }
 
 
+PREDICTION = "A class's value, a number, an object of several outputs, or a list of 0 and 1 per label."
+
+
 class Exact(BaseModel, extra="forbid"):
     """An object with no other members than these."""
 
@@ -47,9 +50,10 @@ class Problem(BaseModel):
 class Prediction(Exact):
     model: str
     version: Annotated[str, Field(pattern="^[0-9a-f]{12}$")]
-    prediction: str
-    label: str
-    probabilities: dict[str, Share]
+    prediction: Annotated[str | float | dict[str, float] | list[int], Field(description=PREDICTION)]
+    label: str = ""
+    probabilities: dict[str, Share] = {}
+    unchanged_within: dict[str, tuple[float | None, float | None] | None] = {}
 
 
 class FailedRow(Exact):

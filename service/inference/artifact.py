@@ -19,7 +19,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from service.errors import ConfigurationError
-from service.inference.manifest import Manifest, Weights, reason
+from service.inference.manifest import PROBABILITIES, Manifest, Weights, reason
 
 MANIFEST, PREVIOUS = "manifest.json", "manifest.previous.json"
 REQUIREMENTS = "requirements.txt"
@@ -113,6 +113,8 @@ def fingerprint(
         "device": device,
         "precision": precision,
     }
+    if manifest.output != PROBABILITIES:
+        facts["output"] = manifest.output.model_dump(mode="json")
     if manifest.rows != "array":
         facts["rows"] = [manifest.rows, [(f.type, f.values, f.dtype) for f in manifest.features]]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).digest()

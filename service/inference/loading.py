@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from service.errors import ConfigurationError
-from service.inference.artifact import MANIFEST, PREVIOUS, Artifact, read_artifact
+from service.errors import ConfigurationError, DeviceLost
+from service.inference.artifact import MANIFEST, PREVIOUS, REMEDY, Artifact, read_artifact
 from service.inference.manifest import Manifest
 from service.inference.predictor import EXAMPLE_TOLERANCE, Options, Predictor, unpack
 from service.inference.requirements import check_requirements
@@ -96,6 +96,14 @@ def warm_up(predictor: Predictor, artifact: Artifact) -> None:
 
 def _load(directory: Path, manifest_name: str, options: Options) -> LoadedModel:
     artifact = read_artifact(directory, manifest_name)
-    predictor = load_predictor(artifact, options)
+    try:
+        predictor = load_predictor(artifact, options)
+    except (ConfigurationError, DeviceLost):
+        raise
+    except Exception as error:  # whatever is wrong with one model must not stop the others
+        logger.exception("The model %s cannot be loaded.", artifact.manifest.name)
+        raise ConfigurationError(
+            f"The model {artifact.manifest.name} cannot be loaded ({error!r}): {REMEDY}."
+        ) from None
     warm_up(predictor, artifact)
     return LoadedModel(artifact.manifest, predictor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -104,6 +105,35 @@ class Class(Part):
     label: str
 
 
+class Output(Part):
+    """How the numbers of an answer are read.
+
+    ``probabilities``: one per class; the first of the highest is the prediction. ``class``: its index.
+    ``class_and_probabilities``: both, where ``predict`` is more than the highest probability. ``numbers``,
+    ``integers``, ``labels`` (0 or 1 for each): what ``predict`` says; ``names``: of several. ``rows_per_call``: how
+    many rows each call of the estimator has, always; None: as many as there are, since none depends on the others.
+    """
+
+    kind: Literal["probabilities", "class_and_probabilities", "class", "numbers", "integers", "labels"] = (
+        "probabilities"
+    )
+    names: tuple[str, ...] = ()
+    rows_per_call: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def has_classes(self) -> bool:
+        return self.kind in ("probabilities", "class_and_probabilities", "class")
+
+    @property
+    def probabilities_from(self) -> int | None:
+        """Where in an answer the probabilities begin; None for an answer without any."""
+        return {"probabilities": 0, "class_and_probabilities": 1}.get(self.kind)
+
+
+PROBABILITIES = Output()
+"""What manifests mean that say nothing of it."""
+
+
 class Example(Part):
     """An input that the model answered when it was made, and that answer: the warm-up checks one against the other."""
 
@@ -125,7 +155,8 @@ class Manifest(Part):
     rows: Literal["array", "objects", "frame", "texts"] = "array"
     """What a table model is called with: float64s, objects, a DataFrame, or a list of the texts of its one feature."""
     image: Image | None = None
-    classes: Annotated[tuple[Class, ...], Field(min_length=1)]
+    classes: tuple[Class, ...] = ()
+    output: Output = PROBABILITIES
     cost_seconds: Annotated[float, Field(gt=0)]
     """Seconds that one prediction took alone, measured when the model was made."""
     example: Example
@@ -155,12 +186,27 @@ class Manifest(Part):
             ("feature names", [f.name for f in self.features]),
             ("class values", [c.value for c in self.classes]),
             ("class labels", [c.label for c in self.classes]),
+            ("output names", self.output.names),
         ):
             if len(set(names)) != len(names):
                 raise ValueError(f"{what} are not unique")
-        if len(self.example.golden) != len(self.classes):
-            raise ValueError(f"the golden answer has {len(self.example.golden)} values for {len(self.classes)} classes")
+        if bool(self.classes) != self.output.has_classes:
+            raise ValueError(f"{len(self.classes)} classes do not go with an output of {self.output.kind}")
+        if len(self.example.golden) != self.width:
+            raise ValueError(f"the golden answer has {len(self.example.golden)} values, not {self.width}")
         return self
+
+    @property
+    def width(self) -> int:
+        """How many numbers an answer has."""
+        start = self.output.probabilities_from
+        return len(self.output.names) or 1 if start is None else start + len(self.classes)
+
+    def best_class(self, answer: Sequence[float]) -> Class:
+        """The prediction of a model with classes; of equally probable ones the first."""
+        if self.output.kind == "probabilities":
+            return self.classes[max(range(len(answer)), key=answer.__getitem__)]
+        return self.classes[int(answer[0])]
 
 
 def reason(error: ValidationError) -> str:

@@ -10,8 +10,10 @@ from typing import Any, Literal, NewType, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from service.inference.manifest import PROBABILITIES, Output
+
 Prediction = NewType("Prediction", bytes)
-"""A packed probability vector: dtype, shape and little-endian values (see ``pack``)."""
+"""A packed vector, read as the manifest's ``output`` says: dtype, shape and little-endian values (see ``pack``)."""
 
 EXAMPLE_TOLERANCE = 1e-3
 """How far an answer may be from the manifest's golden one, where a predictor's ``example_tolerance`` says no more."""
@@ -79,7 +81,7 @@ class Predictor(Protocol):
         ``content_type`` None: ``params`` come from a query string, every value a str.
         "application/json": ``params`` are a decoded JSON object's members.
         Any other: ``body`` is a raw upload of that type and ``params`` come from the query string.
-        The caller has already taken out ``model`` and ``top_k``, which belong to no predictor.
+        The caller has already taken out ``model``, ``top_k`` and ``domain``, which belong to no predictor.
         """
 
     def predict(self, batch: Sequence[bytes]) -> Sequence[Prediction | Exception]:
@@ -111,9 +113,13 @@ def unpack(prediction: bytes) -> NDArray[Any]:
     return values
 
 
-def answer_check(example: Sequence[float], dtype: str) -> Callable[[bytes], bool]:
-    """Whether a value is an answer like the example: packed, as long, of this dtype, finite, and probabilities if the
-    example has such. A microsecond for most, since it is asked with each hit in Redis."""
+def answer_check(
+    example: Sequence[float], dtype: str, output: Output = PROBABILITIES, classes: int = 0
+) -> Callable[[bytes], bool]:
+    """Whether a value is an answer like the example: packed, as long, of this dtype, finite, what the output says,
+    and probabilities if the example has such. A microsecond for most, since it is asked with each hit in Redis."""
+    if output.kind != "probabilities":
+        return _read_check(example, dtype, output, classes)
     kind, count = np.dtype(dtype), len(example)
     head = pack(np.zeros(count, kind))[: -kind.itemsize * count]
     size, ones = len(head) + kind.itemsize * count, np.ones(count, kind)
@@ -132,9 +138,37 @@ def answer_check(example: Sequence[float], dtype: str) -> Callable[[bytes], bool
     return is_answer
 
 
+def _read_check(example: Sequence[float], dtype: str, output: Output, classes: int) -> Callable[[bytes], bool]:
+    """``answer_check`` of an answer that is not probabilities alone."""
+    head = pack(np.zeros(len(example), dtype))[: -np.dtype(dtype).itemsize * len(example)]
+    whole = _are_finite if output.kind == "numbers" else _are_integers
+    highest = {"class": classes - 1, "class_and_probabilities": classes - 1, "labels": 1}.get(output.kind)
+    start = output.probabilities_from
+    # Some estimators give an outlier no probability at all, so that nothing is said of sums.
+    rest = _are_shares if start and _are_shares(np.array(example[start:])) else _are_finite
+
+    def is_answer(value: bytes) -> bool:
+        if not value.startswith(head) or len(value) != len(head) + np.dtype(dtype).itemsize * len(example):
+            return False
+        vector = np.frombuffer(value, dtype, offset=len(head))
+        said = vector[:start]
+        if not whole(said) or (highest is not None and (said.min() < 0 or said.max() > highest)):
+            return False
+        return start is None or rest(vector[start:])
+
+    return is_answer
+
+
+def _are_integers(vector: NDArray[Any]) -> bool:
+    return _are_finite(vector) and bool((vector == np.trunc(vector)).all())
+
+
 def _are_probabilities(vector: NDArray[Any]) -> bool:
-    inside = vector.min() >= -ROUNDING and vector.max() <= 1 + ROUNDING
-    return bool(inside and abs(vector.sum(dtype=np.float64) - 1) <= SUM_TOLERANCE)
+    return _are_shares(vector) and bool(abs(vector.sum(dtype=np.float64) - 1) <= SUM_TOLERANCE)
+
+
+def _are_shares(vector: NDArray[Any]) -> bool:
+    return bool(vector.min() >= -ROUNDING and vector.max() <= 1 + ROUNDING)
 
 
 def _are_finite(vector: NDArray[Any]) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from service.http.schemas import Exact, Share
-from service.inference.manifest import Class
+from service.inference.manifest import Class, Output
 
 
 class Alive(BaseModel):
@@ -18,6 +18,8 @@ class Readiness(BaseModel):
     status: Literal["ready", "draining"]
     cache: str
     models: list[str]
+    failed: dict[str, str]
+    """Why a model is not served."""
 
 
 class Economics(Exact):
@@ -41,6 +43,11 @@ class Audit(Exact):
     mismatches: int
 
 
+class FailedModel(Exact):
+    name: str
+    reason: str
+
+
 class ModelInfo(BaseModel):
     name: str
     kind: str
@@ -51,7 +58,8 @@ class ModelInfo(BaseModel):
     lease: bool
     cost_seconds: float
     accuracy: float | None
-    classes: Annotated[tuple[Class, ...], Field(min_length=1)]
+    output: Output
+    classes: tuple[Class, ...]
     parameters: dict[str, Any]
     example: dict[str, Any]
     trained_with: dict[str, str]
@@ -64,6 +72,7 @@ class ModelReport(ModelInfo):
 
 class ModelList(Exact):
     models: list[ModelInfo]
+    failed: list[FailedModel]
 
 
 class PurgeRequest(Exact):

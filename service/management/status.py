@@ -10,7 +10,16 @@ from fastapi.responses import PlainTextResponse, Response
 from service.http.operations import CurrentRuntime, Operation
 from service.http.schemas import problems
 from service.lookup import Model
-from service.management.schemas import Alive, Audit, Economics, ModelInfo, ModelList, ModelReport, Readiness
+from service.management.schemas import (
+    Alive,
+    Audit,
+    Economics,
+    FailedModel,
+    ModelInfo,
+    ModelList,
+    ModelReport,
+    Readiness,
+)
 from service.metrics import CONTENT_TYPE
 
 router = APIRouter(route_class=Operation, tags=["status"])
@@ -30,6 +39,7 @@ async def readyz(runtime: CurrentRuntime, response: Response) -> Readiness:
         status="draining" if runtime.draining else "ready",
         cache=runtime.pipeline.l2.state,
         models=sorted(runtime.models),
+        failed=runtime.failed,
     )
 
 
@@ -42,7 +52,10 @@ async def metrics(runtime: CurrentRuntime) -> Response:
 
 @router.get("/models", summary="The served models", response_model_exclude_unset=True)
 async def models(runtime: CurrentRuntime) -> ModelList:
-    return ModelList(models=[ModelInfo(**_facts(model)) for _, model in sorted(runtime.models.items())])
+    return ModelList(
+        models=[ModelInfo(**_facts(model)) for _, model in sorted(runtime.models.items())],
+        failed=[FailedModel(name=name, reason=reason) for name, reason in sorted(runtime.failed.items())],
+    )
 
 
 @router.get("/models/{name}", summary="One served model", response_model_exclude_unset=True, responses=problems(404))
@@ -74,6 +87,7 @@ def _facts(model: Model) -> dict[str, object]:
         "lease": model.leased,
         "cost_seconds": manifest.cost_seconds,
         "accuracy": manifest.accuracy,
+        "output": manifest.output,
         "classes": manifest.classes,
         "parameters": dict(predictor.parameters),
         "example": manifest.example.inputs,

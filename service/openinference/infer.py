@@ -49,7 +49,7 @@ async def infer(request: Request) -> Reply:
     body = await read_content(request, MAX_BATCH_BYTES)  # whatever the media type says: Triton's client sends none
     length = request.header(b"inference-header-content-length")
     inference, asked = await request.runtime.bodies.work(partial(_read, model, body, length), len(body))
-    wanted = wanted_outputs(inference)
+    wanted = wanted_outputs(model.manifest, inference)
     answers = await request.runtime.pipeline.answer_many(model, asked, request.directives)
     predictions = _predictions(answers)
     render = partial(_inferred, model, inference, wanted, predictions)

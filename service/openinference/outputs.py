@@ -14,35 +14,38 @@ from service.inference.manifest import Manifest
 from service.inference.predictor import unpack
 from service.openinference.tensors import BYTES, Inference, Wanted
 
-PROBABILITIES, LABEL, PREDICTION = NAMES = ("probabilities", "label", "prediction")
+PROBABILITIES, LABEL, PREDICTION = ("probabilities", "label", "prediction")
 
 
 def describe_outputs(manifest: Manifest) -> list[dict[str, Any]]:
-    """The metadata of each output: probabilities per class, and label and value of the most probable one."""
+    """The metadata of each output: what is predicted, and of classes the label and each one's probability, if any."""
+    if not manifest.output.has_classes:
+        datatype = "FP64" if manifest.output.kind == "numbers" else "INT64"
+        return [{"name": PREDICTION, "datatype": datatype, "shape": [-1, manifest.width]}]
+    texts = [{"name": name, "datatype": BYTES, "shape": [-1, 1]} for name in (LABEL, PREDICTION)]
+    if manifest.output.probabilities_from is None:
+        return texts
     datatype = "FP64" if manifest.image is None else "FP32"
-    return [
-        {"name": PROBABILITIES, "datatype": datatype, "shape": [-1, len(manifest.classes)]},
-        {"name": LABEL, "datatype": BYTES, "shape": [-1, 1]},
-        {"name": PREDICTION, "datatype": BYTES, "shape": [-1, 1]},
-    ]
+    return [{"name": PROBABILITIES, "datatype": datatype, "shape": [-1, len(manifest.classes)]}, *texts]
 
 
-def wanted_outputs(inference: Inference) -> list[Wanted]:
+def wanted_outputs(manifest: Manifest, inference: Inference) -> list[Wanted]:
     """What was asked for, or everything; raises MalformedRequest for outputs that there are not."""
+    names = [output["name"] for output in describe_outputs(manifest)]
     for output in inference.outputs or ():
-        if output.name not in NAMES:
-            raise MalformedRequest(f"There is no output {output.name!r:.80}; there are {', '.join(NAMES)}.")
+        if output.name not in names:
+            raise MalformedRequest(f"There is no output {output.name!r:.80}; there are {', '.join(names)}.")
         if output.classes and output.name != PROBABILITIES:
             raise MalformedRequest(f"The output {output.name!r} cannot be classified; {PROBABILITIES!r} can.")
-    return inference.outputs or [Wanted(name, inference.binary, 0) for name in NAMES]
+    return inference.outputs or [Wanted(name, inference.binary, 0) for name in names]
 
 
 def render_outputs(manifest: Manifest, predictions: Sequence[bytes], wanted: list[Wanted]) -> tuple[list[Any], bytes]:
     """The output objects, and the bytes that come after the JSON."""
-    probabilities = np.stack([unpack(prediction) for prediction in predictions])
+    answers = np.stack([unpack(prediction) for prediction in predictions])
     outputs, blobs = [], []
     for output in wanted:
-        tensor = _tensor(manifest, probabilities, output)
+        tensor = _tensor(manifest, answers, output)
         if output.binary:
             blob = _to_binary(tensor.pop("data"))
             tensor["parameters"] = {"binary_data_size": len(blob)}
@@ -51,27 +54,34 @@ def render_outputs(manifest: Manifest, predictions: Sequence[bytes], wanted: lis
     return outputs, b"".join(blobs)
 
 
-def _tensor(manifest: Manifest, probabilities: NDArray[Any], output: Wanted) -> dict[str, Any]:
+def _tensor(manifest: Manifest, answers: NDArray[Any], output: Wanted) -> dict[str, Any]:
+    kind = manifest.output
+    if not kind.has_classes:
+        return _numbers(output.name, answers if kind.kind == "numbers" else answers.astype(np.int64))
+    probabilities = answers[:, kind.probabilities_from :]
     if output.name == PROBABILITIES and not output.classes:
-        datatype = f"FP{8 * probabilities.itemsize}"
-        shape = list(probabilities.shape)
-        return {"name": output.name, "datatype": datatype, "shape": shape, "data": probabilities.ravel()}
-    rows = _texts(manifest, probabilities, output)
+        return _numbers(output.name, probabilities)
+    if output.name == PROBABILITIES:
+        rows = _classified(manifest, probabilities, output.classes)
+    else:
+        best = map(manifest.best_class, answers.tolist())
+        rows = [[one.label if output.name == LABEL else one.value] for one in best]
     data = [text for row in rows for text in row]
     return {"name": output.name, "datatype": BYTES, "shape": [len(rows), len(rows[0])], "data": data}
 
 
-def _texts(manifest: Manifest, probabilities: NDArray[Any], output: Wanted) -> list[list[str]]:
-    """Columns of texts. With ``classes``, those of the classification extension: ``probability:index:label``."""
-    classes = manifest.classes
-    if output.name == PROBABILITIES:
-        order = np.argsort(-probabilities, axis=1, kind="stable")[:, : output.classes]
-        return [
-            [f"{row[index]:f}:{index}:{classes[index].label}" for index in indices]
-            for row, indices in zip(probabilities, order.tolist(), strict=True)
-        ]
-    best = probabilities.argmax(axis=1).tolist()
-    return [[classes[index].label if output.name == LABEL else classes[index].value] for index in best]
+def _numbers(name: str, table: NDArray[Any]) -> dict[str, Any]:
+    datatype = f"{'INT' if table.dtype.kind == 'i' else 'FP'}{8 * table.itemsize}"
+    return {"name": name, "datatype": datatype, "shape": list(table.shape), "data": table.ravel()}
+
+
+def _classified(manifest: Manifest, probabilities: NDArray[Any], count: int) -> list[list[str]]:
+    """The texts of the classification extension: ``probability:index:label``."""
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :count]
+    return [
+        [f"{row[index]:f}:{index}:{manifest.classes[index].label}" for index in indices]
+        for row, indices in zip(probabilities, order.tolist(), strict=True)
+    ]
 
 
 def _to_binary(data: NDArray[Any] | list[str]) -> bytes:

@@ -16,6 +16,7 @@ from service.inference.manifest import Class, Example, Feature, Manifest, Weight
 from service.inference.predictor import Options, unpack
 from service.inference.tabular.estimator import class_values
 from service.inference.tabular.predictor import TabularPredictor, load
+from training.proof import ways_to_ask
 
 NAMES = ("a", "b", "c", "d")
 IRIS_X, IRIS_Y = load_iris(return_X_y=True)
@@ -25,6 +26,7 @@ class Counting:
     """Behaves like an estimator, is none, and keeps every array it was asked about."""
 
     classes_ = np.array(["no", "yes"])
+    rows_are_independent = True
 
     def __init__(self) -> None:
         self.calls: list[NDArray[np.float64]] = []
@@ -37,17 +39,21 @@ class Counting:
 def artifact_of(
     model: Any, names: Sequence[str] = NAMES, minimum: float | None = None, maximum: float | None = None
 ) -> Artifact:
+    """Read as registration would have it, which has proved nothing here."""
     file = io.BytesIO()
     joblib.dump(model, file)
-    values = class_values(model)
+    output = next(ways_to_ask(model, np.ones((1, len(names)))))
+    classes = tuple(Class(value=str(value), label=f"class {value}") for value in class_values(model))
+    width = {"class_and_probabilities": len(classes) + 1, "probabilities": len(classes)}.get(output.kind, 1)
     manifest = Manifest(
         name="model",
         kind="tabular",
         weights=Weights.of(file.getvalue(), "joblib"),
         features=tuple(Feature(name=name, minimum=minimum, maximum=maximum) for name in names),
-        classes=tuple(Class(value=value, label=f"class {value}") for value in values),
+        classes=classes if output.has_classes else (),
+        output=output,
         cost_seconds=1e-3,
-        example=Example(inputs=dict.fromkeys(names, 1.0), golden=[1.0] + [0.0] * (len(values) - 1)),
+        example=Example(inputs=dict.fromkeys(names, 1.0), golden=[1.0] + [0.0] * (max(width, len(output.names)) - 1)),
         versions={},
     )
     return Artifact(manifest, file.getvalue())

@@ -176,9 +176,9 @@ def test_a_module_that_cannot_be_imported_is_named_with_the_remedy(directory: Pa
     assert "PYTHONPATH" in failure(directory)
 
 
-def test_what_is_no_classifier_is_named(directory: Path) -> None:
+def test_what_is_no_estimator_is_named(directory: Path) -> None:
     put_weights(directory, pickle.dumps({"not": "a model"}))
-    assert "classes_" in failure(directory)
+    assert "a dict, which has no predict method" in failure(directory)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_other_libraries_devices_and_precisions_have_other_fingerprints() -> Non
 def test_a_compressed_joblib_file_is_served_too(tmp_path: Path) -> None:
     model, file = LogisticRegression(max_iter=500).fit(IRIS_X, IRIS_Y), io.BytesIO()
     joblib.dump(model, file, compress=3)
-    golden = model.predict_proba([[1.0] * 4])[0].tolist()
+    golden = [float(model.predict([[1.0] * 4])[0]), *model.predict_proba([[1.0] * 4])[0].tolist()]
     facts = artifact_of(model).manifest.model_dump()
     facts |= {"weights": Weights.of(file.getvalue(), "joblib").model_dump(), "name": "model"}
     facts["example"]["golden"] = golden

@@ -123,6 +123,29 @@ def test_a_model_that_cannot_be_loaded_stops_the_start_with_one_sentence(
     assert_gone([], scratch)
 
 
+def test_a_model_that_cannot_be_loaded_leaves_the_others_served_unless_all_are_required(
+    launch: Launch, tmp_path: Path, iris_models: Path
+) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(iris_models / "iris", models / "iris")
+    shutil.copytree(iris_models / "iris", models / "broken")
+    weights = next(path for path in (models / "broken").iterdir() if path.suffix == ".joblib")
+    weights.write_bytes(weights.read_bytes()[:50])
+    manifest = models / "broken" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"name": "iris"', '"name": "broken"'))
+    server = launch(models_dir=models, workers=1)
+    server.wait_until_ready()
+    with urllib.request.urlopen(server.url + "/models", timeout=30) as response:
+        listed = json.load(response)
+    assert [model["name"] for model in listed["models"]] == ["iris"]
+    assert [model["name"] for model in listed["failed"]] == ["broken"]
+    assert str(weights) in listed["failed"][0]["reason"]
+    assert "A model is not served." in server.process.errors()
+    assert server.status(QUESTION) == 200
+    strict = launch(models_dir=models, workers=1, require_models="all")
+    assert strict.process.wait(PATIENCE) == 2
+
+
 def test_a_port_that_is_taken_stops_the_start_with_one_sentence(launch: Launch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         server = launch(port=other.getsockname()[1])

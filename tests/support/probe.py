@@ -41,6 +41,7 @@ class Probe:
 
     classes_ = np.array(CLASSES)
     n_features_in_ = 3
+    rows_are_independent = True
 
     def __init__(self, directory: Path, seconds: float = 0.0, salt: int = 0):
         self.directory, self.seconds, self.salt = str(directory), seconds, salt

@@ -10,26 +10,24 @@ from __future__ import annotations
 import sys
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import reduce
 from math import prod
 from struct import Struct
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import sklearn
 from numpy.typing import NDArray
-from sklearn.dummy import DummyClassifier
-from sklearn.ensemble import GradientBoostingClassifier, HistGradientBoostingClassifier
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
 
-from service.inference.tabular.forest import trees_of
+from service.inference.tabular.splits import Splits, feature_count, find_splits
 
-SCALERS = (StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler)
 MOST = 2**53
 """``Cells.count`` stops here: larger numbers are no longer exact in JSON."""
 
 Floats = NDArray[np.float64]
+Interval: TypeAlias = tuple[float | None, float | None]
+"""None where it has no end."""
 
 
 class Cells:
@@ -46,13 +44,30 @@ class Cells:
         self.highest = tuple(highest)
         self.count = min(MOST, prod(len(cuts) + 1 for cuts in boundaries))
         self._features = [(list(cuts), _names(cuts)) for cuts in boundaries]
-        self._pack = Struct(f"!{len(boundaries)}d").pack
+        self._struct = Struct(f"!{len(boundaries)}d")
+        self._pack = self._struct.pack
 
     def representative(self, values: Sequence[float]) -> bytes:
         """Packed like an input; the same bytes for all inputs of one cell and for no others."""
         return self._pack(
-            *[names[bisect_left(cuts, x)] for x, (cuts, names) in zip(values, self._features, strict=True)]
+            # Missing (NaN, which is not itself) is a cell of its own.
+            *[
+                names[bisect_left(cuts, x)] if x == x else np.nan
+                for x, (cuts, names) in zip(values, self._features, strict=True)
+            ]
         )
+
+    def box(self, representative: bytes) -> list[Interval | None]:
+        """Per feature both ends of the cell's interval, inclusive; None for one that is missing."""
+        values = self._struct.unpack(representative)
+        return [_interval(x, cuts) for x, (cuts, _) in zip(values, self._features, strict=True)]
+
+
+def _interval(value: float, cuts: Sequence[float]) -> Interval | None:
+    if value != value:
+        return None
+    place = bisect_left(cuts, value)
+    return value if place else None, cuts[place] if place < len(cuts) else None
 
 
 def _names(boundaries: Sequence[float]) -> list[float]:
@@ -61,76 +76,54 @@ def _names(boundaries: Sequence[float]) -> list[float]:
 
 
 def find_cells(model: Any) -> Cells | None:
-    """The cells of a scikit-learn tree model, alone or behind scalers; None when exactness cannot be shown."""
-    steps, tree_model = _split(model)
-    splits = _splits(tree_model) if steps is not None else None
-    if steps is None or splits is None:
+    """Those of an ensemble of trees, alone, behind scalers or inside others; None when exactness cannot be shown."""
+    found = find_splits(model)
+    if found is None:
         return None
-    thresholds, dtype = splits
-    limits = (-np.inf, float(np.finfo(dtype).max))  # "above -inf" and "not above the maximum" are what finite means
-    lists = [sorted({*limits, *cuts.tolist()}) for cuts in thresholds]
-    columns = _boundaries(_chain(steps, dtype), lists)
-    boundaries, lowest, highest = [], [], []
-    for cuts, found in zip(lists, columns, strict=True):
-        below, above = found[0], found[cuts.index(limits[1])]
-        lowest.append(float(np.nextafter(below, np.inf)) if np.isfinite(below) else -sys.float_info.max)
-        highest.append(above if np.isfinite(above) else sys.float_info.max)
-        boundaries.append(sorted({x + 0.0 for x in found if lowest[-1] <= x < highest[-1]}))
-    return Cells(boundaries, lowest, highest)
+    count = feature_count(model)
+    boundaries: list[set[float]] = [set() for _ in range(count)]
+    lowest, highest = [-sys.float_info.max] * count, [sys.float_info.max] * count
+    for splits in _merged(found):
+        for feature, (below, cuts, above) in zip(splits.columns, _intervals(splits), strict=True):
+            lowest[feature], highest[feature] = max(lowest[feature], below), min(highest[feature], above)
+            boundaries[feature].update(cuts)
+    inside = [
+        sorted({x + 0.0 for x in cuts if low <= x < high})
+        for cuts, low, high in zip(boundaries, lowest, highest, strict=True)
+    ]
+    return Cells(inside, lowest, highest)
 
 
-def _split(model: Any) -> tuple[list[Any] | None, Any]:
-    """(scalers, last step); None for scalers when a step is not known to be monotone in each feature by itself."""
-    if type(model) is not Pipeline:
-        return [], model
-    steps = [step for _, step in model.steps[:-1] if step not in (None, "passthrough")]
-    return (steps if all(_is_monotone(step) for step in steps) else None), model.steps[-1][1]
+def _merged(found: Sequence[Splits]) -> list[Splits]:
+    """Parts that are given the same and prepare it alike, with the thresholds of all."""
+    ways: dict[Any, list[Splits]] = {}
+    for splits in found:
+        ways.setdefault(splits.way, []).append(splits)
+    return [
+        replace(same[0], thresholds=tuple(map(np.concatenate, zip(*(part.thresholds for part in same), strict=True))))
+        for same in ways.values()
+    ]
 
 
-def _is_monotone(step: Any) -> bool:
-    scale = getattr(step, "scale_", None)
-    return type(step) in SCALERS and (scale is None or bool(np.all(scale > 0) and np.all(np.isfinite(scale))))
+def _intervals(splits: Splits) -> list[tuple[float, list[float], float]]:
+    """Per column the smallest number that does not overflow, the boundaries, and the largest."""
+    # "Above -inf" and "not above the maximum" are what finite means.
+    lists = [sorted({-np.inf, splits.highest, *cuts.tolist()}) for cuts in splits.thresholds]
+    intervals = []
+    for cuts, found in zip(lists, _boundaries(_chain(splits), lists), strict=True):
+        below, above = found[0], found[cuts.index(splits.highest)]
+        lowest = float(np.nextafter(below, np.inf)) if np.isfinite(below) else -sys.float_info.max
+        intervals.append((lowest, found, above if np.isfinite(above) else sys.float_info.max))
+    return intervals
 
 
-def _splits(model: Any) -> tuple[list[Floats], type[np.floating[Any]]] | None:
-    """Per feature all thresholds it is compared with, and the type it is cast to for that."""
-    if (trees := trees_of(model)) is not None:
-        return _tree_thresholds(trees), np.float32
-    if type(model) is GradientBoostingClassifier and _starts_constant(model):
-        return _tree_thresholds([estimator.tree_ for estimator in model.estimators_.flat]), np.float32
-    # A preprocessor is there for categories, which are sets and not intervals.
-    if type(model) is HistGradientBoostingClassifier and model._preprocessor is None:
-        nodes = np.concatenate([tree.nodes for iteration in model._predictors for tree in iteration])
-        nodes = nodes[nodes["is_leaf"] == 0]
-        return _by_feature(nodes["feature_idx"], nodes["num_threshold"], model.n_features_in_), np.float64
-    return None
-
-
-def _starts_constant(model: Any) -> bool:
-    """Boosting may start from any estimator's answer; only the default one is the same for all inputs."""
-    init = model.init_
-    return init.strategy == "prior" if type(init) is DummyClassifier else isinstance(init, str) and init == "zero"
-
-
-def _tree_thresholds(trees: Sequence[Any]) -> list[Floats]:
-    splits = [tree.children_left >= 0 for tree in trees]
-    features = np.concatenate([tree.feature[split] for tree, split in zip(trees, splits, strict=True)])
-    thresholds = np.concatenate([tree.threshold[split] for tree, split in zip(trees, splits, strict=True)])
-    return _by_feature(features, thresholds, trees[0].n_features)
-
-
-def _by_feature(features: NDArray[Any], thresholds: Floats, count: int) -> list[Floats]:
-    return [np.unique(thresholds[features == f]) for f in range(count)]
-
-
-def _chain(steps: Sequence[Any], dtype: type[np.floating[Any]]) -> Callable[[Floats], Floats]:
+def _chain(splits: Splits) -> Callable[[Floats], Floats]:
     """What a tree compares in place of raw rows: the steps' own transform, then the cast."""
 
     def compared(rows: Floats) -> Floats:
         # Overflow is an answer here (infinite is above every threshold), not an error.
         with sklearn.config_context(assume_finite=True), np.errstate(over="ignore"):
-            scaled = reduce(lambda x, step: np.asarray(step.transform(x)), steps, rows)
-            return scaled.astype(dtype).astype(np.float64)
+            return splits.cast(reduce(lambda x, step: np.asarray(step.transform(x)), splits.steps, rows))
 
     return compared
 

@@ -1,131 +1,185 @@
-"""Any scikit-learn classifier in a joblib file, or what behaves like one, as a function from rows to probabilities."""
+"""Any estimator with a ``predict`` method as a function from rows to answers, as the manifest's ``output`` has them."""
 
 from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import Any
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import joblib
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.exceptions import InconsistentVersionWarning
 
 from service.errors import ConfigurationError
 from service.inference.artifact import REMEDY
+from service.inference.manifest import Manifest, Output
+from service.inference.tabular.dependencies import MODULE
+from service.inference.tabular.forest import fast_forest, trees_of
+from service.inference.tabular.splits import class_name, feature_count
 
 ROWS_PER_BLOCK = 16
-"""Matrix products work in blocks of rows, and the last bits of a row depend on whether its block is full."""
+"""Libraries compute in blocks of rows, and the last bits of a row depend on how many are computed with it."""
 
-MATRIX_PRODUCTS = (
-    "sklearn.linear_model.",
-    "sklearn.neural_network.",
-    "sklearn.discriminant_analysis",
-    "sklearn.decomposition.",
-    "sklearn.gaussian_process.",
-    "sklearn.kernel_approximation",
-    "sklearn.svm.",
-    "sklearn.ensemble._stacking",
-)
-"""Modules of the estimators that compute with them."""
+LIBRARIES = ("sklearn", "xgboost", "lightgbm", "catboost")
+"""Whose estimators are called with blocks, and for whom processes are this service's parallelism."""
 
-Rows = NDArray[np.float64]
-Proba = Callable[[Rows], NDArray[Any]]
+Compute: TypeAlias = Callable[[Any], NDArray[Any]]
+"""Rows (an array, a DataFrame …) in, one float64 vector per row out."""
 
 
-def unpickle(weights: bytes, where: str) -> Any:
-    """Execute the pickle; raises ConfigurationError. ``where`` names the model in it."""
+class OtherVersion(ConfigurationError):
+    """``version``: of the scikit-learn that has written the file."""
+
+    def __init__(self, where: str, other: InconsistentVersionWarning) -> None:
+        self.version: str = other.original_sklearn_version
+        super().__init__(
+            f"{where} was written by scikit-learn {self.version}, and this is {other.current_sklearn_version}, in "
+            "which it may answer otherwise: install that version here, fit and write the model with this one, or say "
+            "--any-version."
+        )
+
+
+def unpickle(weights: bytes, where: str, *, any_version: bool = True) -> Any:
+    """Execute the pickle; raises ConfigurationError. ``where`` names the model in it.
+
+    ``any_version``: also what another scikit-learn has written, which may answer wrongly without a word.
+    """
     try:
-        return joblib.load(io.BytesIO(weights))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore" if any_version else "error", InconsistentVersionWarning)
+            return joblib.load(io.BytesIO(weights))
+    except InconsistentVersionWarning as other:
+        raise OtherVersion(where, other) from None
     except ModuleNotFoundError as error:
-        raise ConfigurationError(f"{where} needs the module {error.name}: put its directory on PYTHONPATH.") from None
+        package = (error.name or "").partition(".")[0]
+        raise ConfigurationError(
+            f"{where} needs the module {error.name}: install {package} into this environment, or if it is your own, "
+            "put its directory on PYTHONPATH."
+        ) from None
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ConfigurationError(f"{where} cannot be unpickled ({reason}): {REMEDY}.") from None
+        remedy = "write it again with joblib.dump, and register it again"
+        if isinstance(error, AttributeError) and "__main__" in reason:
+            remedy = f"it was defined in a notebook or script: {MODULE}"
+        raise ConfigurationError(f"{where} cannot be unpickled ({reason}): {remedy}.") from None
 
 
-def class_values(model: Any) -> list[str]:
-    """The estimator's own class values as strings; raises ConfigurationError when it is no single-output classifier."""
+def class_values(model: Any) -> list[Any]:
+    """The estimator's own class values; none for what is no classifier, or one of several outputs."""
     classes = getattr(model, "classes_", None)
-    if classes is None or not (hasattr(model, "predict_proba") or hasattr(model, "predict")):
-        raise ConfigurationError(
-            f"A {type(model).__name__} is no fitted classifier: it needs classes_ and predict_proba or predict."
-        )
-    if np.ndim(classes) != 1:
-        raise ConfigurationError(
-            f"This {type(model).__name__} has several outputs: only single-output classifiers are served."
-        )
-    return [str(value) for value in np.asarray(classes).tolist()]
+    several = isinstance(classes, list) and any(np.ndim(one) for one in classes)
+    return [] if classes is None or several or np.ndim(classes) != 1 else np.asarray(classes).tolist()
 
 
-def check_model(model: Any, features: int, values: Sequence[str], where: str) -> None:
-    """Raises ConfigurationError unless the model takes so many features and has exactly these classes."""
-    found = class_values(model)
-    if list(values) != found:
-        raise ConfigurationError(f"{where} has the classes {', '.join(found)}, not {', '.join(values)}: {REMEDY}.")
-    expected = getattr(model, "n_features_in_", features)
-    if expected != features:
-        raise ConfigurationError(f"{where} takes {expected} features, not {features}: {REMEDY}.")
+def check_model(model: Any, manifest: Manifest, where: str) -> None:
+    """Raises ConfigurationError unless the model has what the manifest says."""
+    if not hasattr(model, "predict") and not hasattr(model, "predict_proba"):
+        raise ConfigurationError(f"{where} is a {type(model).__name__}, which has no predict method.")
+    found = [str(value) for value in class_values(model)]
+    expected = [c.value for c in manifest.classes]
+    if manifest.output.has_classes and expected != found:
+        raise ConfigurationError(f"{where} has the classes {', '.join(found)}, not {', '.join(expected)}: {REMEDY}.")
+    count = feature_count(model)
+    # Of a DataFrame a model may pass some columns over: the example shows whether it has what it needs.
+    if manifest.rows != "frame" and count not in (0, len(manifest.features)):
+        raise ConfigurationError(f"{where} takes {count} features, not {len(manifest.features)}: {REMEDY}.")
 
 
-def own_proba(model: Any) -> Proba:
-    """The estimator's ``predict_proba``, or ``predict`` as one-hot rows; one call per batch, whatever it is."""
-    proba: Proba = model.predict_proba if hasattr(model, "predict_proba") else _one_hot(model)
-    parts = _parts(model)
-    if not all(_module(part).startswith("sklearn.") for part in parts):
-        return _one_at_a_time(proba)
-    if any(_module(part).startswith(MATRIX_PRODUCTS) for part in parts):
-        return _in_full_blocks(proba)
-    return proba
+def own_answers(model: Any, output: Output) -> Compute:
+    """What the estimator itself says, by none of our short cuts."""
+    compute = _compute(model, output)
+    return compute if is_of_libraries(model) else _one_at_a_time(compute)
 
 
-def _one_hot(model: Any) -> Proba:
-    column = {value: index for index, value in enumerate(np.asarray(model.classes_).tolist())}
-    rows_of = np.eye(len(column))
-
-    def proba(rows: Rows) -> NDArray[Any]:
-        return rows_of[[column[value] for value in np.asarray(model.predict(rows)).tolist()]]
-
-    return proba
+def fast_answers(model: Any, output: Output) -> Compute | None:
+    """The same bits sooner, for trees and forests."""
+    return fast_forest(model) if output.kind == "probabilities" else None
 
 
-def _one_at_a_time(proba: Proba) -> Proba:
-    """For what is not scikit-learn's, and may not bear an audit beside a prediction: each waits for the other."""
-    lock = threading.Lock()
-
-    @wraps(proba)
-    def alone(rows: Rows) -> NDArray[Any]:
-        with lock:
-            return proba(rows)
-
-    return alone
+def rows_per_call(model: Any, output: Output) -> int | None:
+    """How many rows each call has to have, so that a row is answered alike in any company; None: it always is."""
+    if output.rows_per_call is not None or has_independent_rows(model) or not is_of_libraries(model):
+        return output.rows_per_call
+    return ROWS_PER_BLOCK
 
 
-def _in_full_blocks(proba: Proba) -> Proba:
-    """Makes a row's answer independent of how many rows are computed with it, to the last bit."""
+def has_independent_rows(model: Any) -> bool:
+    """Trees; and a class of one's own that says so."""
+    return trees_of(model) is not None or bool(getattr(model, "rows_are_independent", False))
 
-    def padded(rows: Rows) -> NDArray[Any]:
-        full = len(rows) + -len(rows) % ROWS_PER_BLOCK
-        places = np.arange(full) % len(rows)
-        answers: NDArray[Any] = proba(rows.iloc[places] if hasattr(rows, "iloc") else rows[places])[: len(rows)]
-        return answers
 
-    return padded
+def is_of_libraries(model: Any) -> bool:
+    """Whether the model and all that it is made of are classes of ``LIBRARIES``."""
+    if _library(model) not in LIBRARIES:
+        return False
+    nested = model.get_params().values() if hasattr(model, "get_params") else ()
+    return all(_library(part) in LIBRARIES for part in nested if hasattr(part, "get_params"))
+
+
+def predicts_highest(model: Any) -> bool:
+    """Whether ``predict`` is by definition the first class of the highest of ``predict_proba``."""
+    inner = innermost(model)
+    if class_name(inner) == "sklearn.VotingClassifier":
+        return bool(inner.voting == "soft")
+    return trees_of(inner) is not None or class_name(inner) in (
+        "sklearn.BaggingClassifier",
+        "sklearn.CalibratedClassifierCV",
+    )
+
+
+def innermost(model: Any) -> Any:
+    """The estimator that decides, behind a search for parameters and the steps of a pipeline."""
+    module = type(model).__module__
+    if module == "sklearn.pipeline" and hasattr(model, "steps"):
+        return innermost(model.steps[-1][1])
+    if module.startswith("sklearn.model_selection.") and hasattr(model, "best_estimator_"):
+        return innermost(model.best_estimator_)
+    return model
 
 
 def run_single_threaded(model: Any) -> None:
     """Processes are this service's parallelism; joblib's dispatch costs more than small batches."""
-    if _module(model).startswith("sklearn."):
+    if _library(model) in LIBRARIES[:3]:
         jobs = [name for name in model.get_params() if name.rpartition("__")[2] == "n_jobs"]
         model.set_params(**dict.fromkeys(jobs, 1))
 
 
-def _parts(model: Any) -> list[Any]:
-    """A scikit-learn model and the estimators it is made of."""
-    nested = model.get_params().values() if _module(model).startswith("sklearn.") else ()
-    return [model, *(part for part in nested if hasattr(part, "get_params"))]
+def _compute(model: Any, output: Output) -> Compute:
+    if output.kind == "probabilities":
+        proba: Compute = model.predict_proba
+        return proba
+    if not output.has_classes:
+        return lambda rows: as_table(model.predict(rows))
+    place = {value: float(index) for index, value in enumerate(class_values(model))}
+
+    def index(rows: Any) -> NDArray[np.float64]:
+        said = np.asarray(model.predict(rows)).reshape(-1).tolist()
+        return np.array([[place.get(value, np.nan)] for value in said])
+
+    if output.kind == "class":
+        return index
+    return lambda rows: np.hstack([index(rows), np.asarray(model.predict_proba(rows), dtype=np.float64)])
 
 
-def _module(part: Any) -> str:
-    return type(part).__module__
+def as_table(said: Any) -> NDArray[np.float64]:
+    """What ``predict`` says, as one row of numbers per row."""
+    dense = np.asarray(said.toarray() if hasattr(said, "toarray") else said)
+    return dense.astype(np.float64).reshape(len(dense), -1)
+
+
+def _one_at_a_time(compute: Compute) -> Compute:
+    """For what may not bear an audit beside a prediction: each waits for the other."""
+    lock = threading.Lock()
+
+    def alone(rows: Any) -> NDArray[Any]:
+        with lock:
+            return compute(rows)
+
+    return alone
+
+
+def _library(part: Any) -> str:
+    return type(part).__module__.partition(".")[0]

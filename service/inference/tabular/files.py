@@ -10,9 +10,14 @@ from service.inference.artifact import REMEDY
 from service.inference.tabular.estimator import unpickle
 
 
-def load_estimator(weights: bytes, extension: str, trusted: Collection[str], where: str) -> Any:
-    """Raises ConfigurationError. ``trusted``: the types that a .skops file may hold, beside those that skops knows."""
-    return _load_skops(weights, trusted, where) if extension == "skops" else unpickle(weights, where)
+def load_estimator(
+    weights: bytes, extension: str, trusted: Collection[str], where: str, *, any_version: bool = True
+) -> Any:
+    """Raises ConfigurationError. ``trusted``: the types that a .skops file may hold, beside those that skops knows.
+    ``any_version``: also a pickle that another scikit-learn has written."""
+    if extension == "skops":
+        return _load_skops(weights, trusted, where)
+    return unpickle(weights, where, any_version=any_version)
 
 
 def _load_skops(weights: bytes, trusted: Collection[str], where: str) -> Any:

@@ -1,21 +1,34 @@
-"""A classifier of rows of numbers, scikit-learn's or one that behaves so. Payloads are big-endian float64s."""
+"""An estimator of rows, scikit-learn's or one that behaves so. Payloads are big-endian float64s."""
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from service.errors import PredictionFailed
+from service.errors import MAX_SENTENCE, InvalidInput, PredictionFailed
 from service.inference.artifact import Artifact, fingerprint, library_versions
+from service.inference.manifest import Manifest
 from service.inference.predictor import Options, Prediction, Question, pack
-from service.inference.tabular.cells import find_cells
-from service.inference.tabular.estimator import Proba, check_model, own_proba, run_single_threaded
+from service.inference.tabular.cells import Interval, find_cells
+from service.inference.tabular.dependencies import dependencies
+from service.inference.tabular.estimator import (
+    Compute,
+    check_model,
+    fast_answers,
+    own_answers,
+    rows_per_call,
+    run_single_threaded,
+)
 from service.inference.tabular.features import row_reader
 from service.inference.tabular.files import load_estimator
-from service.inference.tabular.forest import LeafTable, fast_forest
+from service.inference.tabular.forest import LeafTable
+
+logger = logging.getLogger(__name__)
 
 VERSION = "1"
 """Part of the fingerprint: raise it when a change here, in estimator, forest or cells moves answers or identities."""
@@ -31,14 +44,12 @@ def load(artifact: Artifact, options: Options) -> TabularPredictor:
     where = f"The model {manifest.name} ({manifest.weights.file})"
     extension = manifest.weights.file.rpartition(".")[2]
     model = load_estimator(artifact.weights, extension, options.trusted_types, where)
-    # Of a DataFrame a model may pass some columns over: the example shows whether it has what it needs.
-    count = getattr(model, "n_features_in_", 0) if manifest.rows == "frame" else len(manifest.features)
-    check_model(model, count, [c.value for c in manifest.classes], where)
+    check_model(model, manifest, where)
     return TabularPredictor(model, artifact, options.max_batch_size)
 
 
 class TabularPredictor:
-    """Rows of finite float64s in, float64 probability vectors out.
+    """Rows in, one float64 vector per row out.
 
     ``cells``: how many different questions there are (cells.py), or None for a model whose inputs are matched exactly.
     ``runs_on_loop``: whether the event loop may call ``predict``.
@@ -49,18 +60,24 @@ class TabularPredictor:
         run_single_threaded(model)
         # Raised for models fitted on data frames; the order of the features is the manifest's.
         warnings.filterwarnings("ignore", message="X does not have valid feature names")
-        self._classes = len(manifest.classes)
-        self._own_proba = own_proba(model)
-        are_finite = manifest.rows == "array" and not any(f.missing for f in manifest.features)
-        self._proba = (fast_forest(model) if are_finite else None) or self._own_proba
-        self.runs_on_loop = _is_quick(self._proba, max_batch_size)
-        self._cells = find_cells(model) if are_finite else None
+        self._width = manifest.width
+        self._feature_names = [feature.name for feature in manifest.features]
+        self._own_answers = own_answers(model, manifest.output)
+        is_array = manifest.rows == "array"
+        fast = fast_answers(model, manifest.output)
+        if not is_array or any(feature.missing for feature in manifest.features):
+            fast = None
+        self._fast_answers = fast or self._own_answers
+        self._rows_per_call = rows_per_call(model, manifest.output)
+        self.runs_on_loop = _is_quick(fast, max_batch_size)
+        self._cells = find_cells(model) if is_array else None
         self._reader = row_reader(manifest, self._cells)
         self._rows = self._reader.rows
-        self._head = pack(np.zeros(self._classes))[: -8 * self._classes]
+        self._head = pack(np.zeros(self._width))[: -8 * self._width]
         self.cells = self._cells.count if self._cells else None
         self.key_kind: Literal["exact", "cells", "digest"] = "cells" if self._cells else "exact"
-        libraries = library_versions("numpy", "scikit-learn", *self._rows.libraries)
+        libraries = dependencies(model) | library_versions(*self._rows.libraries)
+        _tell_of_other_versions(manifest, libraries)
         self.fingerprint = fingerprint(
             artifact, preprocessing=f"tabular-{VERSION}-{self.key_kind}", libraries=libraries
         )
@@ -77,22 +94,45 @@ class TabularPredictor:
             return Question(self._rows.mark + payload, payload)
         return Question(b"c" + self._cells.representative(values), payload)
 
+    def unchanged_within(self, question: Question) -> Mapping[str, Interval | None]:
+        """Per feature the smallest and the largest float64 with the same answer; None for one that is missing."""
+        assert self._cells is not None
+        return dict(zip(self._feature_names, self._cells.box(question.identity[1:]), strict=True))
+
     def predict(self, batch: Sequence[bytes]) -> Sequence[Prediction | Exception]:
-        """Bit-equal to ``predict_proba``; an answer that is none is that row's PredictionFailed."""
-        return self._answers(self._proba, batch)
+        """Bit-equal to the estimator's own answers; one that is none is that row's PredictionFailed.
+
+        A row that the estimator refuses by itself with a ValueError, such as for a category that it does not know, is
+        its client's fault.
+        """
+        try:
+            return self._answers(self._fast_answers, batch)
+        except ValueError as error:
+            if len(batch) > 1:
+                raise  # who calls asks for each alone
+            return [InvalidInput(str(error).partition("\n")[0][:MAX_SENTENCE])]
 
     def audit(self, payload: bytes) -> Prediction | Exception:
-        """As ``predict``, by the estimator's own ``predict_proba`` and none of this module's short cuts.
+        """As ``predict``, by the estimator itself and none of this service's short cuts.
 
         May be called while ``predict`` runs.
         """
-        return self._answers(self._own_proba, [payload])[0]
+        return self._answers(self._own_answers, [payload])[0]
 
-    def _answers(self, proba: Proba, batch: Sequence[bytes]) -> list[Prediction | Exception]:
-        answers = np.ascontiguousarray(proba(self._rows.table(batch)), dtype="<f8")
-        if answers.shape != (len(batch), self._classes):
-            return [PredictionFailed(f"the model's answer has the shape {answers.shape}") for _ in batch]
-        raw, size = answers.tobytes(), 8 * self._classes
+    def _answers(self, compute: Compute, batch: Sequence[bytes]) -> list[Prediction | Exception]:
+        size = self._rows_per_call or len(batch)
+        answers: list[Prediction | Exception] = []
+        for start in range(0, len(batch), size):
+            block = batch[start : start + size]
+            full = [*block, *[block[0]] * (size - len(block))]
+            answers += self._packed(compute(self._rows.table(full)), size)[: len(block)]
+        return answers
+
+    def _packed(self, said: NDArray[Any], count: int) -> list[Prediction | Exception]:
+        answers = np.ascontiguousarray(said, dtype="<f8")
+        if answers.shape != (count, self._width):
+            return [PredictionFailed(f"the model's answer has the shape {answers.shape}") for _ in range(count)]
+        raw, size = answers.tobytes(), 8 * self._width
         packed: list[Prediction | Exception] = [
             Prediction(self._head + raw[start : start + size]) for start in range(0, len(raw), size)
         ]
@@ -102,5 +142,15 @@ class TabularPredictor:
         return packed
 
 
-def _is_quick(proba: Proba, max_batch_size: int) -> bool:
-    return isinstance(proba, LeafTable) and max_batch_size * proba.row_bytes <= MAX_BYTES_ON_LOOP
+def _tell_of_other_versions(manifest: Manifest, libraries: Mapping[str, str]) -> None:
+    """The golden answer is what tells whether they matter; the answers of other versions are never used again."""
+    for name in sorted(manifest.versions.keys() & libraries.keys()):
+        if manifest.versions[name] != libraries[name]:
+            logger.warning(
+                "The model %s was made with %s %s and is served with %s.",
+                *(manifest.name, name, manifest.versions[name], libraries[name]),
+            )
+
+
+def _is_quick(compute: Compute | None, max_batch_size: int) -> bool:
+    return isinstance(compute, LeafTable) and max_batch_size * compute.row_bytes <= MAX_BYTES_ON_LOOP
