@@ -164,8 +164,7 @@ def _read_body(
 
 
 def _media_type(request: Request, known: Sequence[str]) -> str:
-    """The body's media type; raises UnsupportedContent. Others, and forms of another origin, any web page could send
-    without a CORS preflight."""
+    """The body's media type. What any web page could send without a CORS preflight is refused: UnsupportedContent."""
     if request.content_type not in known:
         raise UnsupportedContent(f"The Content-Type of a body must be {' or '.join(known)}.")
     if request.content_type == FORM:
@@ -178,8 +177,7 @@ def _understood(
 ) -> Parsed:
     """Take model and rendering out of the parameters. The predictor parses the rest, which is the input."""
     name = _take_model(params) if path_name is None else path_name
-    image = content_type not in (None, JSON) or not IMAGE_PARAMETERS.isdisjoint(params)
-    model = runtime.model(name, image)
+    model = runtime.model(name, image=content_type not in (None, JSON) or not IMAGE_PARAMETERS.isdisjoint(params))
     view = take_view(params, model)
     return Parsed(model, model.predictor.parse(params, body, content_type), view)
 
@@ -197,8 +195,7 @@ async def _cached_reply(request: Request, parsed: Parsed) -> Reply:
     A tag that matches is 304 without a look-up; with no-cache it is 304 after the computation. ``*`` needs a look-up.
     """
     runtime, model, question = request.runtime, parsed.model, parsed.question
-    # Made before the answer: after a purge meanwhile, a new answer may have an old tag, which never matches again. An
-    # old answer must not have a new tag.
+    # Made before the answer: after a purge meanwhile, an old answer must not get the new tag.
     tag = parsed.tag(runtime.pipeline.l2.generation(model.name))
     directives = request.directives
     if_match, condition = request.header(b"if-match"), request.header(b"if-none-match")
