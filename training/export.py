@@ -118,7 +118,17 @@ def fold(program: GraphModule) -> GraphModule | None:
         graph.erase_node(norm)
     graph.eliminate_dead_code()
     program.recompile()
+    _drop_unread(program)
     return program if norms else None
+
+
+def _drop_unread(program: GraphModule) -> None:
+    """The weights from before, which would be written all the same."""
+    read = {node.target for node in program.graph.nodes if node.op == "get_attr"}
+    for name in [*dict(program.named_parameters()), *dict(program.named_buffers())]:
+        if name not in read:
+            owner, _, attribute = name.rpartition(".")
+            delattr(program.get_submodule(owner), attribute)
 
 
 def _follows_convolution(norm: Node) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -111,8 +112,12 @@ def make(draft: Manifest, files: Files) -> Artifact:
 
 def is_batch_invariant(made: Artifact, spec: Image) -> bool:
     """Whether a CPU says the same to an image alone and among others, to the last bit, as far as noise shows it."""
+    return all(_says_the_same(made, spec, threads) for threads in {1, os.cpu_count() or 1})
+
+
+def _says_the_same(made: Artifact, spec: Image, threads: int) -> bool:
     try:
-        runner = CpuRunner(made, spec, threads=1)
+        runner = CpuRunner(made, spec, threads)
     except ConfigurationError:
         return False  # the graph is for one image only; if it is for none, the next to load it says so
     images = list(noise(spec, CHUNK))
