@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from service.bodies import FILES_WORTH
 from service.errors import (
     MalformedRequest,
     MethodNotAllowed,
@@ -155,7 +154,7 @@ class Request:
             if size > limit:
                 raise PayloadTooLarge(too_large)
             more = message.get("more_body", False)
-        self.sent = await self.runtime.bodies.work(partial(b"".join, parts), size * FILES_WORTH)
+        self.sent = await self.runtime.bodies.work(partial(b"".join, parts), size)
         return self.sent
 
     def refused(self, error: ServiceError) -> None:

@@ -19,7 +19,7 @@ from random import Random
 
 import pytest
 
-from tests.server.test_hit_path import answered_below, heat, target
+from tests.server.test_hit_path import answer_to, answered_below, forms, heat, message, target
 from tests.support.client import Address, Connection
 from tests.support.process import PATIENCE
 from tests.support.server import running_server
@@ -44,6 +44,8 @@ VOLATILE = [
 ]
 
 HOT = [target(round(4 + i / 4, 2), **more).encode() for i in range(4) for more in ({}, {"top_k": 1})]
+FORMS = [*([form] for form in forms(5.1)), *([("GET", hot.decode(), {}, b"")] for hot in HOT)]
+"""Each with its share of the traffic: every form of one question, and a few questions by GET."""
 JSON = b'{"sepal_length":5.1,"sepal_width":3.5,"petal_length":1.4,"petal_width":0.2}'
 METHODS = [b"HEAD", b"POST", b"QUERY", b"OPTIONS", b"PUT", b"CONNECT", b"BREW", b"get", b"G", b"PRI", b"DELETE", b""]
 TARGETS = [
@@ -119,20 +121,21 @@ BODIES = [
 
 def request(chance: Random) -> bytes:
     """Mostly a hit, and seldom more than a few things wrong with it."""
+    usual, asked, given, body = chance.choice(chance.choice(FORMS))
+    body = body.replace(b"ID", chance.choice([b"ID", b"ab", b"\\n", b'x"', b"\xff\xff"]))
+    fields = [b"%b: %b" % (name.encode(), str(value).encode()) for name, value in given.items()]
     if chance.random() < 0.4:
-        return b"GET %b HTTP/1.1\r\nHost: test\r\n\r\n" % chance.choice(HOT)
+        return message(usual, asked, given, body)
 
     def rarely(odd: list[bytes], usual: bytes, share: float = 0.2) -> bytes:
         return chance.choice(odd) if chance.random() < share else usual
 
-    method, version = rarely(METHODS, b"GET"), rarely(VERSIONS, b"HTTP/1.1", 0.1)
-    fields = [b"Host: " + rarely(HOSTS, b"test"), *chance.sample(FIELDS, chance.choice([0, 0, 1, 1, 2, 3]))]
-    body = b""
-    if method in (b"POST", b"QUERY") and chance.random() < 0.7:
-        fields += [b"Content-Type: application/json", b"Content-Length: %d" % len(JSON)]
-        body = JSON
+    method, version = rarely(METHODS, usual.encode()), rarely(VERSIONS, b"HTTP/1.1", 0.1)
+    fields += [b"Host: " + rarely(HOSTS, b"test"), *chance.sample(FIELDS, chance.choice([0, 0, 1, 1, 2, 3]))]
+    if body and chance.random() < 0.9:
+        fields += [b"Content-Length: %d" % len(body)]
     chance.shuffle(fields)
-    line = rarely([b"  ", b"\t", b""], b" ", 0.05).join([method, rarely(TARGETS, chance.choice(HOT), 0.3), version])
+    line = rarely([b"  ", b"\t", b""], b" ", 0.05).join([method, rarely(TARGETS, asked.encode(), 0.3), version])
     end = rarely([b"\n", b"\r", b"\r\r\n"], b"\r\n", 0.03)
     return end.join([line, *fields, b"", b""]) + (body or rarely(BODIES, b"", 0.15))
 
@@ -259,9 +262,12 @@ async def test_hostile_bytes_are_answered_the_same_below_and_above(iris_models: 
             async with await Connection.open(server.address) as connection:
                 for hot in HOT:
                     await heat(connection, hot.decode())
+                for form in forms(5.1):
+                    for _ in range(3):
+                        await answer_to(connection, message(*form))
         end = time.monotonic() + SECONDS
         sent, once = await explore([on.address, off.address], lambda: time.monotonic() < end)
-        below = answered_below(on)
+        below = sum(answered_below(on, route) for route in ("/predict", "/v2/models/{name}/infer"))
         total = [server.metric("predict_requests_total") for server in (on, off)]
         print(f"seed {SEED}: {sent} streams, {total} requests counted, {below} below, {once} differed once")
         assert below > sent / 4

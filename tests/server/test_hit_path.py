@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import random
 import re
+import struct
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -16,10 +19,11 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from service.app import create_app
-from service.config import load_settings
+from service.config import Settings, load_settings
 from service.server.connection import protocol_class
+from service.server.hit_table import HitTable
 from service.server.lifespan import Lifespan
-from tests.support.client import Connection, caught_up, fetch
+from tests.support.client import Address, Connection, caught_up, fetch
 from tests.support.process import PATIENCE, SLACK, resident_bytes
 from tests.support.server import Server, running_server
 
@@ -40,25 +44,86 @@ def server(iris_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield server
 
 
-def answered_below(server: Server) -> int:
+Form = tuple[str, str, dict[str, object], bytes]
+"""Method, target, header fields and body of a request."""
+
+
+def forms(x: float, tag: str | None = None, identifier: str = "ID") -> list[Form]:
+    """Every form of one question. ``tag``: what the client has. ``identifier``: in the body."""
+    row = {"sepal_length": x, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}
+    body, infer = json.dumps(row).encode(), "/v2/models/iris/infer"
+    as_json: dict[str, object] = {"Content-Type": "application/json"}
+    tensor = {"name": "input", "shape": [1, 4], "datatype": "FP64"}
+    in_json = json.dumps({"inputs": [tensor | {"data": list(row.values())}]}).encode()
+    binary = {"inputs": [tensor | {"parameters": {"binary_data_size": 32}}]}
+    wanted = {"parameters": {"binary_data_output": True}}
+    heads = [json.dumps({"id": identifier, **binary, **wanted}).encode(), json.dumps(binary).encode()]
+    named = in_json.replace(b"{", b'{"id": %b, ' % json.dumps(identifier).encode(), 1)
+    packed = struct.pack("<4d", *row.values())
+    return [
+        ("GET", target(x), {}, b""),
+        ("HEAD", target(x), {}, b""),
+        *([("GET", target(x), {"If-None-Match": tag}, b"")] if tag else []),
+        *((method, "/predict?top_k=2", as_json, body) for method in ("POST", "QUERY")),
+        ("POST", "/models/iris/predict", as_json | {"Accept-Encoding": "gzip"}, body),
+        ("POST", infer, {}, in_json),
+        ("POST", infer, as_json, named),
+        ("POST", infer, {"Accept-Encoding": "gzip"}, named),
+        *(("POST", infer, {"Inference-Header-Content-Length": len(head)}, head + packed) for head in heads),
+        ("POST", infer, {"Content-Encoding": "gzip"}, gzip.compress(in_json, mtime=0)),
+    ]
+
+
+def message(method: str, target: str, headers: Mapping[str, object], body: bytes = b"") -> bytes:
+    """A whole request."""
+    fields = {"Host": "test", **headers, **({"Content-Length": len(body)} if body else {})}
+    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+async def answer_to(connection: Connection, *pieces: bytes) -> bytes:
+    """The whole answer to a request that is sent in pieces, each of which is a read of its own."""
+    for piece in pieces[:-1]:
+        connection.writer.write(piece)
+        await caught_up(connection.writer.get_extra_info("peername"))
+    connection.writer.write(pieces[-1])
+    head = await connection.reader.readuntil(b"\r\n\r\n")
+    length = re.search(rb"\r\ncontent-length: (\d+)", head)
+    has_body = length is not None and not pieces[0].startswith(b"HEAD ")
+    return head + (await connection.reader.readexactly(int(length[1])) if length and has_body else b"")
+
+
+def answered_below(server: Server, route: str = "/predict") -> int:
     """How many predictions the hit path has answered: all but those whose latency was measured."""
     while True:  # an answer is sent before it is counted, and counted in two steps
         counts = [
-            server.metric("predict_requests_total", route="/predict")
-            - server.metric("predict_request_seconds_count", route="/predict")
+            server.metric("predict_requests_total", route=route)
+            - server.metric("predict_request_seconds_count", route=route)
             for _ in range(2)
         ]
         if counts[0] == counts[1]:
             return int(counts[0])
 
 
-async def raw(connection: Connection, target: str, headers: dict[str, str] | None = None) -> bytes:
+async def raw(connection: Connection, target: str, headers: Mapping[str, str] | None = None) -> bytes:
     """One whole answer, as it came."""
-    connection.send("GET", target, headers)
-    head = await connection.reader.readuntil(b"\r\n\r\n")
-    length = re.search(rb"content-length: (\d+)", head)
-    assert length is not None, head
-    return head + await connection.reader.readexactly(int(length[1]))
+    return await answer_to(connection, message("GET", target, headers or {}))
+
+
+@asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[tuple[Address, ServerState, HitTable]]:
+    """The service in this process, where its hit table can be seen."""
+    config = Config(create_app(settings), http=protocol_class(settings), interface="asgi3", ws="none", log_config=None)
+    config.load()
+    lifespan, state = Lifespan(config.loaded_app), ServerState()
+    await lifespan.startup()
+
+    def connect() -> asyncio.Protocol:
+        return protocol_class(settings)(config=config, server_state=state, app_state=lifespan.state)
+
+    async with await asyncio.get_running_loop().create_server(connect, "127.0.0.1", 0) as accepting:
+        yield accepting.sockets[0].getsockname(), state, lifespan.state["hits"]
+    await lifespan.shutdown()
 
 
 def shape(answer: bytes) -> tuple[list[bytes], bytes]:
@@ -89,25 +154,15 @@ async def test_a_plain_hit_is_answered_below_and_counted_exactly(server: Server)
 
 async def test_once_a_connection_has_had_a_hit_the_next_is_answered_before_any_parsing(iris_models: Path) -> None:
     settings = load_settings({"PREDICT_MODELS_DIR": str(iris_models), "PREDICT_AUDIT_SHARE": "0"})
-    config = Config(create_app(settings), http=protocol_class(settings), interface="asgi3", ws="none", log_config=None)
-    config.load()
-    lifespan, state = Lifespan(config.loaded_app), ServerState()
-    await lifespan.startup()
-
-    def connect() -> asyncio.Protocol:
-        return protocol_class(settings)(config=config, server_state=state, app_state=lifespan.state)
-
-    accepting = await asyncio.get_running_loop().create_server(connect, "127.0.0.1", 0)
-    async with accepting, await Connection.open(accepting.sockets[0].getsockname()) as client:
+    async with serving(settings) as (address, state, hits), await Connection.open(address) as client:
         await heat(client, target())
         by_target = await raw(client, target())
         [connection] = state.connections
         connection.parser = None  # type: ignore[union-attr,assignment]
         by_head = [await raw(client, target()) for _ in range(3)]
-        lifespan.state["hits"].flush()
+        hits.flush()
         assert state.total_requests == 7
         assert [shape(answer) for answer in by_head] == 3 * [shape(by_target)]
-    await lifespan.shutdown()
 
 
 async def test_no_other_protocol_is_given_a_hit(server: Server) -> None:
@@ -118,20 +173,74 @@ async def test_no_other_protocol_is_given_a_hit(server: Server) -> None:
 
 
 async def test_both_paths_answer_with_the_same_bytes(server: Server) -> None:
+    """Whatever the form, whatever its id, and in however many reads it arrives."""
     chance = random.Random(0)
+    routes = ("/predict", "/models/{name}/predict", "/v2/models/{name}/infer")
+    below = {route: answered_below(server, route) for route in routes}
     async with await Connection.open(server.address) as connection:
-        below = answered_below(server)
-        for _ in range(150):
-            asked = target(round(chance.uniform(4, 8), 1), top_k=chance.choice([1, 2, 3, "all"]))
-            await heat(connection, asked)
-            identifier = (
-                {"X-Request-ID": chance.choice(["abc-1", "x" * 64, "not valid!", ""])} if chance.random() < 0.5 else {}
-            )
-            # Two plain ones around it: a second may pass between any two, for Age, ttl and Date at different moments.
-            three = [await raw(connection, asked, also | identifier) for also in ({}, ORDINARY, {})]
-            for before, ordinary, after in zip(*(answer.split(b"\r\n") for answer in three), strict=True):
-                assert ordinary in (before, after)
-    assert answered_below(server) - below >= 300
+        for _ in range(15):
+            x = round(chance.uniform(4, 8), 1)
+            await heat(connection, target(x))
+            tag = (await connection.get(target(x))).headers["etag"]
+            identifier = chance.choice(["ID", "ab", "an id", "é", ""])
+            for warm, (method, asked, headers, body) in zip(forms(x, tag), forms(x, tag, identifier), strict=True):
+                for _ in range(3):
+                    await answer_to(connection, message(*warm))
+                given = chance.choice(["abc-1", "x" * 64, "not valid!", ""])
+                also = {"X-Request-ID": given} if chance.random() < 0.3 else {}
+                # Plain ones around it: a second may pass between any two, for Age, ttl and Date at different moments.
+                three = []
+                for more in ({}, ORDINARY, {}):
+                    whole = message(method, asked, headers | also | more, body)
+                    cut = chance.randrange(1, len(whole)) if chance.random() < 0.1 else len(whole) - len(body)
+                    pieces = [whole] if chance.random() < 0.8 else [whole[:cut], whole[cut:]]
+                    three.append(await answer_to(connection, *filter(None, pieces)))
+                for before, ordinary, after in zip(*(answer.split(b"\r\n") for answer in three), strict=True):
+                    assert ordinary in (before, after)
+    found = {route: answered_below(server, route) - below[route] for route in routes}
+    assert found["/predict"] >= 200, found
+    assert found["/models/{name}/predict"] >= 20, found
+    assert found["/v2/models/{name}/infer"] >= 100, found
+
+
+async def test_what_a_post_is_answered_below_is_counted_exactly(server: Server) -> None:
+    hit = message(*forms(5.2)[3])
+    async with await Connection.open(server.address) as connection:
+        for _ in range(3):
+            await answer_to(connection, hit)
+        names = ("predict_requests_total", "predict_cache_results_total", "predict_request_body_bytes_total")
+        before = [server.metric(name) for name in names]
+        for _ in range(100):
+            assert b"HTTP/1.1 200 OK" in await answer_to(connection, hit)
+        counted = [server.metric(name) - old for name, old in zip(names, before, strict=True)]
+    assert counted[1:] == [100, 100 * len(hit.partition(b"\r\n\r\n")[2])]
+
+
+async def test_a_flood_of_bodies_does_not_grow_the_table(iris_models: Path) -> None:
+    """It holds so many bytes, bodies included, and nothing for a body that was asked once."""
+    settings = load_settings({"PREDICT_MODELS_DIR": str(iris_models), "PREDICT_L1_MAX_BYTES": str(2**20)})
+    async with serving(settings) as (address, _, hits), await Connection.open(address) as client:
+        for count in range(1200):
+            method, asked, headers, body = forms(5.1)[3]
+            for _ in range(1 + count % 3):
+                await answer_to(client, message(method, asked, headers, body + b" " * count))
+            assert hits.bytes_used <= 2**18
+            assert sum(map(len, (*hits.by_key, *hits.by_spelling))) <= hits.bytes_used
+            assert hits.awaited.total() == len(hits.by_key)
+        hits.clear()
+        assert (hits.bytes_used, hits.awaited.total(), len(hits.by_spelling)) == (0, 0, 0)
+
+
+async def test_a_body_that_never_comes_is_waited_for_as_long_as_any(iris_models: Path, tmp_path: Path) -> None:
+    """Though its head is one of a hit's, so the application has not been asked yet."""
+    hit = message(*forms(5.1)[3])
+    with running_server(tmp_path, models_dir=iris_models, body_timeout_seconds=1) as server:
+        async with await Connection.open(server.address) as connection:
+            for _ in range(3):
+                await answer_to(connection, hit)
+            connection.writer.write(hit[:-1])
+            assert (await connection.read()).status == 408
+            assert await connection.is_closed(within=PATIENCE)
 
 
 @pytest.mark.parametrize(
@@ -348,68 +457,15 @@ async def test_a_head_after_hits_has_its_own_time(iris_models: Path, tmp_path: P
             assert (await connection.reader.readline()) == b"HTTP/1.1 200 OK\r\n"
 
 
-def posted(x: float = 5.1, path: str = "/predict", **headers: str) -> bytes:
-    """A request with a short body, as one read brings it."""
-    flower = {"sepal_length": x, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}
-    body = json.dumps(flower).encode()
-    fields = {"Host": "a", "Content-Type": "application/json", "Content-Length": str(len(body)), **headers}
-    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-    return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + body
-
-
-async def answer_to(connection: Connection, *pieces: bytes) -> bytes:
-    for piece in pieces:
-        connection.writer.write(piece)
-        await connection.writer.drain()
-        await asyncio.sleep(0.01 if len(pieces) > 1 else 0)
-    head = await connection.reader.readuntil(b"\r\n\r\n")
-    length = re.search(rb"content-length: (\d+)", head)
-    assert length is not None, head
-    return head + await connection.reader.readexactly(int(length[1]))
-
-
-async def test_a_short_post_is_answered_below_as_the_ordinary_path_answers_it(server: Server) -> None:
-    async with await Connection.open(server.address) as connection:
-        for x in (5.3, 5.4):
-            for _ in range(4):
-                await answer_to(connection, posted(x))
-        before = answered_below(server)
-        for _ in range(20):
-            for x in (5.3, 5.4):
-                special = posted(x, traceparent="00-0-0-00")
-                three = [await answer_to(connection, asked) for asked in (posted(x), special, posted(x))]
-                for one, ordinary, other in zip(*(answer.split(b"\r\n") for answer in three), strict=True):
-                    assert ordinary in (one, other)
-        assert answered_below(server) - before >= 60, "but for the seconds' changes"
-
-
-async def test_a_short_post_is_known_by_all_its_bytes_however_it_arrives(server: Server) -> None:
-    async with await Connection.open(server.address) as connection:
-        right = [await answer_to(connection, posted(x)) for x in (5.5, 7.5) for _ in range(4)]
-        bodies = [answer.partition(b"\r\n\r\n")[2] for answer in (right[0], right[-1])]
-        assert bodies[0] != bodies[1]
-        for x, body in ((5.5, bodies[0]), (7.5, bodies[1])):
-            asked = posted(x)
-            for pieces in ((asked,), (asked[:30], asked[30:]), (asked[:-5], asked[-5:])):
-                assert (await answer_to(connection, *pieces)).endswith(body)
-        connection.writer.write(posted(5.5) + posted(7.5) + posted(5.5))
-        several = [await answer_to(connection) for _ in range(3)]
-        assert [answer.partition(b"\r\n\r\n")[2] for answer in several] == [bodies[0], bodies[1], bodies[0]]
-        await heat(connection, target(5.5))
-        assert b"POST" not in (await answer_to(connection, posted(5.5)))
-        assert (await connection.get(target(5.5))).headers["age"]
-        assert b"\r\nage:" not in await answer_to(connection, posted(5.5))
-
-
 async def test_a_post_that_expired_is_computed_anew(iris_models: Path, tmp_path: Path) -> None:
     with running_server(tmp_path, models_dir=iris_models, ttl_seconds=2) as server:
         async with await Connection.open(server.address) as connection:
             for _ in range(4):
-                assert b"cache-status: predict; " in await answer_to(connection, posted())
-            assert b"predict; hit" in await answer_to(connection, posted())
+                assert b"cache-status: predict; " in await answer_to(connection, message(*forms(5.1)[3]))
+            assert b"predict; hit" in await answer_to(connection, message(*forms(5.1)[3]))
             gone = time.monotonic() + 3
             while time.monotonic() < gone:
-                answer = await answer_to(connection, posted())
+                answer = await answer_to(connection, message(*forms(5.1)[3]))
                 if b"fwd=uri-miss" in answer:
                     break
                 await asyncio.sleep(0.05)
