@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TEST_WORKERS ?= 2
 
-.PHONY: help install train run test test-faults test-contract test-gpu check format lock bench bench-quick bench-peers bench-hit-rate bench-resnet bench-gpu figures up down clean
+.PHONY: help install train run test test-faults test-contract test-deploy test-gpu check format lock bench bench-quick bench-peers bench-hit-rate bench-resnet bench-gpu load load-ui figures up down clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test-faults: install  ## The long scenarios: faults, overload, floods
 test-contract: install  ## The long contract tests: schemathesis, Triton's client
 	$(BIN)/python -m pytest -m contract
 
+test-deploy: install  ## The page in Chromium, nginx, Prometheus, Kubernetes' schemas; each says so where its program is missing
+	$(BIN)/python -m pytest -m deploy
+
 test-gpu: install  ## The tests that need a CUDA device; they say so where there is none
 	$(BIN)/python -m pytest -m gpu
 
@@ -71,6 +74,12 @@ bench-hit-rate: install train  ## Hits among inputs that nobody sent before: cel
 
 bench-resnet: install  ## ResNet-18 on the CPU: us against torch, ONNX Runtime and OpenVINO in a loop
 	$(BIN)/python -m benchmarks.resnet
+
+load: install train  ## Locust: 1,000 requests a second for a minute, judged by errors, mean, p99
+	$(BIN)/python -m benchmarks.load_test
+
+load-ui: install train  ## The same, with Locust's page on port 8089
+	$(BIN)/python -m benchmarks.load_test --ui
 
 bench-gpu: install  ## ResNets on a GPU: us against the bare model, and where the time goes
 	$(BIN)/python -m benchmarks.gpu
