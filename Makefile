@@ -85,7 +85,7 @@ bench-gpu: install  ## ResNets on a GPU: us against the bare model, and where th
 	$(BIN)/python -m benchmarks.gpu
 
 figures: install  ## The figures of docs/reliability.md; ONLY=name takes one of them
-	$(BIN)/python -m benchmarks.reliability $(addprefix --only=,$(ONLY))
+	$(BIN)/python -m tests.reliability $(addprefix --only=,$(ONLY))
 
 up:  ## docker compose: the service, Redis, trained models
 	docker compose up --build --detach --wait

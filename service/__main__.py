@@ -23,13 +23,13 @@ class Service(BaseApplication):  # type: ignore[misc]
             self.cfg.set(name, value)
 
     def load(self) -> Any:
-        from service.app import app  # not above: settings that are wrong need not wait for all that serves
+        from service.app import app  # not above, so that wrong settings are reported without waiting for it
 
         return app
 
 
 class PatientArbiter(Arbiter):  # type: ignore[misc]
-    """Where there is no room for another process now it tries again in a second; gunicorn's own would end them all."""
+    """An arbiter that tries again in a second when a fork fails. Gunicorn's own would end the service."""
 
     def spawn_worker(self) -> None:
         try:
@@ -40,7 +40,7 @@ class PatientArbiter(Arbiter):  # type: ignore[misc]
 
 def main() -> None:
     arbiter = PatientArbiter(Service())
-    # For SIGUSR2: by this file's path Python would find `service/http` in the place of its own `http`.
+    # For SIGUSR2. Started by this file's path, Python would import `service/http` instead of its own `http`.
     arbiter.START_CTX["args"] = [sys.executable, "-m", "service", *sys.argv[1:]]
     arbiter.run()
 

@@ -1,6 +1,7 @@
-"""The routes, in one table, and the runtime behind them: ``create_app(settings)``, and ``app`` for any ASGI server.
+"""The application: ``create_app(settings)``, and ``app`` for any ASGI server.
 
-To import ``app`` opens nothing and reads no setting: its lifespan does, in the process that serves.
+Path operations are in the routers of management/ and openinference/. The hot routes are raw ASGI endpoints. To import
+``app`` opens nothing and reads no setting: its lifespan does, in the process that serves.
 """
 
 from __future__ import annotations
@@ -15,55 +16,70 @@ from typing import Any
 from urllib.parse import unquote
 
 from fastapi import FastAPI
-from starlette.routing import compile_path
+from fastapi.middleware.cors import CORSMiddleware
+from starlette.routing import Route, compile_path
 from starlette.types import Receive, Scope, Send
 
 from service import __version__
 from service.config import Settings, settings_of_process
 from service.http import predict
-from service.http.endpoint import Endpoint
+from service.http.endpoint import Endpoint, ErrorRenderer, Request, problem
+from service.http.operations import Observed, Operation
+from service.http.problems import ExceptionHandlers
 from service.management import admin, docs, status
+from service.management.openapi import TITLE, describe
+from service.openinference import infer
 from service.openinference import routes as v2
-from service.runtime import open_runtime
+from service.runtime import Runtime, open_runtime
 
 logger = logging.getLogger(__name__)
 
 ACCEPT_QUERY = [(b"accept-query", ", ".join(predict.MEDIA_TYPES).encode())]
 PREDICT = {"GET": predict.get, "POST": predict.post, "QUERY": predict.query}
 
-ENDPOINTS = [
+HOT = [
     Endpoint("/predict", PREDICT, options=ACCEPT_QUERY),
     Endpoint("/predict_batch", {"POST": predict.batch}),
-    Endpoint("/models", {"GET": status.models}),
-    Endpoint("/models/{name}", {"GET": status.model}),
     Endpoint("/models/{name}/predict", PREDICT, options=ACCEPT_QUERY),
-    Endpoint("/livez", {"GET": status.livez}),
-    Endpoint("/readyz", {"GET": status.readyz}),
-    Endpoint("/metrics", {"GET": status.metrics}),
-    Endpoint("/openapi.json", {"GET": docs.openapi}),
-    Endpoint("/docs", {"GET": docs.docs}),
-    Endpoint(f"{docs.ASSETS}/{{name}}", {"GET": docs.asset}),
-    Endpoint("/admin/purge", {"POST": admin.purge}, guard=admin.guard),
-    Endpoint("/admin/key", {"GET": admin.key_of}, guard=admin.guard),
-    Endpoint("/admin/cache/stats", {"GET": admin.cache_stats}, guard=admin.guard),
-    Endpoint("/admin/cache/{key}", {"GET": admin.show, "DELETE": admin.forget}, guard=admin.guard),
-    *v2.ENDPOINTS,
+    *infer.ENDPOINTS,
 ]
-FIXED = {endpoint.route: endpoint for endpoint in ENDPOINTS if "{" not in endpoint.route}
-PATTERNS = [(compile_path(endpoint.route)[0], endpoint) for endpoint in ENDPOINTS if "{" in endpoint.route]
+FIXED = {endpoint.route: endpoint for endpoint in HOT if "{" not in endpoint.route}
+PATTERNS = [(compile_path(endpoint.route)[0], endpoint) for endpoint in HOT if "{" in endpoint.route]
+
+CORS_METHODS = ("GET", "HEAD", "POST", "QUERY")
+CORS_HEADERS = ("Cache-Control", "Content-Type", "If-None-Match", "Inference-Header-Content-Length", "X-Request-ID")
+"""What pages from elsewhere may send. No ``Authorization``: they have no business in /admin."""
+CORS_EXPOSED = ("Age", "Cache-Status", "Content-Location", "ETag", "Server-Timing", "X-Request-ID")
 
 
-class App(FastAPI):
-    """FastAPI, with our endpoints found before any middleware.
+class Service(FastAPI):
+    """FastAPI, whose hot routes are found before its layers while there is no middleware in them.
 
-    There is nothing in its layers that an endpoint needs, and going through them costs as much as a look-up in L1.
+    The layers alone cost as much as a look-up in L1. With middleware, every request goes through all of it.
     """
 
+    _described: dict[str, str] | None = None
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
         if b"%2" in scope.get("raw_path", b""):
             scope["path"] = _decoded(scope["raw_path"])
-        endpoint = _find(scope) if scope["type"] == "http" else None
-        await (endpoint or super().__call__)(scope, receive, send)
+        endpoint = None if self._has_middleware() else _find(scope)
+        await (endpoint or Observed(super().__call__))(scope, receive, send)
+
+    def _has_middleware(self) -> bool:
+        """OpenTelemetry's instrumentation adds none, but replaces the method that builds the layers."""
+        return bool(self.user_middleware) or "build_middleware_stack" in self.__dict__
+
+    def openapi(self) -> dict[str, Any]:
+        """Made once for the models that are served, since that takes a quarter of a second."""
+        runtime: Runtime = self.state.runtime
+        served = {name: model.version for name, model in runtime.models.items()}
+        if self.openapi_schema is None or self._described != served:
+            self._described, self.openapi_schema = served, describe(self.routes, runtime)
+        return self.openapi_schema
 
 
 def _decoded(raw_path: bytes) -> str:
@@ -84,29 +100,57 @@ def _find(scope: Scope) -> Endpoint | None:
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The ASGI application. Its lifespan opens the runtime and hands it to every request as ``state["runtime"]``.
+    """The ASGI application. Its lifespan opens the runtime and hands it to every request as ``request.state.runtime``.
 
     ``settings`` None: those of the process, read when the lifespan starts. Whoever runs the application may set
     ``app.state.settings``, and ``app.state.lost``, which is called with the reason when a model can compute no more.
     """
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        current = app.state.settings or settings_of_process()
-        async with open_runtime(current, app.state.lost) as runtime:
-            yield {"runtime": runtime}
-
-    app = App(
-        title="Cached prediction service",
+    app = Service(
+        title=TITLE,
         version=__version__,
-        lifespan=lifespan,
-        openapi_url=None,  # ours is made from the manifests
+        lifespan=_lifespan,
+        openapi_url=None,  # /openapi.json and /docs are in management/docs.py
+        redirect_slashes=False,
+        exception_handlers=ExceptionHandlers(_error_renderer, _guard).table(),
+        routes=[Route(endpoint.route, endpoint, name=endpoint.route) for endpoint in HOT],
     )
-    app.router.redirect_slashes = False
-    app.router.default = Endpoint("unknown", {})
+    app.router.route_class = Operation
+    for router in (status.router, docs.router, admin.router, *v2.ROUTERS):
+        app.include_router(router)
     app.state.settings = settings
     app.state.lost = _end_process
     return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+    settings: Settings = app.state.settings or settings_of_process()
+    if settings.cors_origins:
+        _allow_origins(app, settings.cors_origins.replace(" ", "").split(","))
+    async with open_runtime(settings, app.state.lost) as runtime:
+        app.state.runtime = runtime
+        yield {"runtime": runtime}
+
+
+def _allow_origins(app: FastAPI, origins: list[str]) -> None:
+    app.middleware_stack = None  # It was built for the lifespan, before there were settings, and is built anew.
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=CORS_METHODS,
+        allow_headers=CORS_HEADERS,
+        expose_headers=CORS_EXPOSED,
+    )
+
+
+def _error_renderer(path: str) -> ErrorRenderer:
+    return infer.render_error if f"{path}/".startswith("/v2/") else problem
+
+
+def _guard(request: Request) -> None:
+    """Raises ServiceError for whom a path under /admin does not exist, whatever the method."""
+    if request.path.startswith(f"{admin.PREFIX}/"):
+        admin.check_token(request)
 
 
 def _end_process(reason: str) -> None:

@@ -1,7 +1,7 @@
-"""The cache proves itself: a share of the hits is computed anew, in the background, and compared.
+"""The cache proves itself: a share of the hits is computed again in the background and compared.
 
-From the request's own payload, by the estimator's own ``predict_proba`` where the predictor has a way to it
-(``audit``): so a wrong cell, a wrong short cut and a wrong value in Redis are all found. No request waits for it.
+An audit computes from the request's own payload, with the estimator's own method where the predictor has an ``audit``
+that calls it. So it finds a wrong cell, a wrong fast path and a wrong value in Redis alike. No request waits for it.
 """
 
 from __future__ import annotations
@@ -10,41 +10,41 @@ import asyncio
 import logging
 import math
 import random
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from service.cache.memory import MemoryCache
 from service.cache.redis.l2 import L2
-from service.errors import NoWaiters, PredictionFailed, StoreUnavailable
+from service.errors import NoWaiters, StoreUnavailable
+from service.inference.model_thread import ModelThreads, Outcome
 from service.inference.predictor import unpack
 from service.lookup import Answer, Lookup, Model
 from service.metrics import Metrics
 
 IMAGE_TOLERANCE = 1e-5
-"""How far batches move an image model's answers, unless its ``tolerance`` says more. Those of tables they do not."""
+"""How far batches move an image model's answers, unless its ``tolerance`` says more. They never move a table's."""
 
 MAX_WAITING = 64
 MAX_WAITING_BYTES = 16 * 2**20
-"""Bounds of the backlog: beyond them, samples are dropped."""
+"""Bounds of the backlog. Samples beyond them are dropped."""
 
 IDLE_POLL_SECONDS = 0.02
 
 TIME_SHARE = 0.01
-"""What audits take of a worker's time at most, or the share of hits that is audited, whichever is more.
+"""Audits take no more of a worker's time than this, or than the audited share of hits if that is more.
 
-At 60,000 hits a second a thousandth of them is 60 calls of ``predict_proba``: a third of a core.
+At 60,000 hits a second, a thousandth of them is 60 calls of ``predict_proba``: a third of a core.
 """
 
 logger = logging.getLogger(__name__)
 
 
 class Countdown:
-    """Picks a share of the hits. Chance draws each gap, not each hit, and never one before ``1 / share`` hits."""
+    """Picks a share of the hits. One random number draws the gap to the next; the first comes after ``1 / share``."""
 
     def __init__(self, share: float, random: Callable[[], float] = random.random) -> None:
         self.share = share
@@ -54,16 +54,16 @@ class Countdown:
         self._forced: set[str] = set()
 
     def gap(self) -> float:
-        """Hits from one that is picked to the next. By chance: no pattern in the traffic can keep in step with it."""
+        """Hits from one that is picked to the next. Random, so no pattern in the traffic keeps in step with it."""
         return 1 + 2 * (self._mean - 1) * self._random() if self.share else math.inf
 
     def force_sample(self, key: str) -> None:
-        """Pick the next hit of this key: it was counted, and found due, elsewhere."""
+        """Pick the next hit of this key. The hit path, which counts for itself, has found it due."""
         if len(self._forced) < MAX_WAITING:
             self._forced.add(key)
 
     def picks(self, key: str) -> bool:
-        """Whether this hit, which then counts as past, is one to pick."""
+        """Count this hit; whether it is one to audit."""
         if key in self._forced:
             self._forced.discard(key)
             return True
@@ -105,18 +105,18 @@ class Auditor:
 
     @property
     def has_room(self) -> bool:
-        """Whether a sample would wait for its audit; beyond the backlog they are dropped."""
+        """Whether the backlog takes another sample."""
         return len(self._waiting) < MAX_WAITING and self._waiting_bytes < MAX_WAITING_BYTES
 
     def observe(self, lookup: Lookup, answer: Answer) -> None:
-        """The pipeline's observer. A question without a payload cannot be audited: there is nothing to compute from."""
+        """Take a sample where it is due. A question without a payload cannot be computed, so it cannot be audited."""
         if answer.hit and self.countdown.picks(answer.key) and lookup.question.payload is not None:
             self._offer(Sample(lookup.model, answer.key, lookup.question.payload, answer.entry.value))
 
     async def run(self) -> None:
         """Runs until cancelled."""
         while True:
-            # Nothing can arrive between the look into the backlog and this: there is no await between them.
+            # No await lies between the look into the backlog and clear(), so no sample can arrive between them.
             while not self._waiting:
                 self._arrived.clear()
                 await self._arrived.wait()
@@ -142,7 +142,7 @@ class Auditor:
             computed = await _computed(sample)
         except NoWaiters:
             return
-        except Exception as error:  # proves nothing about the answer, and must not end the audits
+        except Exception as error:  # says nothing about the answer, and must not end the audits
             logger.warning("An audit of the model %s failed.", name, extra={"key": sample.key}, exc_info=error)
             return
         self._metrics.cache_audits.labels(name).inc()
@@ -155,19 +155,24 @@ class Auditor:
         self._l1.delete(key)
         with suppress(StoreUnavailable):
             await self._l2.delete(key)
-        # Whoever read it from Redis meanwhile has put it into L1 again.
+        # A request that read it from Redis meanwhile has put it into L1 again.
         self._l1.delete(key)
 
 
 async def _computed(sample: Sample) -> bytes:
     """What the model says now. Raises what the model raises, or NoWaiters when it is no longer idle."""
     model, payload = sample.model, sample.payload
-    audit: Callable[[bytes], bytes | Exception] | None = getattr(model.predictor, "audit", None)
-    if audit is None:  # then the model's own thread, the only one that may call it
+    audit: Callable[[bytes], Outcome] | None = getattr(model.predictor, "audit", None)
+    if audit is None:  # only the model's own thread may call it
         batcher = model.batcher
         submitted = batcher.submit(payload, wanted=lambda: not batcher.queued, deadline=math.inf)
         return (await submitted).prediction
-    outcome: bytes | Exception = await _in_a_thread(audit, payload)
+    # A thread of its own: the model stays free, and the process may end in the middle of an audit.
+    thread = ModelThreads(lambda batch: [audit(batch[0])], "audit")
+    try:
+        (outcome,) = await thread.run([payload])
+    finally:
+        thread.stop()
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
@@ -182,24 +187,3 @@ def _agree(sample: Sample, computed: bytes) -> bool:
         return False
     tolerance: float = getattr(sample.model.predictor, "tolerance", IMAGE_TOLERANCE)
     return cached.shape == now.shape and bool(np.allclose(cached, now, rtol=0, atol=tolerance))
-
-
-def _in_a_thread(function: Callable[[bytes], Any], payload: bytes) -> asyncio.Future[Any]:
-    """One that ends with the process: an audit under way must not keep it from ending, as asyncio's own threads do."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[Any] = loop.create_future()
-
-    def land(outcome: Any) -> None:
-        if not done.done():
-            done.set_result(outcome)
-
-    def work() -> None:
-        try:
-            outcome = function(payload)
-        except BaseException as error:  # also SystemExit: nobody else would hear of it
-            outcome = error if isinstance(error, Exception) else PredictionFailed(repr(error))
-        with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
-            loop.call_soon_threadsafe(land, outcome)
-
-    threading.Thread(target=work, name="audit", daemon=True).start()
-    return done

@@ -1,6 +1,6 @@
-"""Every setting, with its unit and bounds. Read once, at the start, from PREDICT_* environment variables.
+"""Every setting, with its unit and bounds. The environment variables PREDICT_* are read once, at the start.
 
-``python -m service`` takes each as a flag, too, which comes before its variable.
+``python -m service`` also takes each setting as a flag, which overrides the variable.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ _SERVICE_LINK = re.compile(
     )""",
     re.VERBOSE | re.DOTALL,
 )
-"""What Kubernetes puts into the environment of every container when there is a Service called predict, or predict-…"""
+"""Variables that Kubernetes sets in every container when there is a Service called predict, or predict-…"""
 
 SECRETS = ("cache_secret", "admin_token")
-"""Settings whose values no message repeats."""
+"""Settings whose values no message shows."""
 
 
 class Settings(BaseSettings):
     """Answers predictions over HTTP and computes none of them twice. Each setting is also an environment variable."""
 
-    # Frozen. A field's description is its documentation: the README's table repeats it and a test compares the two.
+    # A field's description is its documentation. The README's table repeats it, and a test compares the two.
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -73,11 +73,13 @@ class Settings(BaseSettings):
         SecretStr(PUBLIC_SECRET),
         description="Key of the checksum on every Redis value; set one of your own where others can write to Redis.",
     )
-    cache_control: Literal["public", "private"] = Field("public", description="Whom HTTP caches may keep answers for.")
+    cache_control: Literal["public", "private"] = Field(
+        "public", description="Whether shared HTTP caches may keep answers (`public`), or only a client's own."
+    )
     client_directives: Literal["obey", "ignore"] = Field(
         "obey",
-        description="What a request's `Cache-Control` is to us; `ignore`: nobody can have an answer computed that is "
-        "stored, and of all directives only `only-if-cached` is obeyed.",
+        description="Whether a request's `Cache-Control` is obeyed; `ignore`: only `only-if-cached` is, so nobody can "
+        "have a stored answer computed again.",
     )
     lease: Literal["auto", "always", "never"] = Field(
         "auto",
@@ -88,11 +90,13 @@ class Settings(BaseSettings):
         0.001,
         ge=0,
         le=1,
-        description="Share of the hits that are computed anew in the background and compared, as far as 1 % of the "
-        "time allows, or as much of it as this share; 0: off, 1: every hit.",
+        description="Share of the hits that are computed again in the background and compared, as far as 1 % of the "
+        "time, or this share of it if larger, allows; 0: off, 1: every hit.",
     )
 
-    hit_path: bool = Field(True, description="Answer hits of a worker's own cache below ASGI, as bytes that are ready.")
+    hit_path: bool = Field(
+        True, description="Answer hits of a worker's own cache below ASGI, with bytes that are ready."
+    )
 
     max_batch_size: int = Field(64, ge=1, le=4096, description="Most inputs in one call of a model.")
     max_queue_size: int = Field(
@@ -102,17 +106,16 @@ class Settings(BaseSettings):
     compute_deadline_seconds: float = Field(
         60,
         gt=0,
-        description="Longest that one call of a model may take before its lease is given up and its worker replaced, "
-        "in seconds.",
+        description="Longest that one call of a model may take, in seconds; after that its worker is replaced.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where image models run; `auto`: a GPU when there is one."
     )
     precision: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="What a GPU computes image models in; `float32` is never rounded to TF32."
+        "float32", description="Precision of image models on a GPU; `float32` is never rounded to TF32."
     )
     decode: Literal["pillow", "gpu"] = Field(
-        "pillow", description="Who decodes JPEGs for a GPU; `gpu`: nvJPEG, whose pixels differ a little from Pillow's."
+        "pillow", description="What decodes JPEGs for a GPU; `gpu`: nvJPEG, whose pixels differ a little from Pillow's."
     )
     share_device: bool = Field(
         False, description="Let several workers use one GPU, each with its own copy of the models."
@@ -137,24 +140,30 @@ class Settings(BaseSettings):
     body_timeout_seconds: float = Field(
         8,
         gt=0,
-        description="Longest pause in a body, and longest that it may be slower than 64 KiB/s, in seconds.",
+        description="Longest pause in a body, and longest that it may arrive slower than 64 KiB/s, in seconds.",
     )
     write_timeout_seconds: float = Field(
         8,
         gt=0,
-        description="Longest that a client may leave what is written to it unread before it is cut off, in seconds.",
+        description="Longest that a client may leave an answer unread before its connection is closed, in seconds.",
     )
     keep_alive_seconds: float = Field(65, gt=0, description="How long an idle connection is kept open, in seconds.")
     drain_seconds: float = Field(
         1,
         ge=0,
-        description="How long to serve on, not ready, after SIGTERM, so that load balancers notice, in seconds.",
+        description="How long to go on serving, not ready, after SIGTERM, so that load balancers notice, in seconds.",
     )
     grace_seconds: float = Field(
         10, gt=0, description="How long requests under way may take after the drain, in seconds."
     )
 
     server_timing: bool = Field(True, description="Send `Server-Timing` on computed answers.")
+    cors_origins: str = Field(
+        "",
+        pattern=r"^(\*|https?://[^\s,/]+( *, *https?://[^\s,/]+)*)?$",
+        description="Origins whose pages may ask from a browser, separated by commas, or `*`; empty: none. With any, "
+        "every request passes through the middleware for it, and no hit is answered below ASGI.",
+    )
     admin_token: SecretStr | None = Field(None, description="Bearer token for `/admin`; none: `/admin` does not exist.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line that is written."
@@ -163,7 +172,7 @@ class Settings(BaseSettings):
     @field_validator("*", mode="before")
     @classmethod
     def _in_any_case(cls, value: Any, info: ValidationInfo) -> Any:
-        """``INFO`` is ``info``, for every setting that is one of several words."""
+        """``INFO`` is ``info``, in every setting that is a choice of words."""
         is_choice = info.field_name and get_origin(cls.model_fields[info.field_name].annotation) is Literal
         return value.lower() if is_choice and isinstance(value, str) else value
 
@@ -192,19 +201,19 @@ class Settings(BaseSettings):
     def settings_customise_sources(  # type: ignore[override]
         cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **others: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what it is given: ``load_settings`` reads the environment, which also has what is none of ours."""
+        """Only the given values. ``load_settings`` reads the environment itself, and refuses unknown names."""
         return (init_settings,)
 
     @property
     def hit_path_bytes(self) -> int:
-        """The part of L1's bytes that its hit path may take."""
+        """The part of L1's bytes that the hit path may take."""
         return self.l1_max_bytes // 4 if self.hit_path else 0
 
 
 def load_settings(environ: Mapping[str, str] | None = None, *, arguments: Sequence[str] | None = None) -> Settings:
-    """The settings of this process; raises ConfigurationError that names the variable and what it may be.
+    """The settings of this process; raises ConfigurationError, which names the variable and its valid values.
 
-    ``arguments``: those of its command line, where it is ours. What is none of our flags, or asks for help, ends it.
+    ``arguments``: the command line of ``python -m service``. An unknown flag, or ``--help``, ends the process.
     """
     values = _values(os.environ if environ is None else environ)
     try:
@@ -217,13 +226,13 @@ def load_settings(environ: Mapping[str, str] | None = None, *, arguments: Sequen
 
 
 def service_links(environ: Mapping[str, str] | None = None) -> list[str]:
-    """The variables that Kubernetes has set for a Service whose name begins like ours; they are no settings."""
+    """The variables that Kubernetes has set for a Service called predict, or predict-…; they are no settings."""
     given = os.environ if environ is None else environ
     return [name for name, value in given.items() if _SERVICE_LINK.fullmatch(f"{name}={value}")]
 
 
 def settings_of_process(arguments: Sequence[str] | None = None) -> Settings:
-    """``load_settings``, and logging as they say."""
+    """``load_settings``, and logging set up as they say."""
     settings = load_settings(arguments=arguments)
     set_up_logging(settings.log_level)
     if links := service_links():
@@ -234,7 +243,7 @@ def settings_of_process(arguments: Sequence[str] | None = None) -> Settings:
 
 
 def _values(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Name of the field -> value; raises ConfigurationError for a name that looks like ours and is none."""
+    """Name of the field -> value; raises ConfigurationError for an unknown name with our prefix."""
     links = service_links(environ)
     given = {name.upper(): name for name in environ if name.upper().startswith(PREFIX) and name not in links}
     names = {PREFIX + name.upper() for name in Settings.model_fields}

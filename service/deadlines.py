@@ -1,4 +1,4 @@
-"""The longest that requests wait: as ``asyncio.timeout``, at a tenth of its price, because all have the same."""
+"""The longest that requests wait. All have the same deadline, so this costs a tenth of ``asyncio.timeout``."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ STEPS = 100
 
 
 class Deadlines:
-    """Ends what takes longer than ``seconds``, by a hundredth of that too late at most.
+    """Ends what takes longer than ``seconds``, a hundredth of that too late at most.
 
-    All have the same time, so who came first is due first: one timer looks at the head of the line.
+    All have the same time, so the first to come is the first to expire: one timer looks at the oldest only.
     """
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -28,7 +28,7 @@ class Deadlines:
         self._timer: asyncio.TimerHandle | None = None
 
     async def within(self, doing: Coroutine[Any, Any, T]) -> T:
-        """Its result; raises DeadlineExceeded. A task waits for one thing at a time."""
+        """The coroutine's result; raises DeadlineExceeded. One task may wait once at a time."""
         task = asyncio.current_task()
         assert task is not None
         self._began[task] = self._clock()
@@ -37,7 +37,7 @@ class Deadlines:
         try:
             return await doing
         except asyncio.CancelledError:
-            # As asyncio.timeout: who else has cancelled the task meanwhile is to be heard.
+            # As in asyncio.timeout: another cancellation of the task, meanwhile, must still end it.
             if task in self._expired and task.uncancel() == 0:
                 raise DeadlineExceeded from None
             raise

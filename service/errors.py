@@ -10,8 +10,8 @@ ServiceError
     UnsupportedContent  415   a media type that no predictor reads
       UnsupportedCoding 415   a content coding of the body; carries Accept-Encoding
   NotFound              404   no such URL
-  MethodNotAllowed      405
-  PreconditionFailed    412   If-Match names no representation that there is
+  MethodNotAllowed      405   the URL has no such method
+  PreconditionFailed    412   If-Match does not hold
   NotSupported          501   a method, a transfer coding or a part of the Open Inference Protocol not served here
   VersionNotSupported   505   of HTTP
   Unauthorized          401
@@ -35,7 +35,7 @@ MAX_SENTENCE = 1000
 class ServiceError(Exception):
     """An error with an HTTP answer: ``status``, a stable ``type`` slug, a ``title``, and ``str(self)`` as detail.
 
-    ``logged``: whether it is the operator's affair, too. The detail then holds nothing that a client has sent.
+    ``logged``: it also concerns the operator. Then the detail holds nothing that a client has sent.
     """
 
     logged = False
@@ -188,7 +188,7 @@ class StoreFailed(ServiceError):
     logged = True
     status = 503
     type = "store-failed"
-    title = "Redis could not be told"
+    title = "Redis did not carry the command out"
 
 
 class NoWaiters(Exception):
@@ -206,7 +206,7 @@ class StoreRefused(StoreUnavailable):
 class ConfigurationError(Exception):
     """A setting, file or model that stops the start: one sentence that names it and the remedy.
 
-    It is one line and not long, whatever a library or a stranger's file has put into it: a failed start prints it.
+    A failed start prints it, so it is one short line, whatever a library or a stranger's file has put into it.
     """
 
     def __init__(self, sentence: str) -> None:

@@ -1,7 +1,7 @@
-"""JSON too large to be parsed in one go, which would stop every other thread for as long: arrays and strings are parsed
-when they are read, piece by piece, and arrays know their lengths before.
+"""Large JSON, parsed piece by piece: to parse it at once would stop every other thread.
 
-NumPy, which lets other threads run, finds the brackets and commas outside strings; orjson judges every piece.
+Large arrays and strings are parsed when they are read. An array knows its length before that. NumPy, which lets other
+threads run, finds the brackets and commas outside strings; orjson parses and checks every piece.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from service.errors import MalformedRequest
 
 PIECE_BYTES = 256 * 2**10
-"""What orjson parses in a millisecond or two."""
+"""orjson parses so much in a millisecond or two."""
 MAX_STRING_BYTES = 16 * 2**20
-"""The longest that has a use is an image of 10 MiB in base64."""
+"""The longest useful string is an image of 10 MiB in base64."""
 MAX_MEMBERS = 10_000
 MAX_DEPTH = 64
 MAX_CONTAINERS = 500_000
 MAX_VALUES = 5_000_000
-"""More than any batch that has a use. Eleven million empty arrays are 32 MB to send and a gigabyte to hold."""
+"""More than any useful batch has. Eleven million empty arrays are 32 MB to send and a gigabyte to hold."""
 
 _BLOCK = 2**18
 _LONGEST_ESCAPE = len(r"\ud83d\ude00")
@@ -40,10 +40,10 @@ _NAME = re.compile(rb'[ \t\r\n]{0,1000}+("(?:[^"\\]|\\.){0,1000}+")[ \t\r\n]{0,1
 
 
 class LargeArray:
-    """A JSON array that is parsed as it is read. Its length is known, its elements are not looked at before."""
+    """A JSON array whose elements are parsed as they are read. Its length is known from the start."""
 
     def __init__(self, document: _Document, bounds: NDArray[np.intp]) -> None:
-        """``bounds``: the marks around its elements: the opening bracket, the commas, the closing bracket."""
+        """``bounds``: the marks around the elements: the opening bracket, the commas and the closing bracket."""
         self._document, self._bounds = document, bounds
 
     def __len__(self) -> int:
@@ -53,7 +53,7 @@ class LargeArray:
         return chain.from_iterable(self.groups())
 
     def groups(self) -> Iterator[list[Any]]:
-        """The elements in order, as many at a time as are parsed at once; a large one is alone."""
+        """The elements in order, in groups that are parsed together. A large element is a group of its own."""
         document, bounds = self._document, self._bounds
         places = document.marks[bounds]
         start = 0
@@ -70,7 +70,7 @@ class LargeArray:
 
 
 class LargeString:
-    """A JSON string that is too long for anything but a file in base64; it is parsed as it is read."""
+    """A long JSON string, parsed as it is read. Only a file in base64 is so long."""
 
     def __init__(self, text: memoryview) -> None:
         self._text = text
@@ -83,7 +83,7 @@ class LargeString:
             start = end
 
     def _end_of_piece(self, wanted: int) -> int:
-        """A place near there where no character and no escape is cut in two."""
+        """A place near ``wanted`` that cuts no character and no escape in two."""
         for end in range(wanted, wanted + 1000):
             if end >= len(self._text):
                 return len(self._text)
@@ -93,16 +93,16 @@ class LargeString:
 
 
 def load_large(text: bytes) -> Any:
-    """The value, with a LargeArray or LargeString for each that is large; raises MalformedRequest.
+    """The value, in which large arrays and strings are LargeArray and LargeString; raises MalformedRequest.
 
-    What is wrong within these is raised when they are read.
+    Errors inside these are raised when they are read.
     """
     document = _Document(text)
     return document.value(0, len(text), 0, len(document.marks))
 
 
 class _Document:
-    """``marks``: where the brackets and commas outside strings are; ``_depth``: how many are open behind each."""
+    """``marks``: the places of brackets and commas outside strings. ``_depth``: the open brackets behind each."""
 
     def __init__(self, text: bytes) -> None:
         self.text = text
@@ -114,7 +114,7 @@ class _Document:
             raise _broken()
 
     def value(self, start: int, end: int, first: int, last: int) -> Any:
-        """What stands in ``text[start:end]``, where the marks from ``first`` to ``last`` are."""
+        """The value in ``text[start:end]``, which has the marks from ``first`` to ``last``."""
         if end - start <= PIECE_BYTES:
             return _loads(self.text[start:end])
         if first == last:
@@ -137,7 +137,7 @@ class _Document:
         return LargeString(memoryview(self.text)[opening + 1 : closing])
 
     def _is_blank(self, start: int, end: int) -> bool:
-        """Nobody but an attacker sends more blanks than a piece has bytes."""
+        """Whether there are only blanks. More blanks than a piece has bytes come only from an attacker: False."""
         return end - start <= PIECE_BYTES and not self.text[start:end].strip(b" \t\r\n")
 
     def _bounds(self, opening: int, closing: int) -> NDArray[np.intp]:
@@ -162,7 +162,7 @@ class _Document:
 
 
 def _marks(text: NDArray[np.uint8]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int8]]]:
-    """Block by block, the places of brackets and commas outside strings, and the depth behind each."""
+    """Block by block: the places of brackets and commas outside strings, and the depth behind each."""
     within, backslashes, depth, containers, values = False, 0, 0, 0, 0
     for start in range(0, len(text), _BLOCK):
         block = text[start : start + _BLOCK]
@@ -191,14 +191,14 @@ def _marks(text: NDArray[np.uint8]) -> Iterator[tuple[NDArray[np.int32], NDArray
 
 
 def _run_lengths(are: NDArray[np.bool_], before: int) -> NDArray[np.intp]:
-    """How many in a row are true up to each place, ``before`` of them before the first."""
+    """For each place, how many true values in a row end there. ``before``: how many end before the first place."""
     places = np.arange(len(are))
     return places - np.maximum.accumulate(np.where(are, -1 - before, places))
 
 
 def _let_others_run() -> None:
-    """Give Python's lock to who waits for it. NumPy gives it away and takes it back before anybody has woken up, and
-    each time the waiting begins anew: the event loop stood still for 50 ms."""
+    """Let a waiting thread take Python's lock. NumPy releases it, and takes it back before another thread wakes up.
+    Without this sleep the event loop stood still for 50 ms."""
     time.sleep(0.0001)
 
 

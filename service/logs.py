@@ -1,4 +1,4 @@
-"""Log lines are JSON objects, one a line, on standard error: whatever a stranger sends, a line stays a line."""
+"""The log: one JSON object a line, on standard error. Whatever a client sends, a record stays one line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 class RequestId:
-    """What its client calls a request, or else a name of our own, made when it is first asked for: few ever are."""
+    """A request's id: the client's, or else a new one, made when it is first read. Few are ever read."""
 
     __slots__ = ("_text",)
 
@@ -31,19 +31,19 @@ class RequestId:
 
 
 current_request: ContextVar[RequestId | None] = ContextVar("current_request", default=None)
-"""Of the request that this task answers, or whose flight it is."""
+"""The request that this task answers, or that started this flight."""
 
 
 def named_request() -> RequestId:
-    """The current request's name; from now on it has one."""
+    """The current request's id. A task without one gets one."""
     name = current_request.get() or RequestId(None)
     current_request.set(name)
     return name
 
 
 class JsonFormatter(logging.Formatter):
-    """``time`` (UTC), ``level``, ``logger``, ``message``, ``pid``, the record's extras, and ``exception`` if any;
-    ``request_id`` where the line is about a request."""
+    """``time`` (UTC), ``level``, ``logger``, ``message``, ``pid``, the record's extras, and where there is one,
+    ``request_id`` and ``exception``."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -58,7 +58,7 @@ class JsonFormatter(logging.Formatter):
         line |= {name: _clean(value) for name, value in vars(record).items() if name not in _STANDARD}
         if record.exc_info:
             line["exception"] = _clean(self.formatException(record.exc_info))
-        # ASCII only: escapes what a terminal obeys (ESC, C1 controls) and what other readers take for a line's end.
+        # ASCII only, which escapes a terminal's control characters and what other readers take for the end of a line.
         return json.dumps(line, default=str, ensure_ascii=True)
 
 
@@ -68,7 +68,7 @@ def set_up_logging(level: str) -> None:
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
-    # Four lines a worker about starting and stopping; ours says what matters in one.
+    # uvicorn writes four lines about each start and stop of a worker; ours is one.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
 
@@ -78,8 +78,10 @@ def _clean(value: object) -> object:
 
 
 class FloodLog:
-    """Tells in few lines of what may come in floods: one when it begins, one a period while it lasts, and one when it
-    is over. Each has the ``count`` of what it tells of, and the details of the latest. Used on the event loop."""
+    """Few lines about events that may come in floods: one when a flood begins, one in each period, and one at its end.
+
+    Each line has the ``count`` of events and the details of the latest one. Use it on the event loop.
+    """
 
     def __init__(
         self,
@@ -101,7 +103,7 @@ class FloodLog:
             self._tell()
 
     def close(self) -> None:
-        """Tell of what has not been told."""
+        """Write the line that is still due."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -127,5 +129,5 @@ class FloodLog:
 
 
 def _call_later(seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
-    """In no request's context: what is told later is not about the request that came first."""
+    """Call it in an empty context: a later line is not about the request that began the flood."""
     return asyncio.get_running_loop().call_later(seconds, callback, context=Context())

@@ -1,4 +1,4 @@
-"""What was worked out once, for what comes again."""
+"""Results that are remembered for questions that come again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ V = TypeVar("V")
 
 
 class Memo(dict[K, V]):
-    """At most so many results. Full, it forgets them all: what is still asked for is soon back."""
+    """At most ``most`` results. A full memo forgets all of them: those still in use soon come back."""
 
     def __init__(self, most: int) -> None:
         super().__init__()

@@ -1,10 +1,8 @@
-"""The files in which several processes keep their metrics, in ``prometheus_client``'s format: room for them, and what
-becomes of those of the dead.
+"""The files in which several processes keep their metrics, in ``prometheus_client``'s format.
 
-Each process writes to files of its own through memory. Where the disk is full that would end it (SIGBUS), so their
-space is taken before they are used. A dead process's counters must stay in the sums: they are added to one set of files
-for all the dead, so that a scrape does not read hundreds. A scrape in the middle of that would count them twice, or not
-at all, hence the lock.
+Each process writes to its own files through memory. On a full disk this would kill it (SIGBUS), so the files' space is
+taken first. The counters of a dead process must stay in the sums. They are added to one set of files for all the dead,
+so that a scrape does not read hundreds. A lock keeps a scrape from seeing counters twice or not at all meanwhile.
 """
 
 from __future__ import annotations
@@ -22,16 +20,16 @@ if sys.platform != "win32":
     import fcntl
 
 KINDS = ("counter", "histogram", "gauge_livesum", "gauge_max", "gauge_mostrecent")
-"""What files are called before the process id: one for each way in which a metric of metrics.py is kept."""
+"""The names of files before the process id: one for each kind of metric in metrics.py."""
 BYTES = 256 * 2**10
 BYTES_OF_A_MODEL = 32 * 2**10
-"""What every route and status, and what a model adds to it, come to at most, generously."""
+"""Generous bounds: for all routes and statuses, and for what one model adds."""
 DEAD = 0
-"""The process id that the sums of the dead go under; no process has it."""
+"""The process id in the names of the dead's files. No process has it."""
 
 
 def take_space(directory: Path, pid: int, models: int) -> None:
-    """Make the files of a process, filled with zeros; raises OSError, and leaves none, where they find no space."""
+    """Make the files of a process, filled with zeros; without space it raises OSError and leaves no file."""
     try:
         for kind in KINDS:
             with open(_path(directory, kind, pid), "ab") as file:
@@ -47,30 +45,30 @@ def remove(directory: Path, pid: int) -> None:
 
 
 def merge_dead(directory: Path, alive: set[int]) -> None:
-    """Add the files of processes that are gone to those of the dead; live gauges go with their process.
+    """Add the files of processes that are gone to those of the dead. Live gauges go with their process.
 
-    Not while a scrape is reading: a frozen worker must not hold up who calls this, and who calls again makes up for it.
+    It does nothing while a scrape reads: a frozen worker must not stop the caller, who will call again.
     """
     with suppress(BlockingIOError), _locked(directory, wait=False):
         for kind in KINDS:
             for path in directory.glob(f"{kind}_*.db"):
                 pid = int(path.stem.rpartition("_")[2])
-                with suppress(OSError):  # no space: it stays as it is
+                with suppress(OSError):  # no space: the file stays
                     if pid not in alive and pid != DEAD:
                         _add(kind, path, _path(directory, kind, DEAD))
 
 
 @contextmanager
 def reading(directory: Path) -> Iterator[None]:
-    """While nothing is merged."""
+    """Keeps ``merge_dead`` out."""
     with _locked(directory, shared=True):
         yield
 
 
 @contextmanager
 def _locked(directory: Path, shared: bool = False, wait: bool = True) -> Iterator[None]:
-    """Raises BlockingIOError instead of waiting."""
-    if sys.platform == "win32":  # where nobody merges
+    """Raises BlockingIOError where ``wait`` is false and another process has the lock."""
+    if sys.platform == "win32":  # there, no process merges
         yield
         return
     with open(directory / "lock", "ab") as file:
@@ -101,7 +99,7 @@ def _read(path: Path) -> dict[str, tuple[float, float]]:
 
 
 def _write(path: Path, values: dict[str, tuple[float, float]]) -> None:
-    """As the library does, but not through memory, and whole or not at all."""
+    """Write the file as the library does, but not through memory, and completely or not at all."""
     body = b"".join(_entry(key, *value) for key, value in values.items())
     beside = path.with_suffix(".new")
     beside.write_bytes(struct.pack("ii", 8 + len(body), 0) + body)

@@ -1,7 +1,7 @@
 """Every metric family, in one place.
 
-Several workers keep their values in files of one directory (``share_values``, or ``PROMETHEUS_MULTIPROC_DIR`` from
-outside); whichever worker is scraped then answers for all of them.
+Several workers keep their values in the files of one directory (``share_values``, or ``PROMETHEUS_MULTIPROC_DIR`` set
+by whoever starts them). Whichever worker is scraped then answers for all of them.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 def share_values(directory: Path, models: int) -> None:
-    """Keep the values of this process where others can read them; raises OSError when there is no space for them.
+    """Keep the values of this process where others can read them; raises OSError when the disk has no space for them.
 
-    Before the first metric is made, and after a fork.
+    Call it after a fork, and before the first metric is made.
     """
     take_space(directory, os.getpid(), models)
     os.environ[_SHARED] = str(directory)
@@ -40,9 +40,9 @@ def share_values(directory: Path, models: int) -> None:
 
 
 class TalliedCounter(Counter):
-    """For what is counted with every request: a plain number until it is flushed, twice a second.
+    """A counter for every request: it adds to a plain number, which ``flush`` hands on twice a second.
 
-    The library's own way locks, asks for the process id and writes to a file, each time.
+    The library's own counter locks, asks for the process id and writes to a file each time.
     """
 
     _tally: float
@@ -61,7 +61,7 @@ class TalliedCounter(Counter):
 
 
 class TalliedHistogram(Histogram):
-    """The same for a histogram."""
+    """As TalliedCounter."""
 
     _tally: list[int]
     _total: float
@@ -89,26 +89,32 @@ Family = TypeVar("Family", Counter, Gauge, TalliedCounter, TalliedHistogram)
 
 @lru_cache(maxsize=4096)
 def child(family: Family, *labels: object) -> Family:
-    """The family's member with these labels. To find it costs as much as to count with it, so it is found once."""
+    """The family's member with these labels, remembered: finding a member costs as much as counting with it."""
     return family.labels(*labels)
 
 
 class Metrics:
-    """The families of one process. Labels have few values: model names, never anything that a client sends.
+    """The families of one process. Labels have few values, such as model names, and never what a client sends.
 
-    Counted on the event loop. The tallied ones are shown once they have been flushed.
+    Everything is counted on the event loop. A scrape shows tallied values once they have been flushed.
     """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._tallied: list[Any] = []
-        # Requests.
+        self._add_requests()
+        self._add_questions()
+        self._add_models()
+        self._add_caches()
+
+    def _add_requests(self) -> None:
         self.requests = self._tallied_counter("predict_requests", "Answers by route and status.", "route", "status")
         self.latency = self._tallied_histogram(
             "predict_request_seconds", "Time from the parsed request to the answer, by route.", "route"
         )
         self.body_bytes = self._tallied_counter("predict_request_body_bytes", "Bytes of request bodies read.")
-        # Questions, and what the cache is worth.
+
+    def _add_questions(self) -> None:
         self.cache_results = self._tallied_counter(
             "predict_cache_results",
             "Questions by how they ended: l1, l2, collapsed, computed, not_cached, cancelled (client left), failed.",
@@ -127,11 +133,13 @@ class Metrics:
         self.spent_seconds = self._counter(
             "predict_cache_spent_seconds", "Time that questions waited for look-ups and stores in Redis.", "model"
         )
-        self.cache_audits = self._counter("predict_cache_audits", "Hits that were computed anew and compared.", "model")
+        self.cache_audits = self._counter(
+            "predict_cache_audits", "Hits that were computed again and compared.", "model"
+        )
         self.cache_mismatch = self._counter(
             "predict_cache_mismatch", "Audited hits that were not what the model says.", "model"
         )
-        # Of the whole cluster: whichever worker heard of it last is right.
+        # Of the whole cluster: the worker that asked Redis last is right.
         self.distinct_questions = self._gauge(
             "predict_distinct_questions",
             "Different questions of the last day in the cluster, estimated.",
@@ -144,12 +152,13 @@ class Metrics:
             "model",
             workers="mostrecent",
         )
-        # The models and their queues.
+
+    def _add_models(self) -> None:
         self.queue_size = self._gauge("predict_queue_size", "Inputs waiting for a model.", "model")
         self.queue_seconds = self._tallied_histogram(
             "predict_queue_seconds", "Time inputs waited for a model.", "model"
         )
-        # Not tallied, since once in a batch costs nothing: whoever asks any worker finds all that was computed.
+        # Not tallied: a batch is rare enough, and so every worker always shows all that was computed.
         self.computations = self._counter("predict_computations", "Inputs that a model computed.", "model")
         self.batch_size = self._tallied_histogram(
             "predict_batch_size", "Inputs in one call of a model.", "model", buckets=SIZES
@@ -161,7 +170,8 @@ class Metrics:
             "model",
             workers="max",
         )
-        # The two caches.
+
+    def _add_caches(self) -> None:
         self.l1_bytes = self._gauge("predict_l1_bytes", "Bytes held by the workers' own caches.")
         self.l1_entries = self._gauge("predict_l1_entries", "Entries held by the workers' own caches.")
         self.l2_up = self._gauge("predict_l2_up", "Workers for which Redis answers and takes writes.")
@@ -172,7 +182,7 @@ class Metrics:
         self.l2_corrupt = self._counter("predict_l2_corrupt", "Redis values that were not what was stored.")
 
     def serve(self, model: str) -> None:
-        """Show the counters that are to stay at zero, before anything is counted."""
+        """Show the counters of audits from the start: zero must be seen, too."""
         self.cache_audits.labels(model)
         self.cache_mismatch.labels(model)
 
@@ -183,7 +193,7 @@ class Metrics:
         child(self.latency, route).observe(seconds)
 
     def refused(self, status: int) -> None:
-        """One of no route: what came was no request."""
+        """A request that was refused before it had a route."""
         child(self.requests, "unknown", status).inc()
 
     def resolved(self, model: str, result: str, seconds: float) -> None:
@@ -208,18 +218,18 @@ class Metrics:
         self.l2_corrupt.inc()
 
     def flush(self) -> None:
-        """Show what has been tallied. On the event loop, like the counting."""
+        """Hand on what has been tallied. Call it on the event loop."""
         for family in self._tallied:
             for member in family._metrics.values() if family._labelnames else (family,):
                 member.flush()
 
     def exposition(self) -> bytes:
-        """The text that Prometheus scrapes. Reads files, so it belongs in a thread."""
+        """The text that Prometheus scrapes. Call it in a thread: it reads files."""
         with self._all_workers() as registry:
             return generate_latest(registry)
 
     def samples(self, model: str) -> dict[tuple[str, str], float]:
-        """What there is about one model: (sample name, ``result`` label or "") -> value. Belongs in a thread, too."""
+        """One model's values: (sample name, ``result`` label or "") -> value. Call it in a thread."""
         with self._all_workers() as registry:
             return {
                 (sample.name, sample.labels.get("result", "")): sample.value
@@ -256,5 +266,5 @@ class Metrics:
     def _gauge(
         self, name: str, text: str, *labels: str, workers: Literal["livesum", "max", "mostrecent"] = "livesum"
     ) -> Gauge:
-        """``workers``: what becomes of the values of several."""
+        """``workers``: how the values of several workers become one."""
         return Gauge(name, text, labels, registry=self.registry, multiprocess_mode=workers)

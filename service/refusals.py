@@ -1,4 +1,4 @@
-"""What an operator hears of the requests that are refused or late: a flood of them does not flood the log."""
+"""Log lines about requests that are refused or late. A flood of such requests does not flood the log."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ logger = logging.getLogger(__name__)
 
 
 class Refusals:
-    """One worker's, by the error's type."""
+    """The refusals of one worker, by the error's type."""
 
     def __init__(self) -> None:
         self._floods: dict[str, FloodLog] = {}
 
     def add(self, error: ServiceError, **details: object) -> None:
-        """``error`` is the answer to a request; most are their clients' affair alone."""
+        """Log an error that answered a request, if it concerns the operator. Most concern only the client."""
         if not error.logged:
             return
         flood = self._floods.get(error.type)

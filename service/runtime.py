@@ -39,9 +39,8 @@ LEASE_COST_SECONDS = 0.001
 class Runtime:
     """What a request can reach.
 
-    ``draining``: told to stop, still answering. ``tallies``: called to add to the metrics what was counted beside them.
-    ``parsed`` and ``rendered``: what the API has worked out of queries and answers that come again, with the models of
-    this runtime.
+    ``draining``: told to stop, and still answering. ``tallies``: functions that add to the metrics what was counted
+    elsewhere. ``parsed``, ``rendered``: the questions in query strings and the bodies of answers that came before.
     """
 
     def __init__(
@@ -70,9 +69,9 @@ class Runtime:
         self._default_image_model = preferred or ("imagenet" if "imagenet" in models else "digits")
 
     def model(self, name: object, image: bool = False) -> Model:
-        """The model of that name, or the default one for the kind of input; raises UnknownModel."""
+        """The model of that name, or without a name the default one for the kind of input; raises UnknownModel."""
         if name is None:
-            name = self._default_image_model if image else self.settings.default_model
+            name = self._default_name(image)
         if not isinstance(name, str):
             raise InvalidInput("Parameter model must be a string.", parameter="model")
         model = self.models.get(name)
@@ -81,8 +80,15 @@ class Runtime:
             raise UnknownModel(f"There is no model {shown}; /models lists those there are.", parameter="model")
         return model
 
+    def default_model(self, image: bool) -> Model | None:
+        """The model that is asked when none is named, where it is served."""
+        return self.models.get(self._default_name(image))
+
+    def _default_name(self, image: bool) -> str:
+        return self._default_image_model if image else self.settings.default_model
+
     def update_metrics(self) -> None:
-        """Every worker does so by itself and regularly, since one is scraped for all."""
+        """Every worker does this regularly, because a scrape of one worker shows all."""
         for tally in self.tallies:
             tally()
         self.economics.update_metrics()
@@ -96,13 +102,13 @@ class Runtime:
 
 @asynccontextmanager
 async def open_runtime(settings: Settings, lost: Callable[[str], None] = lambda reason: None) -> AsyncIterator[Runtime]:
-    """Open in the order of the imports, close in the opposite one; raises ConfigurationError.
+    """Open every resource, and close in the opposite order; raises ConfigurationError.
 
-    ``lost``: is called with the reason when a model can compute no more, so that this process can answer only hits.
+    ``lost`` is called with the reason when a model can compute no more: this process can then answer only hits.
     """
     async with AsyncExitStack() as stack:
         metrics = Metrics()
-        stack.callback(metrics.flush)  # last, with what was counted while all the others closed
+        stack.callback(metrics.flush)  # runs last, for what is counted while the others close
         loaded = await _load_models(settings)
         accounts = {model.manifest.name: Account(model.manifest.cost_seconds) for model in loaded}
         models = {
@@ -133,7 +139,7 @@ async def open_runtime(settings: Settings, lost: Callable[[str], None] = lambda 
         runtime = Runtime(settings, metrics, pipeline, models, auditor, economics)
         stack.callback(runtime.refusals.close)
         stack.callback(runtime.bodies.close)
-        stack.callback(runtime.update_metrics)  # what the last requests were counted for
+        stack.callback(runtime.update_metrics)  # for what the last requests counted
         stack.push_async_callback(pipeline.aclose)
         watching = _watch_calls(list(models.values()), settings.compute_deadline_seconds, lost)
         for background in (auditor.run(), economics.run(), _keep_metrics(runtime), _keep_hot(l1, l2), watching):
@@ -162,7 +168,7 @@ def _serve(
     stack: AsyncExitStack,
     lost: Callable[[str], None],
 ) -> Model:
-    """The model with a queue in front of it, which the stack closes."""
+    """The model with its queue, which the stack closes."""
     manifest, predictor = loaded.manifest, loaded.predictor
     metrics.serve(manifest.name)
     batcher = Batcher(
@@ -195,7 +201,7 @@ async def _keep_metrics(runtime: Runtime) -> None:
 
 
 async def _watch_calls(models: list[Model], longest: float, lost: Callable[[str], None]) -> None:
-    """A call of a model that never returns would leave everybody who asks it waiting, for ever and unnoticed."""
+    """Without this, everybody who asks a model whose call never returns would get 504, for ever and unnoticed."""
     while True:
         await asyncio.sleep(WATCH_SECONDS)
         for model in models:
@@ -204,7 +210,7 @@ async def _watch_calls(models: list[Model], longest: float, lost: Callable[[str]
 
 
 async def _keep_hot(l1: MemoryCache, l2: L2) -> None:
-    """Hits in L1 are unseen by Redis, which would evict the hottest answers first: tell it of them once a second."""
+    """Redis does not see hits in L1, and would evict the hottest answers first. So it is told of them once a second."""
     while True:
         await asyncio.sleep(HOT_SECONDS)
         if asked := l1.take_asked():

@@ -85,9 +85,25 @@ def test_the_service_never_imports_training_benchmarks_or_tests(path: Path) -> N
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda path: path.name)
 def test_benchmarks_speak_http_only(path: Path) -> None:
-    assert not any(module.split(".")[0] in {"service", "training"} for module in imports(path))
+    assert not {module.split(".")[0] for module in imports(path)} & {"service", "training", "tests"}
 
 
 def test_what_models_compute_with_is_imported_only_for_a_model_that_needs_it() -> None:
     program = f"import sys, service.server.worker; print([name for name in {HEAVY} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True).stdout == "[]\n"
+
+
+def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    names = [argument.arg for argument in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)]
+    return len(names) - (names[:1] in (["self"], ["cls"]))
+
+
+@pytest.mark.parametrize("path", SERVICE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_is_long(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 300
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        lines = (node.end_lineno or 0) - node.lineno + 1
+        assert lines <= (220 if isinstance(node, ast.ClassDef) else 45), node.name
+        assert isinstance(node, ast.ClassDef) or parameters(node) <= 7, node.name

@@ -13,7 +13,7 @@ MAX_VALUE_BYTES = 64 * 2**10
 """Larger values are not stored in Redis."""
 
 JITTER = 0.1
-"""The largest part of its lifetime that an entry may lose at birth."""
+"""The largest part of its lifetime that a new entry may lose."""
 
 _MAGIC = b"PRE\x01"  # the last byte is the version of this format
 _HEADER = struct.Struct("!4sI16s")  # magic and version, ttl in ms, MAC
@@ -22,9 +22,9 @@ _BOUND = struct.Struct("!HI")  # what the MAC covers beside key and payload: the
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """``value``: the packed array. ``ttl``: its own lifetime, s. ``expires``: the monotonic clock's reading at its end.
+    """``value``: the packed array. ``ttl``: its lifetime in seconds. ``expires``: the clock's reading at its end.
 
-    ``renderings``: view -> body. Used by L1 only, and filled only through ``MemoryCache.add_rendering``.
+    ``renderings``: view -> body. Only L1 uses them, and only ``MemoryCache.add_rendering`` adds one.
     """
 
     value: bytes
@@ -37,21 +37,21 @@ class Entry:
         return self.expires - now
 
     def age(self, now: float) -> float:
-        """Seconds since it was born: its lifetime less what is left of it, never negative."""
+        """Seconds since it was made: its lifetime less what is left, never negative."""
         return max(0.0, self.ttl - (self.expires - now))
 
 
 def new_entry(value: bytes, ttl: float, now: float, random: Callable[[], float]) -> Entry:
-    """A new entry. It lives ``ttl`` less up to a tenth, so that answers computed together do not expire together.
+    """A new entry. It lives for ``ttl`` less up to a tenth, so that answers computed together do not expire together.
 
-    In whole milliseconds, as Redis counts: what is read back is what was written.
+    The lifetime is in whole milliseconds, as in Redis: what is read back is what was written.
     """
     ttl_ms = max(1, int(ttl * (1 - JITTER * random()) * 1000))
     return Entry(value, ttl_ms / 1000, now + ttl_ms / 1000)
 
 
 def seal(key: str, value: bytes, ttl_ms: int, secret: bytes) -> bytes:
-    """``magic+version | ttl_ms u32 | MAC | value``; raises ValueError when value or TTL are too large."""
+    """``magic+version | ttl_ms u32 | MAC | value``; raises ValueError when the value or the TTL is too large."""
     if len(value) > MAX_VALUE_BYTES:
         raise ValueError(f"{len(value)} bytes are more than the {MAX_VALUE_BYTES} that are stored")
     if not 0 < ttl_ms < 2**32:
@@ -81,5 +81,5 @@ def _mac(key: str, ttl_ms: int, value: bytes, secret: bytes) -> bytes:
 
 @lru_cache(maxsize=8)
 def _keyed(secret: bytes) -> blake2b:
-    # blake2b takes no key longer than 64 bytes and treats an empty one as none: hence the hash.
+    # Hashed, because blake2b takes no key longer than 64 bytes, and takes an empty key for none.
     return blake2b(key=sha256(secret).digest(), digest_size=16)

@@ -1,19 +1,18 @@
-"""The generation of each model: eight random bytes in every key, whose replacement is a purge.
+"""The generation of each model: eight random bytes in every key. A purge replaces them.
 
-Whatever becomes of messages, connections, workers and Redis: no worker uses a generation for longer than ten seconds
-after it was replaced, because what was read from Redis holds for so long, from before Redis was asked. Everything else
-only makes it faster:
+No worker uses a generation for longer than ten seconds after it was replaced, whatever fails: a reading from Redis is
+valid for ten seconds, counted from before Redis was asked. Everything else only makes purges faster:
 
-    1. A reading registers its worker in Redis, in the same script.
-    2. A purge replaces the generation, publishes it, and is told who is registered: whoever may still use the old one.
-    3. A worker that hears of it reads anew, drops what it has, and only then acknowledges the generation in Redis.
-    4. The purge waits until all have, for two seconds at most.
-    -. A worker hears nothing: it reads anew every five seconds.
-    -. It cannot: ten seconds after the last reading it has no generation, so nothing from before is found. What it
-       computes from then on it keeps for ten seconds at most, and a purge whose worker may be cut off says ten seconds.
+    1. The script that reads the generations also registers the worker as a reader.
+    2. A purge replaces the generation, publishes that, and gets the readers: they may still use the old one.
+    3. A worker that hears of it reads again, drops what it has, and then acknowledges the generation in Redis.
+    4. The purge waits until all readers have acknowledged, for two seconds at most.
+    -. A worker hears nothing: it reads again every five seconds.
+    -. A worker cannot read: ten seconds after its last reading it has no generation, so it finds nothing from before.
+       From then on it keeps what it computes for ten seconds, and a purge that may have missed it says ten seconds.
 
-Generations are numbered, so a worker never returns to one that was replaced, whatever Redis comes back with (an older
-snapshot, a replica that lagged behind): it replaces it again.
+Generations are numbered. When Redis returns with an older one (a snapshot, a lagging replica), a worker that knows a
+later number replaces it again.
 """
 
 from __future__ import annotations
@@ -39,15 +38,15 @@ from service.logs import FloodLog
 logger = logging.getLogger(__name__)
 
 PURGES = "p1:purges"
-"""The channel on which the name of a model is published whose generation was replaced."""
+"""The channel for the names of models whose generation was replaced."""
 
 VALID_SECONDS = 10.0
-"""For so long a reading holds: the worst case of a purge."""
+"""How long a reading is valid: the worst case of a purge."""
 
 REREAD_SECONDS = 5.0
 RETRY_SECONDS = 1.0
 ACKNOWLEDGE_SECONDS = 2.0
-"""For so long a purge waits for the workers."""
+"""How long a purge waits for acknowledgements."""
 
 REPLACED = (
     "Redis had a replaced or damaged generation, and a new one was written. If this goes on, a service with another "
@@ -56,10 +55,10 @@ REPLACED = (
 FLOOD_SECONDS = 60.0
 
 MAX_NUMBER = 2**62
-"""More than any that is counted up to: the next one must have room."""
+"""Larger numbers are refused, so that there is always a next one."""
 
 CUT_OFF_SECONDS = 60.0
-"""For so long a worker that has stopped reading without a word may be one that is cut off; then it counts as ended."""
+"""A worker that stopped reading without a word counts as cut off for so long, and as ended after that."""
 
 _KEEP_MS = 120_000
 _POLL_SECONDS = (0.001, 0.05)
@@ -69,11 +68,11 @@ _SEALED_TTL_MS = 1
 _ATTEMPTS = 3
 _PAYLOAD = struct.Struct(f"!Q{GENERATION_BYTES}s")
 _NOT_THE_MASTER = (b"READONLY", b"NOREPLICAS")
-"""Who refuses the registration so may be a master of the past: purges happen elsewhere."""
+"""A server that refuses a registration so may be a former master, while purges happen on another server."""
 
 
 class Generation(NamedTuple):
-    """``number``: the time in ms when it was written, or more where that is what it takes to be the next one."""
+    """``number``: the time in ms when it was written, or the last number plus one if that is more."""
 
     number: int
     value: bytes
@@ -99,9 +98,8 @@ def next_generation(known: Generation | None) -> Generation:
 
 
 class Purged(NamedTuple):
-    """``seconds``: until a worker that has not acknowledged the purge has noticed it in any case; 0 when all have.
-
-    Not 0 either in Redis's first seconds: it may have forgotten who used the generation before.
+    """``seconds``: the longest time until workers without an acknowledgement notice the purge. 0 when all have
+    acknowledged it, except in Redis's first seconds: Redis may have forgotten readers.
     """
 
     workers: int
@@ -110,7 +108,7 @@ class Purged(NamedTuple):
 
 
 class Generations:
-    """What this worker knows of them. ``valid_until``: the clock's reading at which it ceases to know.
+    """The generations that this worker knows, until the clock reads ``valid_until``.
 
     ``on_change``: drop what was kept under the generation before.
     """
@@ -138,14 +136,14 @@ class Generations:
         return known.value if known is not None and self._clock() < self.valid_until else None
 
     async def register(self, model: str) -> None:
-        """Keep the model's generation from now on. Tries once to read it: one deadline at most, no error."""
+        """Keep the model's generation from now on, and try once to read it: one deadline at most, and no error."""
         self._known.setdefault(model, None)
         await self._try_read()
 
     async def purge(self, model: str) -> Purged:
         """Replace the model's generation, and wait for the workers.
 
-        Raises StoreRefused, having purged nothing, or StoreUnavailable: Redis may then have carried it out, or may yet.
+        Raises StoreRefused when nothing was purged, or StoreUnavailable when Redis may have purged, or may do so later.
         """
         generation = next_generation(self._known.get(model))
         sealed = generation.seal(model, self._secret)
@@ -165,14 +163,14 @@ class Generations:
         return Purged(workers, len(acknowledged), left)
 
     def heard(self, model: str) -> None:
-        """A purge has been published."""
+        """A purge of the model was published."""
         if model in self._known:
             self.reread()
-        else:  # whoever purges counts all who listen
+        else:  # the purge counts all listeners, so this worker must acknowledge as well
             self._acknowledge(model)
 
     def reread(self) -> None:
-        """Read them again now, in the background."""
+        """Read the generations again now, in the background."""
         self._wanted.set()
 
     async def watch(self) -> None:
@@ -180,15 +178,15 @@ class Generations:
         read = True
         while True:
             with suppress(TimeoutError):
-                # Not wait_for, which in Python 3.11 forgets that it was cancelled if the event is set in the same turn.
+                # Not wait_for: in Python 3.11 it forgets its cancellation if the event is set in the same turn.
                 async with asyncio.timeout(REREAD_SECONDS if read else RETRY_SECONDS):
                     await self._wanted.wait()
-            # Cleared before reading: a purge that is published meanwhile is read in the next round.
+            # Cleared before reading, so that a purge which is published meanwhile leads to another reading.
             self._wanted.clear()
             read = await self._try_read()
 
     def close(self) -> None:
-        """This worker is to be waited for no more."""
+        """Tell Redis that no purge need wait for this worker any more."""
         self.valid_until = -float("inf")
         self._replacements.close()
         for model in self._known:
@@ -210,18 +208,18 @@ class Generations:
         return True
 
     async def _read(self) -> None:
-        """Raises StoreUnavailable unless Redis, as the master, has told a generation of each model."""
+        """Raises StoreUnavailable unless a master gives a usable generation of each model."""
         refused = dict.fromkeys(self._known, b"")
         for _ in range(_ATTEMPTS):
-            told = await self._ask_for(refused)
-            again = {model: blob for model, blob in told.items() if not self._take(model, blob)}
+            stored = await self._ask_for(refused)
+            again = {model: blob for model, blob in stored.items() if not self._take(model, blob)}
             if not again:
                 return
             refused |= again
-        raise StoreUnavailable("a generation that must not be used does not go away")
+        raise StoreUnavailable("a replaced generation does not go away")
 
     async def _ask_for(self, refused: dict[str, bytes]) -> dict[str, bytes]:
-        """What Redis has for each model; what is refused is replaced before."""
+        """Model -> the sealed generation in Redis, where the script first replaces each that is in ``refused``."""
         new = {model: next_generation(self._known[model]).seal(model, self._secret) for model in refused}
         models = [argument for model in refused for argument in (model, new[model], refused[model])]
         keys = [key for model in refused for key in (generation_key(model), readers_key(model))]
@@ -229,22 +227,22 @@ class Generations:
         if any(unregistered.startswith(_NOT_THE_MASTER) for unregistered in reply[::2]):
             raise StoreUnavailable("Redis is read-only")
         if None in reply:
-            raise StoreUnavailable("a generation is lost and cannot be written")
-        told = dict(zip(refused, reply[1::2], strict=True))
+            raise StoreUnavailable("a generation is missing and cannot be written")
+        stored = dict(zip(refused, reply[1::2], strict=True))
         for model in refused:
-            if refused[model] and told[model] == new[model]:
+            if refused[model] and stored[model] == new[model]:
                 self._replacements.add(model=model)
-        return told
+        return stored
 
     def _take(self, model: str, blob: bytes) -> bool:
-        """Use what Redis has from now on, if it is not older than what is known, and was sealed by this service."""
+        """Use this generation from now on, if this service sealed it and it is not older than the known one."""
         try:
             generation = Generation.unseal(model, blob, self._secret)
         except ValueError:
             self._observer.corrupt()
-            # Two services with different secrets would else replace each other's for ever, as fast as they can.
+            # Without a pause, two services with different secrets would replace each other's generations all the time.
             if self._clock() - self._unsealed_at < RETRY_SECONDS:
-                raise StoreUnavailable("a generation that was not sealed here comes back") from None
+                raise StoreUnavailable("a service with another secret replaces the generation") from None
             self._unsealed_at = self._clock()
             return False
         if not self._is_acceptable(model, generation):
@@ -260,12 +258,12 @@ class Generations:
         if self._known.get(model) != generation:
             self._known[model] = generation
             self._on_change()
-            self._acknowledge(model, generation.value)  # not before: whoever purges believes it
+            self._acknowledge(model, generation.value)  # last: the purge relies on it
 
     async def _acknowledged(
         self, model: str, generation: Generation, registered: set[bytes], listening: int
     ) -> tuple[set[bytes], bool]:
-        """Who uses this generation, or the one that has replaced it since, and whether nobody is missing."""
+        """The workers that use this generation or a later one, and whether nobody is missing."""
         acknowledged: set[bytes] = set()
         until, pause = time.monotonic() + ACKNOWLEDGE_SECONDS, _POLL_SECONDS[0]
         while True:
@@ -294,6 +292,6 @@ class Generations:
         self._tell(ACKNOWLEDGE([acknowledgements_key(model, generation)], [self.worker, _KEEP_MS]))
 
     def _tell(self, command: Command) -> None:
-        """Without waiting, and whether or not Redis hears it."""
+        """Send a command without waiting for it, and ignore its failure."""
         with suppress(StoreUnavailable):
             self._ask(command).add_done_callback(lambda told: told.cancelled() or told.exception())

@@ -1,4 +1,4 @@
-"""The name of an answer, and the names that Redis knows it by."""
+"""The cache key of an answer, and the keys in Redis."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 def cache_key(fingerprint: bytes, generation: bytes, identity: bytes) -> str:
     """43 characters that name the answer of one model to one question.
 
-    All 256 bits of a collision-resistant hash: with fewer, or a faster hash, somebody could craft two inputs with one
-    key. Fingerprint and generation have fixed lengths, so no two triples are hashed as the same bytes.
+    All 256 bits of a collision-resistant hash: with fewer bits or a faster hash, somebody could craft two inputs that
+    have one key. Fingerprint and generation have fixed lengths, so two triples never become the same bytes.
     """
     if len(fingerprint) != FINGERPRINT_BYTES or len(generation) != GENERATION_BYTES:
         raise ValueError(f"a fingerprint has {FINGERPRINT_BYTES} bytes and a generation {GENERATION_BYTES}")
@@ -27,7 +27,7 @@ def cache_key(fingerprint: bytes, generation: bytes, identity: bytes) -> str:
     return b2a_base64(digest, newline=False)[:43].translate(_URL_SAFE).decode("ascii")
 
 
-# Keys of one question share a hash tag, so that Redis Cluster keeps them together and one script may touch them all.
+# The keys of one question share a hash tag, as a Redis Cluster needs it for scripts with several keys.
 
 
 def entry_key(key: str) -> str:
@@ -35,7 +35,7 @@ def entry_key(key: str) -> str:
 
 
 def lease_keys(key: str) -> tuple[str, str, str, str]:
-    """Entry, lease, "somebody waits", and claims so far."""
+    """The entry, the lease, the mark that a worker waits, and the number of claims."""
     stem = f"p1:{{{key}}}:"
     return stem + "v", stem + "l", stem + "w", stem + "a"
 
@@ -45,13 +45,14 @@ def generation_key(model: str) -> str:
 
 
 def readers_key(model: str) -> str:
-    """The workers that have read the model's generation, sorted by when, in ms of Redis's clock; '' has minus the time
-    since when Redis has this list."""
+    """The workers that have read the model's generation, sorted by the time of the reading (ms of Redis's clock). The
+    member '' has minus the time at which the list began."""
     return f"p1:w:{model}"
 
 
 def acknowledgements_key(model: str, generation: bytes = b"") -> str:
-    """The set of workers that use this generation and none before it. Without one: that do not serve the model."""
+    """The set of workers that use this generation and none before it. Without a generation: the workers that do not
+    serve the model."""
     return f"p1:k:{model}:{generation.hex()}"
 
 

@@ -1,12 +1,12 @@
-"""The lease: of all workers that miss one key, one computes, and the others wait for what it commits.
+"""The lease: of all workers that miss one key, one computes, and the others wait for the entry that it commits.
 
-A lease saves work; no answer depends on it. Whoever loses it, or Redis, computes and answers all the same.
+A lease saves work; no answer depends on it. A worker that loses its lease, or Redis, computes and answers all the same.
 
-    1. Worker A claims, and leads. B claims, is told to follow, and leaves a mark that somebody waits.
-    2. A commits. The mark makes the commit publish a hint; B hears it, claims again, and is given the entry.
+    1. Worker A claims, and leads. B claims, is told to follow, and the claim leaves a mark that a worker waits.
+    2. A commits. Because of the mark, the commit publishes a hint. B hears it, claims again, and gets the entry.
     -. The hint is lost: B claims again after a poll interval in any case.
-    -. A dies: its lease expires unrenewed, and B's next claim makes it lead.
-    -. A stalls, B leads and commits, A continues: its commit finds B's entry, and A answers with that one.
+    -. A dies: nobody renews its lease, so it expires, and B's next claim makes B lead.
+    -. A stalls, B leads and commits, A goes on: A's commit finds B's entry, and A answers with that entry.
 """
 
 from __future__ import annotations
@@ -26,30 +26,29 @@ from service.cache.redis.scripts import ABORT, CLAIM, COMMIT, DISCARD, RENEW, Co
 from service.errors import StoreUnavailable
 
 HINTS = "p1:hints"
-"""The channel on which a key is published once its lease has ended and somebody waits. One for all: hints are rare."""
+"""The channel for hints: a key whose lease has ended while a worker waited. Hints are rare, so all keys share it."""
 
 LEASE_MS = 2_000
 RENEW_SECONDS = LEASE_MS / 3000
 POLL_SECONDS = 0.1
 MAX_CLAIMS = 3
 CLAIMS_MS = 60_000
-MAX_UNHEARD = 10_000
-"""Claims of unknown outcome that a worker remembers; beyond them, inputs may be refused for a minute."""
+MAX_UNACKNOWLEDGED = 10_000
+"""A worker remembers so many claims of unknown outcome. The inputs of further ones may be refused for a minute."""
 
 Compute = Callable[[], Awaitable[Entry]]
-"""Computes an entry."""
 
 
 class TooManyClaims(Exception):
-    """Three workers have claimed this key and not been heard of again: its input may be what killed them."""
+    """Three workers have claimed this key and never answered: its input may have killed them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
     """An entry and how it came about.
 
-    ``source``: "stored" before anybody was waited for, "followed" from another worker, or "computed" in this one.
-    ``stored``: whether Redis has it. ``down``: whether Redis failed on the way.
+    ``source``: Redis had it at the first claim ("stored"), another worker committed it meanwhile ("followed"), or this
+    worker computed it ("computed"). ``stored``: Redis has it. ``down``: Redis failed on the way.
     """
 
     entry: Entry
@@ -59,7 +58,7 @@ class Resolved:
 
 
 class Hints:
-    """Who in this worker waits for which key."""
+    """The waits of this worker, by key."""
 
     def __init__(self) -> None:
         self._events: dict[str, set[asyncio.Event]] = {}
@@ -82,9 +81,9 @@ class Hints:
 
 
 class Leases:
-    """``ask`` sends a command to Redis in a task of its own, or raises StoreUnavailable. Times are in seconds.
+    """``ask`` sends a command to Redis in a task of its own, or raises StoreUnavailable.
 
-    ``compute_seconds``: a lease is not renewed for longer. ``follow_seconds``: nobody waits longer for another worker.
+    ``compute_seconds``: the longest that a lease is renewed. ``follow_seconds``: the longest that a follower waits.
     """
 
     def __init__(
@@ -100,15 +99,18 @@ class Leases:
         self._compute_seconds = compute_seconds
         self._follow_seconds = follow_seconds
         self._held: dict[bytes, str] = {}
-        self._unheard: dict[bytes, str] = {}
+        self._unacknowledged: dict[bytes, str] = {}
 
     async def compute_once(self, key: str, compute: Compute, budget: DeadlineBudget, accepts: Accepts) -> Resolved:
-        """The key's entry, computed at most once in the cluster. Raises what ``compute`` raises, or TooManyClaims."""
+        """The key's entry, computed at most once in the cluster. Raises what ``compute`` raises, or TooManyClaims.
+
+        When Redis fails, this worker computes the entry and does not store it.
+        """
         until = self._codec.clock() + self._follow_seconds
-        waited = False  # after that, polls that succeed are no cost of Redis's
+        waited = False  # a follower's polls do not use up its budget
         with self.hints.expected(key) as hint:
             while True:
-                hint.clear()  # before the claim: a hint that comes while it is under way must wake us
+                hint.clear()  # before the claim: a hint that comes during the claim must wake this follower
                 token = os.urandom(16)
                 try:
                     claiming = DeadlineBudget(budget.left) if waited else budget
@@ -127,20 +129,20 @@ class Leases:
                         await hint.wait()
 
     def close(self) -> None:
-        """Give up the leases still held, so that nobody waits for them to expire."""
+        """Give up the leases that are still held, so that no follower waits for them to expire."""
         for token, key in self._held.items():
             self._give_up(key, token)
 
     async def _claim(
         self, key: str, token: bytes, budget: DeadlineBudget, accepts: Accepts
     ) -> Entry | Literal["lead", "follow"]:
-        """The committed entry, or this worker's part. A corrupt entry is removed, and claimed for once more."""
+        """The committed entry, or this worker's part. A corrupt entry is removed, and the claim repeated once."""
         command = CLAIM(lease_keys(key), (token, LEASE_MS, MAX_CLAIMS, CLAIMS_MS))
         try:
             for _ in range(2):
                 asked = self._codec.clock()
                 part, blob, left_ms = await budget.wait(self._ask(command))
-                if self._unheard:
+                if self._unacknowledged:
                     self.reconnected()
                 if part == b"refused":
                     raise TooManyClaims(f"claimed {MAX_CLAIMS} times within {CLAIMS_MS // 1000} s, and never answered")
@@ -153,7 +155,7 @@ class Leases:
                     await budget.wait(self._ask(DISCARD([entry_key(key)], [blob])))
             raise StoreUnavailable("the value under this key does not go away")
         except (StoreUnavailable, asyncio.CancelledError):
-            self._give_up(key, token)  # the claim may have reached Redis, or may yet
+            self._give_up(key, token)  # Redis may have carried the claim out, or may do so later
             raise
 
     async def _lead(
@@ -175,26 +177,26 @@ class Leases:
         try:
             return await compute()
         except BaseException:
-            # Also when cancelled, as at shutdown: the other workers need not wait for the lease to expire.
+            # Also when cancelled, as at shutdown: then no follower waits for the lease to expire.
             self._give_up(key, token)
             raise
         finally:
             renewal.cancel()
 
     async def _renew(self, key: str, token: bytes) -> None:
-        """Keep the lease until the computation has taken too long, or the lease is found lost."""
+        """Renew the lease until the computation has taken too long, or the lease is lost."""
         until = self._codec.clock() + self._compute_seconds
         while True:
             await asyncio.sleep(RENEW_SECONDS)
             if self._codec.clock() >= until:
                 return
-            # One renewal may fail: the next comes before the lease ends.
+            # One renewal may fail, because the next one comes before the lease ends.
             with suppress(StoreUnavailable):
                 if not await DeadlineBudget().wait(self._ask(RENEW(lease_keys(key), (token, LEASE_MS)))):
                     return
 
     async def _commit(self, key: str, token: bytes, entry: Entry, budget: DeadlineBudget, accepts: Accepts) -> Entry:
-        """What is stored now: this entry, or the one committed first. Raises ValueError when it cannot be stored."""
+        """The entry that is stored now: this one, or the one committed first. Raises ValueError if it is too large."""
         blob, left_ms = self._codec.seal(key, entry)
         command = COMMIT(lease_keys(key), (token, LEASE_MS, blob, left_ms, HINTS, key))
         for _ in range(2):
@@ -210,21 +212,21 @@ class Leases:
         raise StoreUnavailable("the value under this key does not go away")
 
     async def _alone(self, compute: Compute, *, down: bool) -> Resolved:
-        """Computed for this worker only: it holds no lease, so it stores nothing."""
+        """Compute for this worker only. It holds no lease, so it stores nothing."""
         return Resolved(await compute(), "computed", stored=False, down=down)
 
     def reconnected(self) -> None:
-        """Redis answers again: take back the claims that it may have carried out after nobody waited for them.
+        """Redis answers again: take back claims of unknown outcome.
 
-        1. Redis freezes, and a claim times out.   2. Giving it up fails, too.   3. Redis goes on, and carries it out.
-        The lease ends by itself, but the claim would count for a minute, as if this worker had died of the input.
+        1. Redis freezes, and a claim times out.   2. Giving it up fails, too.   3. Redis goes on and carries it out.
+        The lease ends by itself, but the claim would count for a minute, as if the input had killed this worker.
         """
-        unacknowledged, self._unheard = self._unheard, {}
+        unacknowledged, self._unacknowledged = self._unacknowledged, {}
         for token, key in unacknowledged.items():
             self._give_up(key, token, late=True)
 
     def _give_up(self, key: str, token: bytes, late: bool = False) -> None:
-        """End the lease if it is ours, without waiting: also a cancelled task may still do this."""
+        """End the lease if it is ours, without waiting. So a cancelled task can do it, too."""
 
         def hear(future: asyncio.Future[Any]) -> None:
             if not future.cancelled() and future.exception() is not None:
@@ -236,5 +238,5 @@ class Leases:
             self._remember(key, token)
 
     def _remember(self, key: str, token: bytes) -> None:
-        if len(self._unheard) < MAX_UNHEARD:
-            self._unheard[token] = key
+        if len(self._unacknowledged) < MAX_UNACKNOWLEDGED:
+            self._unacknowledged[token] = key

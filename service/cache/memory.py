@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable
 
 from service.cache.entry import Entry
 
-# What CPython spends beside the bytes themselves, measured: the entry object, its dictionary, and its place in ours.
+# Measured: what CPython spends on an entry (object, dictionary, place in the cache) and on a rendering.
 ENTRY_OVERHEAD = 600
 RENDERING_OVERHEAD = 130
 
@@ -17,9 +17,9 @@ MAX_ASKED = 1000
 
 
 class Slot:
-    """An entry in its place. ``until``: the clock's reading when it must go. ``cost``: bytes, renderings included.
+    """An entry's place in L1. ``until``: the clock's reading at which it must go. ``cost``: bytes, with its renderings.
 
-    ``gone``: it has been taken out. Whoever holds this need not look it up again to know.
+    ``evicted``: the entry has left L1. The hit path holds slots, and so knows without a look-up.
     """
 
     __slots__ = ("cost", "entry", "evicted", "until")
@@ -30,7 +30,7 @@ class Slot:
 
 
 class MemoryCache:
-    """Least recently used goes first. An entry larger than the bound is refused quietly; ``max_bytes`` 0: off."""
+    """The least recently used entry goes first. An entry larger than the bound is not kept. ``max_bytes`` 0: off."""
 
     def __init__(self, max_bytes: int, max_entries: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_bytes = max_bytes
@@ -44,12 +44,12 @@ class MemoryCache:
         return len(self._entries)
 
     def get(self, key: str) -> Entry | None:
-        """The entry, now the most recently used; None when there is none or it has expired."""
+        """The entry, which is now the most recently used; None when there is none, or it has expired."""
         kept = self.find(key)
         return None if kept is None else kept.entry
 
     def find(self, key: str) -> Slot | None:
-        """As ``get``, with its place."""
+        """As ``get``, but returns the slot."""
         kept = self._entries.get(key)
         if kept is None:
             return None
@@ -62,12 +62,12 @@ class MemoryCache:
         return kept
 
     def take_asked(self) -> set[str]:
-        """The keys, or some of very many, that have been hits since this was last called."""
+        """The keys of hits since the last call, ``MAX_ASKED`` at most."""
         asked, self._asked = self._asked, set()
         return asked
 
     def put(self, key: str, entry: Entry, seconds: float = math.inf) -> None:
-        """Keep the entry until it expires, or for so long, in place of what was kept under the key, even if refused."""
+        """Keep the entry until it expires, for ``seconds`` at most. What was kept under the key goes in any case."""
         self.delete(key)
         cost, now = _cost(key, entry), self._clock()
         if cost > self._max_bytes or entry.expires <= now:
@@ -77,7 +77,7 @@ class MemoryCache:
         self._evict()
 
     def add_rendering(self, key: str, view: Hashable, body: bytes) -> None:
-        """Keep a body rendered from the key's entry for as long as the entry is kept; refused quietly if too large."""
+        """Keep a body that was rendered from the key's entry with that entry, unless it is too large."""
         kept = self._entries.get(key)
         if kept is None or view in kept.entry.renderings:
             return
@@ -88,14 +88,14 @@ class MemoryCache:
         kept.cost += cost
         self.bytes_used += cost
         if self.bytes_used > self._max_bytes:
-            self._entries.move_to_end(key)  # so that making room never evicts the entry just added to
+            self._entries.move_to_end(key)  # so that _evict spares this entry
             self._evict()
 
     def delete(self, key: str) -> None:
         kept = self._entries.pop(key, None)
         if kept is not None:
             kept.evicted = True
-            kept.entry.renderings.clear()  # whoever still holds it must not hold more than was counted
+            kept.entry.renderings.clear()  # a request may still hold the entry; its renderings are counted no more
             self.bytes_used -= kept.cost
 
     def clear(self) -> None:

@@ -1,4 +1,4 @@
-"""One computation at a time per key in this worker; everybody who asks meanwhile shares its outcome."""
+"""One computation at a time per key in this worker. All callers that come meanwhile share its outcome."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Call(Generic[T]):
-    """One flight under way. ``waiters``: how many are waiting for it now."""
+    """One flight under way. ``waiters``: how many callers wait for it now."""
 
     __slots__ = ("_futures", "waiters")
 
@@ -21,7 +21,7 @@ class Call(Generic[T]):
         self._futures: list[asyncio.Future[T]] = []
 
     async def join(self) -> T:
-        """Wait for the outcome. Cancelling this ends only this waiting: the future is the waiter's own."""
+        """Wait for the outcome. The future is this waiter's own, so its cancellation ends only this waiting."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._futures.append(future)
         self.waiters += 1
@@ -31,12 +31,12 @@ class Call(Generic[T]):
             self.waiters -= 1
 
     def land(self, result: T) -> None:
-        """Hand the outcome to all who wait."""
+        """Give the outcome to all waiters."""
         for future in self._awaited():
             future.set_result(result)
 
     def fail(self, error: BaseException) -> None:
-        """Raise it from all who wait."""
+        """Raise the error in all waiters."""
         for future in self._awaited():
             future.set_exception(error)
 
@@ -46,12 +46,12 @@ class Call(Generic[T]):
             future.cancel()
 
     def _awaited(self) -> list[asyncio.Future[T]]:
-        """Without those whose waiter was cancelled."""
+        """The futures whose waiters were not cancelled."""
         return [future for future in self._futures if not future.done()]
 
 
 class SingleFlight:
-    """The flights of one worker. Their tasks belong to it: a request that leaves ends none of them."""
+    """The flights of one worker. Their tasks belong to the worker: a request that leaves ends none of them."""
 
     def __init__(self) -> None:
         self._calls: dict[Hashable, Call[Any]] = {}
@@ -64,13 +64,13 @@ class SingleFlight:
         fn: Callable[[Call[T]], Coroutine[Any, Any, T]],
         precheck: Callable[[], Awaitable[T | None]] | None = None,
     ) -> tuple[T, bool]:
-        """The outcome of the key's flight, and whether this call started it. Raises what ``fn`` raises, for all alike.
+        """The outcome of the key's flight, and whether this call started it. All waiters get what ``fn`` raises.
 
-        ``precheck`` comes first, in the task of whoever starts the flight: where it finds something, that is all that
-        the flight costs. When that task is cancelled meanwhile, and others wait, the flight's own task prechecks again.
+        ``precheck`` runs first, in the task of the caller that starts the flight. Where it finds an outcome, the flight
+        costs no task. If that caller is cancelled meanwhile and others wait, the flight's own task prechecks again.
 
-        1. fn sees ``call.waiters == 0`` and raises NoWaiters.   2. Before its task has ended, somebody joins.
-        3. The task ends: the flight is removed, then the joiner is woken with NoWaiters, finds none, and starts anew.
+        1. ``fn`` sees ``call.waiters == 0`` and raises NoWaiters.   2. Before its task has ended, a caller joins.
+        3. The task ends and the flight is removed. The caller wakes with NoWaiters, finds no flight, and starts one.
         """
         while True:
             call: Call[T] | None = self._calls.get(key)
@@ -78,7 +78,7 @@ class SingleFlight:
             if call is None:
                 call = self._calls[key] = Call()
                 if precheck is not None:
-                    found = await self._glance(key, call, precheck, fn)
+                    found = await self._precheck(key, call, precheck, fn)
                     if found is not None:
                         return found, True
                     if self._closed:
@@ -90,7 +90,7 @@ class SingleFlight:
                 continue
 
     async def close(self) -> None:
-        """Cancel the flights under way, and whoever still waits for them, and see them end."""
+        """Cancel the flights under way and their waiters, and return when they have ended."""
         self._closed = True
         tasks = list(self._tasks)
         for task in tasks:
@@ -100,7 +100,7 @@ class SingleFlight:
         if tasks:
             await asyncio.wait(tasks)
 
-    async def _glance(
+    async def _precheck(
         self,
         key: Hashable,
         call: Call[T],
@@ -134,7 +134,7 @@ class SingleFlight:
             self._end(key, call)
             if task.cancelled():
                 call.cancel()
-            elif (error := task.exception()) is not None:  # read in any case, or asyncio would log it
+            elif (error := task.exception()) is not None:  # read even if nobody waits, or asyncio would log it
                 call.fail(error)
             else:
                 call.land(task.result())

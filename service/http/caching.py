@@ -14,13 +14,13 @@ from service.lookup import Answer, Model
 
 
 def entity_tag(model: Model, generation: bytes, question: Question, rendering: str) -> bytes:
-    """The opaque tag, quoted: it names model, generation, question and rendering, so it needs no look-up."""
+    """The opaque tag, in quotes. It is made from model, generation, question and rendering, so it needs no look-up."""
     text = b"%s|%s|%s|%s|" % (model.predictor.fingerprint, generation, model.name.encode(), rendering.encode())
     return b'"%s"' % urlsafe_b64encode(sha256(text + question.identity).digest()[:16]).rstrip(b"=")
 
 
 def cache_status(answer: Answer, now: float) -> bytes:
-    """One Cache-Status member: ``hit``, or ``fwd`` with the reason, and what became of the answer."""
+    """One Cache-Status member: ``hit``, or ``fwd`` with the reason and whether the answer was stored."""
     left = b"; ttl=%d" % max(0, int(answer.entry.left(now)))
     if answer.hit:
         return b"predict; hit%s; detail=%s" % (left, answer.source.upper().encode())
@@ -30,7 +30,7 @@ def cache_status(answer: Answer, now: float) -> bytes:
 
 
 def batch_status(answers: Sequence[Answer | ServiceError]) -> bytes:
-    """The one Cache-Status member of many rows: a hit when every row was one."""
+    """The Cache-Status member of a batch, which is a hit when every row is one."""
     hits = sum(1 for answer in answers if isinstance(answer, Answer) and answer.hit)
     computed = len({answer.key for answer in answers if isinstance(answer, Answer) and answer.source == "computed"})
     how = b"hit" if hits == len(answers) else b"fwd=partial"
@@ -52,6 +52,6 @@ def response_headers(answer: Answer, settings: Settings, now: float) -> Headers:
 
 
 def server_timing(answer: Answer) -> tuple[bytes, bytes]:
-    """Milliseconds spent in the caches, in the queue and in the model."""
+    """The milliseconds spent in the caches, in the queue and in the model."""
     times = (answer.cache_seconds * 1e3, answer.queue_seconds * 1e3, answer.model_seconds * 1e3)
     return (b"server-timing", b"cache;dur=%.3f, queue;dur=%.3f, model;dur=%.3f" % times)

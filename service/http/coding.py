@@ -1,4 +1,4 @@
-"""Content codings of bodies: gzip and deflate (RFC 9110, 8.4), the same two ways."""
+"""Content codings of request and response bodies: gzip and deflate (RFC 9110, 8.4)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from service.http.endpoint import CODINGS, Request
 
 LEVEL = 1
 STEP = 1024
-"""Bytes that are decoded at a time: at most a thousand times as many come out."""
+"""Bytes that are decoded at a time. At most a thousand times as many come out."""
 
 _GZIP, _ZLIB, _RAW = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS, -zlib.MAX_WBITS
 _OFFER = re.compile(r"\s*+([a-z0-9*-]++)\s*+(?:;\s*+q\s*+=\s*+([01](?:\.\d{0,3}+)?+)\s*+)?+", re.I)
 
 
 async def read_content(request: Request, limit: int) -> bytes:
-    """The whole body without its coding, at most ``limit`` bytes with it and without; raises InvalidInput."""
+    """The whole decoded body; raises InvalidInput. ``limit`` bounds both the coded and the decoded bytes."""
     coding = coding_of(request.header(b"content-encoding"))
     body = await request.body(limit)
     if coding is None:
@@ -30,7 +30,7 @@ async def read_content(request: Request, limit: int) -> bytes:
 
 
 def coding_of(content_encoding: bytes | None) -> str | None:
-    """The one of CODINGS that the field names, or None where there is none; raises UnsupportedCoding."""
+    """The coding of CODINGS that the field names, or None without one; raises UnsupportedCoding."""
     name = (content_encoding or b"").decode("latin-1").strip().lower()
     if name in ("", "identity"):
         return None
@@ -41,10 +41,10 @@ def coding_of(content_encoding: bytes | None) -> str | None:
 
 
 def decode(body: bytes, coding: str, limit: int) -> bytes:
-    """The body without its coding, one of CODINGS; raises PayloadTooLarge or MalformedRequest.
+    """The decoded body; raises PayloadTooLarge or MalformedRequest.
 
-    Decoded twice: the first time piece by piece, each forgotten at once, so that a bomb takes no memory. Then into a
-    buffer that fits: to join the pieces would keep Python's lock for as long as it takes to copy them.
+    It is decoded twice. The first time, each piece is dropped at once, so a bomb takes no memory. The second time fills
+    one buffer of the right size, because joining the pieces would keep Python's lock while they are copied.
     """
     window = _GZIP if coding == "gzip" else _ZLIB if _is_zlib(body) else _RAW
     size = _decoded_size(body, coding, window, limit)
@@ -68,17 +68,17 @@ def _decoded_size(body: bytes, coding: str, window: int, limit: int) -> int:
 
 
 def _is_zlib(body: bytes) -> bool:
-    """Whether a deflated body has zlib's two bytes before it, as it should: some send it bare (RFC 9110, 8.4.1.2)."""
+    """Whether a deflated body begins with zlib's two bytes. Some clients omit them (RFC 9110, 8.4.1.2)."""
     return len(body) < 2 or (body[0] & 0x0F == zlib.DEFLATED and int.from_bytes(body[:2], "big") % 31 == 0)
 
 
 def encode(body: bytes, coding: str, level: int = LEVEL) -> bytes:
-    """``coding`` is one of CODINGS. The same body has the same bytes whenever it is encoded."""
+    """Encode the body. Equal bodies become equal bytes."""
     return gzip.compress(body, level, mtime=0) if coding == "gzip" else zlib.compress(body, level)
 
 
 def negotiate(accept_encoding: bytes | None) -> str | None:
-    """The coding of ours that a client with this field, or none, prefers, or None for no coding."""
+    """The coding of CODINGS that a client with this field prefers, or None for no coding."""
     field = (accept_encoding or b"").decode("latin-1").lower()
     offers = {
         match[1].removeprefix("x-"): float(match[2] or 1)

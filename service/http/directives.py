@@ -1,4 +1,4 @@
-"""What a request's headers ask (RFC 9111, 9110): ``Cache-Control``, ``If-Match`` and ``If-None-Match``."""
+"""The request headers ``Cache-Control``, ``If-Match`` and ``If-None-Match`` (RFC 9111, 9110)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 from service.lookup import DEFAULT, CacheDirectives
 
-# Possessive quantifiers: a stranger's header of 32 KiB is read once, not tried in as many ways as it has characters.
+# Possessive quantifiers read a header of 32 KiB once. Others would try it in as many ways as it has characters.
 _MEMBER = re.compile(r'(?:[^",]++|"(?:[^"\\]++|\\.)*+"?+)++')
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 _DIRECTIVE = re.compile(rf'\s*+({_TOKEN})\s*+(?:=\s*+(?:"((?:[^"\\]++|\\.)*+)"|([^\s,;"]*+)))?+\s*+')
@@ -14,9 +14,9 @@ _ENTITY_TAG = re.compile(rb'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 
 
 def parse_cache_control(value: str) -> CacheDirectives:
-    """Names are case-insensitive, unknown ones ignored; of duplicates the strictest wins.
+    """Names are case-insensitive, unknown names are ignored, and of duplicates the strictest wins.
 
-    A ``max-age`` or ``min-fresh`` that is not a number is taken at its strictest, as is a bare one.
+    A ``max-age`` or ``min-fresh`` without a number has its strictest meaning.
     """
     fresh = no_store = cached = False
     max_age: float | None = None
@@ -46,7 +46,7 @@ def _seconds(argument: str | None, otherwise: float) -> float:
 
 
 def holds(if_match: bytes, etag: bytes | None) -> bool:
-    """Whether ``If-Match`` holds for a representation with this ``ETag`` field, or without one: strong comparison."""
+    """Whether ``If-Match`` holds for a representation with this ``ETag``, or without one, by strong comparison."""
     return if_match == b"*" or (
         etag is not None
         and not etag.startswith(b"W/")
@@ -55,5 +55,5 @@ def holds(if_match: bytes, etag: bytes | None) -> bool:
 
 
 def matches(if_none_match: bytes, tag: bytes) -> bool:
-    """Weak comparison of one opaque tag (with its quotes, without ``W/``) with a list; ``*`` is not decided here."""
+    """Whether a list has this opaque tag (in quotes, without ``W/``), by weak comparison. ``*`` is not handled."""
     return any(match[1] == tag for match in _ENTITY_TAG.finditer(if_none_match))

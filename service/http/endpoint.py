@@ -1,4 +1,4 @@
-"""One way for every endpoint: method, handler, errors, metrics, answer. Plain ASGI, so a hit pays for nothing else."""
+"""What every endpoint does: choose the handler, render errors, count, answer. Plain ASGI, for the speed of hits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import orjson
 from service.errors import (
     MalformedRequest,
     MethodNotAllowed,
-    NotFound,
     Overloaded,
     PayloadTooLarge,
     PreconditionFailed,
@@ -40,10 +39,13 @@ NO_STORE = (b"cache-control", b"no-store")
 CODINGS = ("gzip", "deflate")
 """Content codings that bodies may have."""
 MAX_NAME = 80
-"""Characters of a stranger's name for a parameter that an error repeats."""
+"""Characters of an unknown parameter's name that an error repeats."""
 RETRIEVALS = frozenset(("GET", "HEAD", "QUERY"))
-"""Methods whose answers a cache may keep, unless they say no-store. Those name no request: others would be given it."""
+"""Methods whose answers a cache may keep, unless they say no-store. Such answers carry no request id, because a cache
+would give it to other requests."""
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+CURRENT = "service.request"
+"""Where a scope has the Request when it has come through FastAPI's layers (operations.py)."""
 
 
 @dataclass(slots=True)
@@ -53,11 +55,11 @@ class Reply:
     content_type: bytes | None = b"application/json"
     headers: Headers = field(default_factory=list)
     hot: tuple[Model, Answer] | None = None
-    """Set on a hit in L1 that depends on nothing but the request's target: the hit path may give it from now on."""
+    """Set on a hit in L1 that depends on nothing but the request's target, for the hit path to enter."""
 
 
 class Request:
-    """What a handler needs of the ASGI scope, read when it is asked for."""
+    """What a handler needs of the ASGI scope, computed when it is first read."""
 
     __slots__ = ("_body_bytes", "_headers", "_receive", "name", "route", "runtime", "scope")
 
@@ -100,7 +102,7 @@ class Request:
 
     @property
     def directives(self) -> CacheDirectives:
-        """What its ``Cache-Control`` asks for, as far as the operator lets it."""
+        """What the request's ``Cache-Control`` asks for, as far as the settings allow it."""
         field = self.header(b"cache-control")
         if field is None:
             return DEFAULT
@@ -116,17 +118,17 @@ class Request:
 
     @property
     def given_id(self) -> bytes | None:
-        """The client's X-Request-ID, where it is one."""
+        """The client's X-Request-ID, if it is well-formed."""
         given = self.header(b"x-request-id")
         return given if given is not None and REQUEST_ID.fullmatch(given) else None
 
     @property
     def id(self) -> bytes:
-        """What errors and our log call this request: what its client calls it, or else a name of our own."""
+        """The id of this request in errors and in the log: the client's, or else a new one."""
         return self.name.text.encode()
 
     async def body(self, limit: int) -> bytes:
-        """The whole body; raises PayloadTooLarge as soon as it is known to exceed ``limit`` bytes, or Overloaded."""
+        """The whole body; raises Overloaded, or PayloadTooLarge as soon as it exceeds ``limit`` bytes."""
         too_large = f"The body exceeds {limit} bytes."
         declared = self.header(b"content-length")
         if declared is not None and int(declared) > limit:
@@ -147,12 +149,12 @@ class Request:
         return await self.runtime.bodies.work(partial(b"".join, parts), size)
 
     def refused(self, error: ServiceError) -> None:
-        """Tell the operator, where it is his affair, that this request, or a row of it, is answered with an error."""
+        """Log that an error answers this request or one of its rows, if the error concerns the operator."""
         client = self.scope.get("client")
         self.runtime.refusals.add(error, route=self.route, client=client[0] if client else None)
 
     def hold(self, size: int) -> None:
-        """Count so many bytes more as this request's, until it is answered; raises Overloaded."""
+        """Count so many more bytes as this request's until it is answered; raises Overloaded."""
         self.runtime.bodies.take(size)
         self._body_bytes += size
 
@@ -163,7 +165,6 @@ class Request:
 
 
 Handler = Callable[[Request], Awaitable[Reply]]
-Guard = Callable[[Request], None]
 ErrorRenderer = Callable[[ServiceError], Reply]
 
 
@@ -193,10 +194,7 @@ def error_headers(error: ServiceError) -> Headers:
 
 
 class Endpoint:
-    """An ASGI application for one route: a handler per method, with HEAD, OPTIONS and 405 added; 404 without any.
-
-    ``guard`` raises ServiceError for whom it keeps out, whatever the method.
-    """
+    """An ASGI application for one hot route: a handler per method, with HEAD, OPTIONS and 405 added."""
 
     def __init__(
         self,
@@ -204,10 +202,8 @@ class Endpoint:
         handlers: Mapping[str, Handler],
         render_error: ErrorRenderer = problem,
         options: Sequence[tuple[bytes, bytes]] = (),
-        guard: Guard | None = None,
     ) -> None:
         self.route = route
-        self.guard = guard
         self.handlers = dict(handlers)
         if "GET" in self.handlers:
             self.handlers["HEAD"] = self.handlers["GET"]
@@ -227,27 +223,27 @@ class Endpoint:
             headers.append((b"content-type", reply.content_type))
         if reply.status not in (204, 304):
             headers.append((b"content-length", b"%d" % len(reply.body)))
-        if reply.status >= 400 or (
-            (request.method not in RETRIEVALS or NO_STORE in headers) and request.given_id is not None
-        ):
+        if is_named(request, reply.status, headers):
             headers.append((b"x-request-id", request.id))
         if reply.hot is not None and "received" in scope:
             scope["state"]["hits"].enter(self.route, *scope["received"], scope["headers"], reply)
-        # Our protocol offers to write an answer whole; any other server is sent it as ASGI has it.
+        # Our protocol can write a whole answer at once. Any other server gets ASGI's messages.
         if reply.status >= 400 or "respond" not in scope or not scope["respond"](reply.status, headers, reply.body):
             await send({"type": "http.response.start", "status": reply.status, "headers": headers})
             await send({"type": "http.response.body", "body": reply.body})
-        request.runtime.metrics.answered(self.route, reply.status, time.perf_counter() - started)
+        current = scope.get(CURRENT)
+        if current is None:
+            request.runtime.metrics.answered(self.route, reply.status, time.perf_counter() - started)
+        else:  # where the time of its middleware is counted, too
+            current.route = self.route
 
     async def _reply(self, request: Request) -> Reply:
         handler = self.handlers.get(request.method)
         try:
-            if self.guard is not None:
-                self.guard(request)
             if handler is not None:
-                return _checked(request, await handler(request))
-            if not self.handlers:
-                raise NotFound
+                reply = await handler(request)
+                check_if_match(request, reply.status, reply.headers)
+                return reply
             if request.method == "OPTIONS":
                 return Reply(status=204, content_type=None, headers=list(self._allow))
             reply = self.render_error(MethodNotAllowed(f"{request.method} is not one of the methods in Allow."))
@@ -261,10 +257,14 @@ class Endpoint:
             return self.render_error(ServiceError())
 
 
-def _checked(request: Request, reply: Reply) -> Reply:
-    """The reply to a retrieval whose If-Match holds, as it does without one; raises PreconditionFailed."""
-    if request.method in RETRIEVALS and reply.status in (200, 304):
+def is_named(request: Request, status: int, headers: Headers) -> bool:
+    """Whether the answer carries ``X-Request-ID``."""
+    return status >= 400 or ((request.method not in RETRIEVALS or NO_STORE in headers) and request.given_id is not None)
+
+
+def check_if_match(request: Request, status: int, headers: Headers) -> None:
+    """Raises PreconditionFailed if the request is a retrieval with an If-Match that does not hold for the answer."""
+    if request.method in RETRIEVALS and status in (200, 304):
         if_match = request.header(b"if-match")
-        if if_match is not None and not holds(if_match, dict(reply.headers).get(b"etag")):
+        if if_match is not None and not holds(if_match, dict(headers).get(b"etag")):
             raise PreconditionFailed
-    return reply

@@ -1,4 +1,4 @@
-"""JSON bodies: objects only, and none that costs far more to hold than to send."""
+"""JSON bodies: objects only, and none that takes far more memory than it has bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.large_json import PIECE_BYTES, LargeArray, load_large
 
 
 def load_object(body: bytes) -> dict[str, Any]:
-    """The members of a JSON object; raises MalformedRequest. Of a large body the arrays may be LargeArray."""
+    """The members of a JSON object; raises MalformedRequest. Arrays of a large body may be LargeArray."""
     try:
         document = orjson.loads(body) if len(body) <= PIECE_BYTES else load_large(body)
     except orjson.JSONDecodeError as error:

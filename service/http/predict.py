@@ -26,7 +26,7 @@ from service.runtime import Runtime
 
 @dataclass(slots=True, eq=False)
 class Parsed:
-    """What a request asks."""
+    """A parsed request."""
 
     model: Model
     question: Question
@@ -35,7 +35,7 @@ class Parsed:
     _tag: bytes | None = None
 
     def tag(self, generation: bytes | None) -> bytes | None:
-        """Of the rendering; kept with a query that is remembered. None while the model's generation is not known."""
+        """The rendering's entity tag, kept for the next request. None while the model's generation is not known."""
         if generation != self._generation:
             self._generation, self._tag = generation, None
             if generation is not None:
@@ -48,12 +48,12 @@ IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")
 MEDIA_TYPES = (JSON, *IMAGE_TYPES)
 IMAGE_PARAMETERS = frozenset({"image", "input", "sha256"})
 MAX_REMEMBERED_BYTES = 1024
-"""The longest query that is remembered with what it asks, and the longest answer with its array."""
+"""Longer queries and longer answers are not remembered."""
 
 MAX_BATCH_ROWS = 256
 MAX_BATCH_BYTES = 32 * 2**20
 ROWS_PER_TURN = 16
-"""Answers rendered before the event loop has its turn: one of a thousand classes takes a third of a millisecond."""
+"""Rows rendered in one turn of the event loop: a row of a thousand classes takes a third of a millisecond."""
 
 
 def get(request: Request) -> Awaitable[Reply]:
@@ -61,7 +61,7 @@ def get(request: Request) -> Awaitable[Reply]:
 
 
 async def post(request: Request) -> Reply:
-    """A POST is not cacheable by HTTP caches: its answer says how it came about, and no more (RFC 9110, 9.3.3)."""
+    """HTTP caches must not keep the answer to a POST, so it has only Cache-Status (RFC 9110, 9.3.3)."""
     parsed = await _read(request)
     directives = request.directives
     answer = await request.runtime.pipeline.answer(parsed.model, parsed.question, directives)
@@ -77,7 +77,7 @@ async def query(request: Request) -> Reply:
 
 
 async def batch(request: Request) -> Reply:
-    """Every row is looked up, deduplicated and cached on its own; a bad row fails in its own place."""
+    """Every row is looked up, deduplicated and cached on its own, and a bad row fails in its own place."""
     _media_type(request, [JSON])
     body = await read_content(request, MAX_BATCH_BYTES)
     model, top_k, questions = await request.runtime.bodies.work(partial(_read_batch, request.runtime, body), len(body))
@@ -110,7 +110,7 @@ def _read_batch(runtime: Runtime, body: bytes) -> tuple[Model, int, list[Questio
 
 
 def parse_get(request: Request) -> Parsed:
-    """What a request asks that has its input in the query string; raises ServiceError."""
+    """Parse a request with its input in the query string; raises ServiceError."""
     runtime, name, query = request.runtime, request.path_parameter("name"), request.query
     parsed: Parsed | None = runtime.parsed.get((name, query))
     if parsed is None:
@@ -121,7 +121,7 @@ def parse_get(request: Request) -> Parsed:
 
 
 async def _read(request: Request) -> Parsed:
-    """What a request asks that has its input in the body."""
+    """Parse a request with its input in the body."""
     content_type = _media_type(request, MEDIA_TYPES)
     params: dict[str, Any] = dict(parse_query(request.query))
     body = await read_content(request, request.runtime.settings.max_body_bytes)
@@ -144,7 +144,7 @@ def _read_body(
 
 
 def _media_type(request: Request, known: Sequence[str]) -> str:
-    """The body's; raises UnsupportedContent. No other is read, or any page could ask without a preflight."""
+    """The body's media type; raises UnsupportedContent. Others would let any web page ask without a CORS preflight."""
     if request.content_type not in known:
         raise UnsupportedContent(f"The Content-Type of a body must be {' or '.join(known)}.")
     return request.content_type
@@ -153,7 +153,7 @@ def _media_type(request: Request, known: Sequence[str]) -> str:
 def _understood(
     runtime: Runtime, path_name: str | None, params: dict[str, Any], body: bytes = b"", content_type: str | None = None
 ) -> Parsed:
-    """Model and top_k, which belong to no predictor, are taken out of the parameters; what remains is the input."""
+    """Take model and top_k out of the parameters. The predictor parses the rest, which is the input."""
     name = _take_model(params) if path_name is None else path_name
     image = content_type not in (None, JSON) or not IMAGE_PARAMETERS.isdisjoint(params)
     model = runtime.model(name, image)
@@ -162,21 +162,24 @@ def _understood(
 
 
 def _take_model(params: dict[str, Any]) -> object:
-    """The model's name out of the parameters, or None when there is none."""
+    """Take the model's name out of the parameters; None when there is none."""
     if "model" in params and params["model"] is None:
         raise InvalidInput("Parameter model must be a string.", parameter="model")
     return params.pop("model", None)
 
 
 async def _cached_reply(request: Request, parsed: Parsed) -> Reply:
-    """The order of decisions (RFC 9110, 13.2.2): If-Match; a matching tag is 304 unseen, or once no-cache has had it
-    computed; ``*`` looks up; then the cache."""
+    """The order of decisions (RFC 9110, 13.2.2): If-Match, then If-None-Match, then the answer.
+
+    A tag that matches is 304 without a look-up; with no-cache it is 304 after the computation. ``*`` needs a look-up.
+    """
     runtime, model, question = request.runtime, parsed.model, parsed.question
-    # Before the answer: a purge meanwhile may give a new answer the old tag, which matches no more; never the reverse.
+    # Made before the answer: after a purge meanwhile, a new answer may have an old tag, which never matches again. An
+    # old answer must not have a new tag.
     tag = parsed.tag(runtime.pipeline.l2.generation(model.name))
     directives = request.directives
     if_match, condition = request.header(b"if-match"), request.header(b"if-none-match")
-    # Our tags are weak, so that none of a list holds.
+    # Our tags are weak, so If-Match with a list never holds.
     if if_match is not None and (if_match != b"*" or await _stored(request, parsed) is None):
         raise PreconditionFailed
     unchanged = None if condition is None else await _unchanged(request, parsed, condition, tag)
@@ -193,7 +196,7 @@ async def _cached_reply(request: Request, parsed: Parsed) -> Reply:
 
 
 async def _unchanged(request: Request, parsed: Parsed, if_none_match: bytes, tag: bytes | None) -> Headers | None:
-    """How we know that the client has the answer, or None when it has not."""
+    """The headers of a 304, or None when the client does not have the answer."""
     settings = request.runtime.settings
     if if_none_match == b"*":
         stored = await _stored(request, parsed)
@@ -227,7 +230,7 @@ def _reply(request: Request, answer: Answer, parsed: Parsed) -> Reply:
 
 
 def _rendering(request: Request, answer: Answer, model: Model, top_k: int) -> bytes:
-    """The body kept with the entry in L1, or made of the same array before (a forest has few), or new."""
+    """The body: kept with the entry in L1, or remembered from an equal array (a forest has few), or new."""
     value, view = answer.entry.value, (model.name, top_k)
     body = answer.entry.renderings.get(view)
     if body is None:
@@ -242,7 +245,7 @@ def _rendering(request: Request, answer: Answer, model: Model, top_k: int) -> by
 
 
 def _located(reply: Reply, parsed: Parsed) -> Reply:
-    """Name the form that has the same answer without an upload."""
+    """Add the URL that has the same answer without an upload."""
     if parsed.question.digest is not None:
         location = f"/models/{parsed.model.name}/predict?sha256={parsed.question.digest}"
         if parsed.top_k != default_top_k(parsed.model):
@@ -260,7 +263,7 @@ def _parse_row(model: Model, row: object) -> Question | ServiceError:
 
 
 def _is_image(row: object) -> bool:
-    """Whether a row is an image or an array of more than one dimension, when no model is named."""
+    """Whether a row without a named model is for an image model: an image, or an array of several dimensions."""
     if isinstance(row, Mapping):
         return not IMAGE_PARAMETERS.isdisjoint(row)
     return isinstance(row, str | LargeString) or (is_array(row) and is_array(next(iter(row), None)))

@@ -1,4 +1,4 @@
-"""Query strings, strictly: what a prediction is asked for must not be guessed."""
+"""Strict query strings: a parameter that could mean two things is an error."""
 
 from __future__ import annotations
 

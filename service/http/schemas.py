@@ -1,71 +1,68 @@
-"""The pieces of an OpenAPI document that its parts have in common."""
+"""What the prediction routes answer with, and errors, as OpenAPI describes them. Answers are rendered by render.py."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from service.http.predict import JSON
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.http.predict import MAX_BATCH_ROWS
 
 Schema = dict[str, Any]
+Responses = dict[int | str, Schema]
+"""Status -> what OpenAPI says of it, as FastAPI takes ``responses``."""
 
-TEXT: Schema = {"type": "string"}
-NUMBER: Schema = {"type": "number"}
+Share = Annotated[float, Field(ge=0, le=1)]
+
+ERRORS = {
+    400: "Malformed request",
+    401: "A bearer token is needed",
+    404: "Unknown model, digest or key",
+    412: "If-Match does not hold",
+    413: "Body too large",
+    414: "Request target too long",
+    415: "Unsupported media type or content coding",
+    422: "Invalid input",
+    500: "The model failed on this input",
+    501: "Not supported",
+    503: "Overloaded or draining; see Retry-After",
+    504: "Not in time, or not cached and only-if-cached",
+}
 
 
-def ref(name: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def strict(properties: Schema, required: Sequence[str] = ()) -> Schema:
+class Exact(BaseModel):
     """An object with no other members than these."""
-    return record(properties, required) | {"additionalProperties": False}
+
+    model_config = ConfigDict(extra="forbid")
 
 
-def record(properties: Schema, required: Sequence[str] = ()) -> Schema:
-    """An object that may have other members, too."""
-    schema: Schema = {"type": "object", "properties": properties}
-    return schema | {"required": list(required)} if required else schema
+class Problem(BaseModel):
+    """An error (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    parameter: str = ""
 
 
-def nullable(schema: Schema) -> Schema:
-    return schema | {"type": [schema["type"], "null"]}
+class Prediction(Exact):
+    model: str
+    version: Annotated[str, Field(pattern="^[0-9a-f]{12}$")]
+    prediction: str
+    label: str
+    probabilities: dict[str, Share]
 
 
-def optional(properties: Schema) -> Schema:
-    """A record that may be null, as may each of its members: null means absent."""
-    return nullable(record({name: nullable(schema) for name, schema in properties.items()}))
+class FailedRow(Exact):
+    error: Problem
 
 
-def array(items: Schema, least: int = 0, most: int | None = None) -> Schema:
-    bounds = {"minItems": least} | ({} if most is None else {"maxItems": most})
-    return {"type": "array", "items": items} | bounds
+class Results(Exact):
+    results: Annotated[list[Prediction | FailedRow], Field(min_length=1, max_length=MAX_BATCH_ROWS)]
 
 
-def choice(values: Sequence[str]) -> Schema:
-    return {"type": "string", "enum": list(values)}
-
-
-def parameter(name: str, where: str, schema: Schema, required: bool = False) -> Schema:
-    return {"name": name, "in": where, "required": required, "schema": schema}
-
-
-def body(content: Mapping[str, Schema], required: bool = True) -> Schema:
-    """``content``: media type -> media type object."""
-    return {"required": required, "content": dict(content)}
-
-
-def response(text: str, schema: Schema, media_types: Sequence[str] = (JSON,), headers: Schema | None = None) -> Schema:
-    described: Schema = {"description": text, "content": {name: {"schema": schema} for name in media_types}}
-    return described | {"headers": headers} if headers else described
-
-
-def operation(
-    summary: str,
-    responses: Schema,
-    *,
-    parameters: Sequence[Schema] = (),
-    request_body: Schema | None = None,
-) -> Schema:
-    described: Schema = {"summary": summary, "parameters": list(parameters), "responses": responses}
-    return described | {"requestBody": request_body} if request_body else described
+def problems(*statuses: int, schema: str = Problem.__name__, media_type: str = "application/problem+json") -> Responses:
+    """Errors of an operation. FastAPI would give each the media type of the answer."""
+    content = {media_type: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+    return {status: {"description": ERRORS[status], "content": content} for status in statuses}

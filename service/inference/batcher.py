@@ -1,8 +1,8 @@
-"""The queue in front of one predictor: dispatch at once when it is idle, gather while it is busy.
+"""The queue in front of one predictor: dispatch at once while it is idle, gather while it is busy.
 
-No timer: a lone request never waits, and under load the next batch is whatever came while the last one was computed.
-A predictor with several slots is given another batch meanwhile, once it is nearly as large as what is under way:
-smaller ones would only keep the device from being used well.
+There is no timer: a lone request never waits, and under load the next batch is what came while the last was computed.
+A predictor with several slots gets another batch when that is nearly as large as what is under way. Smaller batches
+would use the device badly.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ Wanted: TypeAlias = Callable[[], bool]
 LONGEST_RETRY_SECONDS = 60
 
 NEARLY = 0.75
-"""Of what is under way. Clients that come back in turns are never two groups of one size: at 1.0 the smaller one would
-always wait for the larger one to be done."""
+"""The least size of a second batch, as a share of what is under way. Clients that come back in turns form two groups of
+different sizes. At 1.0 the smaller group would always wait for the larger one."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """``model_seconds``: how long the whole batch took that this prediction was part of."""
+    """``model_seconds``: the time of the whole batch that this prediction was part of."""
 
     prediction: Prediction
     queue_seconds: float
@@ -59,7 +59,7 @@ class Computes(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Reservation:
-    """``places``: how many are not taken yet."""
+    """``places``: those that are not taken yet."""
 
     places: int
 
@@ -92,12 +92,12 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         slots: int = getattr(predictor, "slots", 1)
         on_loop: bool = getattr(predictor, "runs_on_loop", False)
-        self._threads = ModelThreads(predictor.predict, self._loop, name, 0 if on_loop else slots)
+        self._threads = ModelThreads(predictor.predict, name, 0 if on_loop else slots)
         self._single: deque[_Item] = deque()
         self._bulk: deque[_Item] = deque()
         self._reservations: set[Reservation] = set()
         self._computing: dict[int, list[_Item]] = {}
-        """Slot -> the batch in it; no slot that is empty."""
+        """Slot -> the batch in it. Empty slots are left out."""
         self._began: dict[int, float] = {}
         """Slot -> when its call began."""
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -122,9 +122,9 @@ class Batcher:
     ) -> Computed:
         """Queue one item and wait; raises Overloaded at once, DeadlineExceeded or NoWaiters at dispatch, or its error.
 
-        ``wanted`` is asked once, at dispatch: an item that nobody wants is dropped, a dispatched one is finished.
+        ``wanted`` is called once, at dispatch. An item that nobody wants is dropped; a dispatched item is finished.
         """
-        # A place is no promise once the queue is drained: what is queued after close is never answered.
+        # After close no place counts: what is queued then would never be answered.
         if reservation is not None and reservation.places and not self._closing:
             reservation.places -= 1
             return await self._enqueue(self._bulk, payload, wanted, deadline)
@@ -135,7 +135,8 @@ class Batcher:
     def reserve(self, count: int) -> Iterator[Reservation]:
         """Places in the queue for all items of a batch request, or none: raises Overloaded.
 
-        Each dispatch takes its items in turn with single ones: a large request delays nobody by more than a batch.
+        A dispatch takes single items and items of batch requests in turn, so a large request delays nobody by more than
+        one batch.
         """
         self._admit(count)
         reservation = Reservation(count)
@@ -144,22 +145,22 @@ class Batcher:
             yield reservation
         finally:
             self._reservations.discard(reservation)
-            reservation.places = 0  # for whoever still holds it
+            reservation.places = 0  # a task may still hold it
 
     async def close(self) -> None:
-        """Refuse new items, fail those that wait, and return when the dispatched ones are answered."""
+        """Refuse new items, fail the waiting ones, and return when the dispatched ones are answered."""
         self._closing = True
         self._fail(self._take_all(), Overloaded("The service is shutting down."))
         self._arrived.set()
-        # Items can only leave while this waits: _admit refuses from here on.
+        # No item can arrive while this waits: _admit refuses from here on.
         try:
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         finally:
             self._threads.stop()
 
     def give_up(self, longest: float) -> bool:
-        """Whether a call has been under way for more seconds than that: then it is taken to hang, and nothing is
-        computed any more. All who wait fail, and whoever comes is refused."""
+        """Whether a call takes longer than ``longest`` seconds. Then it counts as hanging: all waiting items fail, and
+        new ones are refused."""
         now = self._clock()
         if all(now - began <= longest for began in self._began.values()):
             return False
@@ -177,7 +178,7 @@ class Batcher:
     def _admit(self, count: int) -> None:
         if count and self._closing:
             raise Overloaded("The service is shutting down.")
-        # What came in this very turn of an idle loop is as good as dispatched, and must not count as waiting.
+        # While nothing is computed, a batch of items is dispatched in the next turn, so it does not count as waiting.
         room = self._max_queue_size + (0 if self._computing else self._max_batch_size)
         reserved = sum(reservation.places for reservation in self._reservations)
         if count and self.queued + reserved + count > room:
@@ -198,7 +199,7 @@ class Batcher:
         self._tasks[slot].add_done_callback(partial(self._supervise, slot))
 
     def _supervise(self, slot: int, task: asyncio.Task[None]) -> None:
-        """Dispatching ends only with ``close``. If it ends otherwise, nobody may wait for ever: fail all and go on."""
+        """Dispatching should end only with ``close``. If it ends otherwise, fail all items, and start it again."""
         error = None if task.cancelled() else task.exception()
         if error is None and self._closing:
             return
@@ -210,12 +211,12 @@ class Batcher:
 
     async def _dispatch(self, slot: int) -> None:
         while not self._closing:
-            # Whatever makes this true later wakes somebody: an arrival all slots, the end of a batch its own.
+            # When this becomes true later, a dispatcher wakes: an arrival wakes all, the end of a batch its own.
             if self.queued >= NEARLY * sum(map(len, self._computing.values())) and self._take_batch(slot):
                 await self._compute(slot)
                 continue
             self._arrived.clear()
-            # Nothing can arrive between the look into the queue and this: there is no await between them.
+            # No await lies between the look into the queue and clear(), so no item can arrive between them.
             await self._arrived.wait()
 
     def _take_batch(self, slot: int) -> bool:
@@ -224,7 +225,7 @@ class Batcher:
         batch = self._computing[slot] = []
         while len(batch) < self._max_batch_size and (lane or other):
             if lane:
-                # On the list before anything can raise: an item on no list would never be answered.
+                # On the list before anything can raise, because an item on no list is never answered.
                 batch.append(lane.popleft())
                 if not self._still_worth(batch[-1], now):
                     batch.pop()
@@ -245,7 +246,7 @@ class Batcher:
     async def _compute(self, slot: int) -> None:
         items, started = self._computing[slot], self._clock()
         self._began[slot] = started
-        # Whoever stops waiting meanwhile changes nothing: dispatched work is finished.
+        # Dispatched work is finished, even if nobody waits any more.
         outcomes = await self._threads.run([item.payload for item in items])
         seconds = self._clock() - started
         self._batch_seconds = seconds if not self._batch_seconds else 0.8 * self._batch_seconds + 0.2 * seconds

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -30,6 +32,16 @@ class LoadedModel:
     manifest: Manifest
     predictor: Predictor
     warning: str | None = None
+
+
+def import_kinds(models_dir: Path) -> None:
+    """Import what the models of a directory need, before workers are forked: they share this memory and start sooner.
+
+    Only what is safe before a fork: torch and OpenVINO start threads, so predictors import them where they compute.
+    """
+    for path in sorted(models_dir.glob(f"*/{MANIFEST}")):
+        with suppress(OSError, ValueError, AttributeError, KeyError):  # loading the model says what is wrong
+            import_module(KINDS[json.loads(path.read_bytes())["kind"]].partition(":")[0])
 
 
 def load_current(directory: Path, options: Options) -> LoadedModel:

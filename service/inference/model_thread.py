@@ -17,14 +17,14 @@ Predict: TypeAlias = Callable[[Sequence[bytes]], Sequence[Outcome]]
 
 
 class ModelThreads:
-    """Call ``predict``, each one batch at a time. Daemons: a call that never ends must not keep the process alive.
-
-    With ``count`` 0 the event loop calls it, a batch per turn: for what takes less time than a change of threads.
+    """Threads that call ``predict``, one batch at a time each. They are daemons, so a call that hangs does not keep the
+    process alive. With ``count`` 0 the event loop calls it, one batch in a turn: for what is faster than a change of
+    threads.
     """
 
-    def __init__(self, predict: Predict, loop: asyncio.AbstractEventLoop, name: str, count: int = 1) -> None:
+    def __init__(self, predict: Predict, name: str, count: int = 1) -> None:
         self._predict = predict
-        self._loop = loop
+        self._loop = asyncio.get_running_loop()
         self._batches: queue.SimpleQueue[tuple[list[bytes], asyncio.Future[list[Outcome]]] | None] = queue.SimpleQueue()
         self._count = count
         for _ in range(count):
@@ -47,7 +47,7 @@ class ModelThreads:
         while (batch := self._batches.get()) is not None:
             payloads, done = batch
             outcomes = self._compute(payloads)
-            with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+            with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(_resolve, done, outcomes)
 
     def _compute_here(self, payloads: list[bytes], done: asyncio.Future[list[Outcome]]) -> None:
@@ -56,10 +56,10 @@ class ModelThreads:
     def _compute(self, payloads: list[bytes]) -> list[Outcome]:
         try:
             outcomes = self._predict(payloads)
-        except BaseException as error:  # also SystemExit: a model must not end its thread
+        except BaseException as error:  # also SystemExit, because a model must not end its thread
             if len(payloads) == 1 or isinstance(error, DeviceLost):
                 return [self._failed(error)] * len(payloads)
-            # Alone, only the row at fault fails.
+            # One by one, so that only the row at fault fails.
             return [self._compute([payload])[0] for payload in payloads]
         if len(outcomes) != len(payloads):
             broken = self._failed(ValueError(f"{len(outcomes)} predictions for {len(payloads)} inputs"))
@@ -67,7 +67,7 @@ class ModelThreads:
         return [outcome if isinstance(outcome, bytes) else self._failed(outcome) for outcome in outcomes]
 
     def _failed(self, error: BaseException) -> Exception:
-        """An error made for clients passes; any other is the cause of one, for the log."""
+        """An error for clients stays. Any other becomes the cause of PredictionFailed, for the log."""
         if isinstance(error, ServiceError) and not isinstance(error, PredictionFailed):
             return error
         failed = PredictionFailed()

@@ -3,44 +3,92 @@
 from __future__ import annotations
 
 import logging
-import re
 from hmac import compare_digest
+from typing import Annotated, Literal
 
-import orjson
+from fastapi import APIRouter, Depends, Path
+from fastapi.responses import Response
+from fastapi.security import HTTPBearer
+from pydantic import ValidationError
 
+from service.cache.entry import Entry
+from service.config import Settings
 from service.errors import InvalidInput, NotFound, StoreFailed, StoreRefused, StoreUnavailable, Unauthorized
 from service.http import predict
 from service.http.coding import read_content
-from service.http.endpoint import NO_STORE, Reply, Request
+from service.http.endpoint import Request
 from service.http.json_body import load_object
+from service.http.operations import CurrentRequest, CurrentRuntime, Operation
+from service.http.schemas import problems
+from service.management.schemas import CachedEntry, CacheStats, KeyOfQuestion, L1Stats, L2Stats, Purged, PurgeRequest
 
 logger = logging.getLogger(__name__)
 
+PREFIX = "/admin"
 MAX_ADMIN_BYTES = 64 * 2**10
-_KEY = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
-def guard(request: Request) -> None:
+def token(settings: Settings) -> bytes:
+    """Empty: there is no /admin."""
+    return b"" if settings.admin_token is None else settings.admin_token.get_secret_value().encode()
+
+
+def check_token(request: Request) -> None:
     """404 without a configured token, so that /admin cannot be told from nothing; 401 with a wrong one."""
-    token = request.runtime.settings.admin_token
-    if token is None or not token.get_secret_value():
+    expected = token(request.runtime.settings)
+    if not expected:
         raise NotFound
     scheme, _, given = (request.header(b"authorization") or b"").partition(b" ")
-    if scheme.lower() != b"bearer" or not compare_digest(given.strip(), token.get_secret_value().encode()):
+    if scheme.lower() != b"bearer" or not compare_digest(given.strip(), expected):
         raise Unauthorized
 
 
-async def purge(request: Request) -> Reply:
-    """``{"model": name}``: forget every answer of one model, on every worker. O(1): its generation is replaced.
+async def is_operator(
+    request: CurrentRequest,
+    _: Annotated[object, Depends(HTTPBearer(auto_error=False, description="`PREDICT_ADMIN_TOKEN`"))],
+) -> None:
+    check_token(request)
+
+
+async def purge_request(request: CurrentRequest) -> PurgeRequest:
+    """Read here and not by FastAPI, which reads a body of any length before it asks for the token."""
+    document = load_object(await read_content(request, MAX_ADMIN_BYTES))
+    try:
+        return PurgeRequest.model_validate(document)
+    except ValidationError:
+        raise InvalidInput('The body must be {"model": <name>}.', parameter="model") from None
+
+
+CacheKey = Annotated[
+    str, Path(pattern="^[A-Za-z0-9_-]{43}$", description="43 characters of base64url; /admin/key tells a question's.")
+]
+BODY = {"content": {"application/json": {"schema": PurgeRequest.model_json_schema()}}, "required": True}
+
+router = APIRouter(
+    prefix=PREFIX,
+    route_class=Operation,
+    tags=["admin"],
+    dependencies=[Depends(is_operator)],
+    responses=problems(401),
+)
+
+
+@router.post(
+    "/purge",
+    summary="Forget every answer of one model",
+    responses=problems(400, 404, 413, 415, 422, 503) | {202: {"model": Purged, "description": "Some will yet notice"}},
+    openapi_extra={"requestBody": BODY},
+)
+async def purge(
+    asked: Annotated[PurgeRequest, Depends(purge_request)], runtime: CurrentRuntime, response: Response
+) -> Purged:
+    """On every worker, in O(1): the model's generation is replaced.
 
     200 once every worker has acknowledged it; 202 when some have not in time, with when they will have noticed.
     """
-    document = load_object(await read_content(request, MAX_ADMIN_BYTES))
-    if document.keys() != {"model"}:
-        raise InvalidInput('The body must be {"model": <name>}.', parameter="model")
-    model = request.runtime.model(document["model"] if document["model"] is not None else "")
-    l2 = request.runtime.pipeline.l2
-    if l2.state == "off" and request.runtime.settings.workers > 1:
+    model = runtime.model(asked.model)
+    l2 = runtime.pipeline.l2
+    if l2.state == "off" and runtime.settings.workers > 1:
         raise StoreFailed("Without Redis no worker can tell the others: restart the service instead.")
     try:
         purged = await l2.purge(model.name)
@@ -49,65 +97,54 @@ async def purge(request: Request) -> Reply:
     except StoreUnavailable as error:
         raise StoreFailed(f"It is not known whether the model was purged: {error}. Ask again.") from None
     logger.info("The answers of a model are purged.", extra={"model": model.name, **purged._asdict()})
-    document = {
-        "purged": model.name,
-        "workers": purged.workers,
-        "acknowledged": purged.acknowledged,
-        "complete_within_seconds": round(purged.seconds, 3),
-    }
-    return Reply(orjson.dumps(document), 202 if purged.seconds else 200, headers=[NO_STORE])
-
-
-async def key_of(request: Request) -> Reply:
-    """The cache key of a question, asked like a prediction: the name that the two endpoints below take."""
-    asked = predict.parse_get(request)
-    return Reply(
-        orjson.dumps({"model": asked.model.name, "key": request.runtime.pipeline.key(asked.model, asked.question)}),
-        headers=[NO_STORE],
+    response.status_code = 202 if purged.seconds else 200
+    return Purged(
+        purged=model.name,
+        workers=purged.workers,
+        acknowledged=purged.acknowledged,
+        complete_within_seconds=round(purged.seconds, 3),
     )
 
 
-async def show(request: Request) -> Reply:
-    """What the caches have under a key, L1 before L2."""
-    key, pipeline = _key(request), request.runtime.pipeline
-    entry, tier = pipeline.l1.get(key), "l1"
-    if entry is None:
-        try:
-            entry, tier = await pipeline.l2.get(key), "l2"
-        except StoreUnavailable as error:
-            raise StoreFailed(f"{error}.") from None
+@router.get("/key", summary="The cache key of a question", responses=problems(404, 422))
+async def key_of(request: CurrentRequest) -> KeyOfQuestion:
+    """Asked like a prediction. It is the name that the operations on one answer take."""
+    asked = predict.parse_get(request)
+    return KeyOfQuestion(model=asked.model.name, key=request.runtime.pipeline.key(asked.model, asked.question))
+
+
+@router.get("/cache/stats", summary="The caches' sizes")
+async def cache_stats(runtime: CurrentRuntime) -> CacheStats:
+    l1, l2 = runtime.pipeline.l1, runtime.pipeline.l2
+    return CacheStats(l1=L1Stats(entries=len(l1), bytes=l1.bytes_used), l2=L2Stats(state=l2.state))
+
+
+@router.get("/cache/{key}", summary="What the caches have under a key", responses=problems(404, 422, 503))
+async def show(key: CacheKey, runtime: CurrentRuntime) -> CachedEntry:
+    """L1 before L2."""
+    l1, l2 = runtime.pipeline.l1, runtime.pipeline.l2
+    entry = l1.get(key)
+    if entry is not None:
+        return _described(key, "l1", entry, runtime.clock())
+    try:
+        entry = await l2.get(key)
+    except StoreUnavailable as error:
+        raise StoreFailed(f"{error}.") from None
     if entry is None:
         raise NotFound("No cache has this key.")
-    now = request.runtime.clock()
-    document = {"key": key, "tier": tier, "ttl": entry.ttl, "age": entry.age(now), "bytes": len(entry.value)}
-    return Reply(orjson.dumps(document), headers=[NO_STORE])
+    return _described(key, "l2", entry, runtime.clock())
 
 
-async def forget(request: Request) -> Reply:
-    """Delete one answer here and in Redis. Other workers' own copies stay for as long as L1 keeps any."""
-    key, pipeline = _key(request), request.runtime.pipeline
-    pipeline.l1.delete(key)
+@router.delete("/cache/{key}", summary="Forget one answer", status_code=204, responses=problems(422, 503))
+async def forget(key: CacheKey, runtime: CurrentRuntime) -> None:
+    """Here and in Redis. Other workers' own copies stay for as long as L1 keeps any."""
+    runtime.pipeline.l1.delete(key)
     try:
-        await pipeline.l2.delete(key)
+        await runtime.pipeline.l2.delete(key)
     except StoreUnavailable as error:
         raise StoreFailed(f"{error}.") from None
     logger.info("An answer is deleted.", extra={"key": key})
-    return Reply(status=204, content_type=None, headers=[NO_STORE])
 
 
-def _key(request: Request) -> str:
-    key = request.path_parameter("key") or ""
-    if not _KEY.fullmatch(key):
-        raise InvalidInput(
-            "A cache key has 43 characters of base64url; /admin/key tells a question's.", parameter="key"
-        )
-    return key
-
-
-async def cache_stats(request: Request) -> Reply:
-    pipeline = request.runtime.pipeline
-    document = {
-        "l1": {"entries": len(pipeline.l1), "bytes": pipeline.l1.bytes_used},
-        "l2": {"state": pipeline.l2.state},
-    }
-    return Reply(orjson.dumps(document), headers=[NO_STORE])
+def _described(key: str, tier: Literal["l1", "l2"], entry: Entry, now: float) -> CachedEntry:
+    return CachedEntry(key=key, tier=tier, ttl=entry.ttl, age=entry.age(now), bytes=len(entry.value))

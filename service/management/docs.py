@@ -6,38 +6,55 @@ import asyncio
 import mimetypes
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 import orjson
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from service.errors import NotFound
-from service.http.endpoint import Reply, Request
+from service.http.operations import CurrentRequest, Operation
 from service.management.documents import Document
-from service.management.openapi import build_openapi
 from service.memo import Memo
 
 ASSETS = "/docs/assets"
+HOME = "/docs"
+"""Where ``/`` leads."""
 REVALIDATED, KEPT = "no-cache", "max-age=3600"
 """The description changes with the models, the files with a release only."""
 
+router = APIRouter(route_class=Operation, tags=["documentation"])
 _descriptions: Memo[bytes, Document] = Memo(4)
 
 
-async def openapi(request: Request) -> Reply:
-    body = orjson.dumps(build_openapi(request.runtime.models))
+@router.get("/", include_in_schema=False)
+async def home() -> RedirectResponse:
+    return RedirectResponse(HOME)
+
+
+@router.get("/openapi.json", summary="This description", response_model=dict[str, Any])
+async def openapi(request: Request, current: CurrentRequest) -> Response:
+    body = await asyncio.to_thread(_description, request.app)
     if body not in _descriptions:
         _descriptions.keep(body, Document(body, "application/json", REVALIDATED))
-    return await _descriptions[body].reply(request)
+    return await _descriptions[body].response(current)
 
 
-async def docs(request: Request) -> Reply:
-    return await _page().reply(request)
+@router.get("/docs", summary="This description, for people", response_class=HTMLResponse)
+async def docs(current: CurrentRequest) -> Response:
+    return await _page().response(current)
 
 
-async def asset(request: Request) -> Reply:
+@router.get(f"{ASSETS}/{{name}}", include_in_schema=False)
+async def asset(name: str, current: CurrentRequest) -> Response:
     """A file of Swagger UI, as the package fastapi-offline carries it."""
-    document = await asyncio.to_thread(_asset, request.path_parameter("name") or "")
-    return await document.reply(request)
+    document = await asyncio.to_thread(_asset, name)
+    return await document.response(current)
+
+
+def _description(app: FastAPI) -> bytes:
+    return orjson.dumps(app.openapi())
 
 
 @cache
@@ -48,6 +65,7 @@ def _page() -> Document:
         swagger_js_url=f"{ASSETS}/swagger-ui-bundle.js",
         swagger_css_url=f"{ASSETS}/swagger-ui.css",
         swagger_favicon_url=f"{ASSETS}/favicon.png",
+        swagger_ui_parameters={"supportedSubmitMethods": ["get", "post", "delete", "query"]},
     )
     return Document(bytes(page.body), "text/html; charset=utf-8", REVALIDATED)
 

@@ -3,62 +3,69 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
-import orjson
+from fastapi import APIRouter
+from fastapi.responses import PlainTextResponse, Response
 
-from service.http.endpoint import NO_STORE, Reply, Request
+from service.http.operations import CurrentRuntime, Operation
+from service.http.schemas import problems
 from service.lookup import Model
+from service.management.schemas import Alive, Audit, ClassInfo, Economics, ModelInfo, ModelList, ModelReport, Readiness
 from service.metrics import CONTENT_TYPE
 
+router = APIRouter(route_class=Operation, tags=["status"])
 
-async def livez(request: Request) -> Reply:
+
+@router.get("/livez", summary="Is the process alive")
+async def livez() -> Alive:
     """Alive: the event loop turns. Depends on nothing else."""
-    return Reply(b'{"status":"alive"}', headers=[NO_STORE])
+    return Alive()
 
 
-async def readyz(request: Request) -> Reply:
+@router.get("/readyz", summary="May traffic be sent here", responses={503: {"model": Readiness}})
+async def readyz(runtime: CurrentRuntime, response: Response) -> Readiness:
     """Ready: models loaded and warmed, not draining. Redis down costs time, not answers, so it does not count."""
-    runtime = request.runtime
-    document = {
-        "status": "draining" if runtime.draining else "ready",
-        "cache": runtime.pipeline.l2.state,
-        "models": sorted(runtime.models),
-    }
-    return Reply(orjson.dumps(document), 503 if runtime.draining else 200, headers=[NO_STORE])
+    response.status_code = 503 if runtime.draining else 200
+    return Readiness(
+        status="draining" if runtime.draining else "ready",
+        cache=runtime.pipeline.l2.state,
+        models=sorted(runtime.models),
+    )
 
 
-async def metrics(request: Request) -> Reply:
-    runtime = request.runtime
+@router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
+async def metrics(runtime: CurrentRuntime) -> Response:
     runtime.update_metrics()
     text = await asyncio.to_thread(runtime.metrics.exposition)
-    return Reply(text, content_type=CONTENT_TYPE.encode(), headers=[NO_STORE])
+    return Response(text, media_type=CONTENT_TYPE)
 
 
-async def models(request: Request) -> Reply:
-    served = [describe_model(model) for _, model in sorted(request.runtime.models.items())]
-    return Reply(orjson.dumps({"models": served}), headers=[NO_STORE])
+@router.get("/models", summary="The served models", response_model_exclude_unset=True)
+async def models(runtime: CurrentRuntime) -> ModelList:
+    return ModelList(models=[ModelInfo(**_facts(model)) for _, model in sorted(runtime.models.items())])
 
 
-async def model(request: Request) -> Reply:
+@router.get("/models/{name}", summary="One served model", response_model_exclude_unset=True, responses=problems(404))
+async def model(name: str, runtime: CurrentRuntime) -> ModelReport:
     """With what its cache has saved and cost, and how often its answers were found right."""
-    runtime = request.runtime
-    model = runtime.model(request.path_parameter("name"))
+    model = runtime.model(name)
     runtime.update_metrics()
     samples = await asyncio.to_thread(runtime.metrics.samples, model.name)
-    described = describe_model(model)
-    described["economics"] = await runtime.economics.report(model.name, samples)
-    described["audit"] = {
-        "share": runtime.settings.audit_share,
-        "audited": int(samples.get(("predict_cache_audits_total", ""), 0)),
-        "mismatches": int(samples.get(("predict_cache_mismatch_total", ""), 0)),
-    }
-    return Reply(orjson.dumps(described), headers=[NO_STORE])
+    return ModelReport(
+        **_facts(model),
+        economics=Economics(**await runtime.economics.report(model.name, samples)),
+        audit=Audit(
+            share=runtime.settings.audit_share,
+            audited=int(samples.get(("predict_cache_audits_total", ""), 0)),
+            mismatches=int(samples.get(("predict_cache_mismatch_total", ""), 0)),
+        ),
+    )
 
 
-def describe_model(model: Model) -> dict[str, Any]:
+def _facts(model: Model) -> dict[str, object]:
     manifest, predictor = model.manifest, model.predictor
-    described: dict[str, Any] = {
+    cells = getattr(predictor, "cells", None)
+    return {
         "name": model.name,
         "kind": manifest.kind,
         "version": model.version,
@@ -67,12 +74,8 @@ def describe_model(model: Model) -> dict[str, Any]:
         "lease": model.leased,
         "cost_seconds": manifest.cost_seconds,
         "accuracy": manifest.accuracy,
-        "classes": [part.model_dump() for part in manifest.classes],
+        "classes": [ClassInfo(value=part.value, label=part.label) for part in manifest.classes],
         "parameters": dict(predictor.parameters),
         "example": manifest.example.inputs,
         "trained_with": manifest.versions,
-    }
-    cells = getattr(predictor, "cells", None)
-    if cells is not None:
-        described["cells"] = cells
-    return described
+    } | ({} if cells is None else {"cells": cells})

@@ -1,4 +1,4 @@
-"""The end of a connection: the answer to what cannot be served, and time for the client to read it."""
+"""The end of a connection: the answer to a request that cannot be served, and time for the client to read it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LINGER_SECONDS = 2.0
 
 
 def refusal(error: ServiceError, target: bytes, server_headers: Headers) -> bytes:
-    """The whole answer to a request that never reaches the application, as the endpoints would give it."""
+    """The whole answer to a request that never reaches the application, in the form that an endpoint would use."""
     if target.startswith(b"/v2"):
         kind, body = b"application/json", orjson.dumps({"error": str(error)})
     else:
@@ -34,9 +34,9 @@ def refusal(error: ServiceError, target: bytes, server_headers: Headers) -> byte
 
 
 class Lingering(asyncio.Protocol):
-    """Takes a connection over after its last answer, and discards what still arrives, for a while and up to a limit.
+    """Takes over a connection after its last answer, and discards input for a while and up to a limit.
 
-    A socket that is closed with unread input is reset, and a client that is still sending would lose the answer.
+    The kernel resets a socket that is closed with unread input, and a client that still sends would lose the answer.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Lingering(asyncio.Protocol):
         self._left = LINGER_BYTES
         self._lost = connection_lost
         self._timers = [loop.call_later(LINGER_SECONDS, transport.close)]
-        # Closing waits until all is read, and a client may never do so.
+        # close() waits until the client has read everything, and a client may never do so.
         self._timers.append(loop.call_later(LINGER_SECONDS + write_seconds, transport.abort))
         if transport.can_write_eof():
             transport.write_eof()

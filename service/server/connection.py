@@ -1,52 +1,35 @@
 """One HTTP connection: uvicorn's httptools protocol, and what it leaves out.
 
-- Deadlines for reading and writing (timeouts.py), limits for a target and a header section, and answers to requests
-  that never reach the application, as problem documents.
-- What RFC 9110 and 9112 ask of a head beyond what the parser checks (request_line.py).
+- Deadlines for reading and writing (timeouts.py), limits and checks of a head (request_reader.py).
+- A request that never reaches the application is answered with a problem document.
 - A client that leaves cancels the task of its request (cycle.py), so the application need not watch for it.
 - Pipelined answers stay in order when one of the requests is refused.
-- A connection closed while input still arrives lingers, so that its client can read the last answer (closing.py).
+- A connection that is closed while input still arrives lingers, so its client can read the last answer (closing.py).
 - Hits that the ordinary path has vetted are answered here (hit_table.py).
 - While the service drains, every answer carries ``Connection: close``.
-- An offer to upgrade the connection is ignored, and the request served as if it had not been made.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-import urllib.parse
 from collections.abc import Mapping
 from contextlib import suppress
 from os import write
 from time import monotonic
 from typing import Any
 
-import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from service.config import Settings
-from service.errors import HeadersTooLarge, MalformedRequest, ServiceError, UriTooLong
+from service.errors import ServiceError
 from service.server.closing import Lingering, refusal
 from service.server.cycle import Cycle
 from service.server.hit_table import Hit, HitTable, is_plain
-from service.server.request_line import (
-    check_codings,
-    check_method,
-    check_protocol,
-    check_version,
-    is_host,
-    new_parser,
-    refused_by_parser,
-    split_target,
-)
-from service.server.timeouts import BODY, HEAD, NOTHING, REFUSED, TimedProtocol
+from service.server.request_reader import RequestReader
+from service.server.timeouts import BODY, NOTHING, REFUSED
 
-FIELD_OVERHEAD = 4
-"""Bytes of a header field besides name and value."""
-NOT_ONE = 2
-"""What a Host field that names no host adds to their number, which must be one."""
 NO_HEADS: Mapping[bytes, Hit] = {}
 
 
@@ -63,42 +46,29 @@ def protocol_class(settings: Settings) -> type[Connection]:
     return type("LimitedConnection", (Connection,), limits)
 
 
-class Connection(TimedProtocol):
-    """``running`` is the request that is being answered, ``pipeline`` those behind it (newest first), ``cycle`` the
-    newest of all, whose body may still be arriving.
+class Connection(RequestReader):
+    """``running``: the request being answered. ``pipeline``: the requests behind it, newest first. ``cycle``: the
+    newest of all; its body may still be arriving.
 
-    ``_hot``: the heads that the next read may be: all of the table after a hit that was wholly written, so that nothing
-    runs, arrives or waits here, and otherwise none.
+    ``_hot``: the heads that the next read is compared with. After a hit that was written completely these are all heads
+    of the hit table: no request runs, arrives or waits here. Otherwise there are none.
     """
 
-    # What a hit reads: from slots, twice as fast as from the dictionary, which has more keys than Python can share.
+    # Every hit reads these. A slot is twice as fast as the dictionary, which has more keys than Python can share.
     __slots__ = ("_fd", "_hot", "_idle_offset")
     _fd: int
     _hot: Mapping[bytes, Hit]
     _idle_offset: float
 
-    max_target_bytes: int
-    max_header_bytes: int
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.parser = new_parser(self)
         self._hits: HitTable | None = self.app_state.get("hits")
         if self._hits is not None:
             self._hits.server_state = self.server_state
         self._hot = NO_HEADS
-        # From time.monotonic() to a deadline by the loop's clock, which may start elsewhere.
+        # Makes a deadline by the loop's clock out of time.monotonic(): the two clocks may start at different times.
         self._idle_offset = self.idle_seconds + self.loop.time() - monotonic()
-        self._answered = False
-        self._received = b""
-        self._behind_body = False
-        self.url = b""
         self.running: Cycle | None = None
-        self._hosts = 0
-        self._codings = b""
-        self._header_bytes = 0
-        self._reads = 0
-        self._unread_head = 0
         self._last_words: bytes | None = None
 
     # The connection's life
@@ -116,9 +86,9 @@ class Connection(TimedProtocol):
 
     def data_received(self, data: bytes) -> None:
         hot = self._hot
-        hit = hot.get(data) if hot else None  # an empty table would hash every part of a body all the same
+        hit = hot.get(data) if hot else None  # without this test, an empty table would hash every part of a body
         if hit is not None:
-            # As HitTable.current and _answer_by_target, in their place: calls would be a tenth of a hit.
+            # What HitTable.current and _answer_at_once do, written out here: calls would be a tenth of a hit's cost.
             now, tally = monotonic(), hit.tally
             left = tally.left
             if left and now < hit.until and not hit.kept.evicted:
@@ -127,90 +97,25 @@ class Connection(TimedProtocol):
                 whole = hit.whole
                 try:
                     sent = write(self._fd, whole)
-                except OSError:  # a full buffer, or a lost connection: the transport's business
+                except OSError:  # a full buffer, or a lost connection: the transport takes care of both
                     sent = 0
                 if sent < len(whole):
                     self._hot = NO_HEADS
                     self.transport.write(whole[sent:])
                 return
-        within, behind_body = self._arriving, self._behind_body
-        # A start line may arrive in pieces.
-        self._received = self._received + data if within == HEAD and not self.headers else data
-        self._behind_body = False
-        rest: bytes | memoryview = data
-        try:
-            while rest:
-                rest = self._parse(rest)
-        except httptools.HttpParserError as error:
-            if not isinstance(cause := error.__context__, ServiceError):
-                begun = data if within == NOTHING or behind_body else self._received
-                cause = refused_by_parser(error, self.parser, b"" if within == BODY or self.url else begun)
-            self._refuse(cause)
-        if self._arriving == HEAD:
-            self._await_head(len(data))
-        elif self._arriving == BODY:
-            self._await_body()
+        super().data_received(data)
 
-    def _parse(self, data: bytes | memoryview) -> bytes | memoryview:
-        """Parse to the end, or as far as an offer to upgrade the connection; what is left to parse."""
-        try:
-            self.parser.feed_data(data)
-            return b""
-        except httptools.HttpParserUpgrade as upgrade:
-            # No copies, and a loop around this: one read may hold thousands of such requests.
-            rest = memoryview(data)[upgrade.args[0] :]
-        self._ignore_upgrade()
-        return rest
-
-    # The parser's callbacks
+    # What the reader calls
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
         self._hot = NO_HEADS
-        self._arriving = HEAD
-        self._hosts = self._header_bytes = self._reads = self._unread_head = 0
-        self._codings = b""
+        super().on_message_begin()
 
-    def on_url(self, url: bytes) -> None:
-        self.url += url
-        if len(self.url) > self.max_target_bytes:
-            raise UriTooLong(f"The request target exceeds {self.max_target_bytes} bytes.")
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._header_bytes += len(name) + len(value) + FIELD_OVERHEAD
-        if self._header_bytes > self.max_header_bytes:
-            raise HeadersTooLarge(f"The header section exceeds {self.max_header_bytes} bytes.")
-        if self._arriving != HEAD:
-            return  # Trailers, which must not become headers (RFC 9110, 6.5.1).
-        if not self.headers:
-            check_protocol(self.parser.get_method(), self.url, self._received)
-        name, value = name.lower(), value.rstrip(b" \t")  # llhttp strips what stands before the value only
-        if name == b"host":
-            self._hosts += 1 if is_host(value) else NOT_ONE
-        elif name == b"transfer-encoding":
-            self._codings += b"," + value if self._codings else value
-        elif name == b"expect" and value.lower() == b"100-continue":
-            self.expect_100_continue = True
-        self.headers.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        version, method = self.parser.get_http_version(), self.parser.get_method()
-        if self.parser.should_upgrade() and method != b"CONNECT":
-            return  # The parser stops here, and is given the head again.
-        if not self.headers:
-            check_protocol(method, self.url, self._received)
-        if method == b"GET" and "1.0" < version < "2" and self._answer_by_target():
-            self._arriving = NOTHING
-            return
-        self._complete_scope(version, method)
+    def _begin(self, version: str) -> None:
         if self._hits is not None:
-            # In pieces, or behind a body, what was last received may look like a head that nobody has vetted.
+            # Only a head that one read brought as a whole may enter the hit table.
             head = b"" if self._reads or self._behind_body else self._received
             self.scope["received"] = self.url, head  # type: ignore[typeddict-unknown-key]
-        self._arriving = BODY
-        self._deadline = math.inf
-        self._body_due = math.inf
-        self._body_bytes = 0
         previous = self.cycle
         self.cycle = cycle = self._new_cycle(version, self.parser.should_keep_alive())
         self.scope["respond"] = cycle.respond  # type: ignore[typeddict-unknown-key]
@@ -235,43 +140,7 @@ class Connection(TimedProtocol):
             on_response=self.on_response_complete,
         )
 
-    def _complete_scope(self, version: str, method: bytes) -> None:
-        """Raises ServiceError for what llhttp lets pass and HTTP or this service does not."""
-        check_version(version)
-        check_method(method)
-        if self._hosts != 1 and (self._hosts or version != "1.0"):
-            raise MalformedRequest("A request has exactly one Host field, and it names a host.")
-        if self._codings:
-            check_codings(self._codings, version)
-        raw_path, query = split_target(self.url, method)
-        path = raw_path.decode("ascii")
-        scope = self.scope
-        scope["method"] = method.decode("ascii")
-        scope["http_version"] = "1.0" if version == "1.0" else "1.1"
-        scope["path"] = self.root_path + (urllib.parse.unquote(path) if "%" in path else path)
-        scope["raw_path"] = self.root_path.encode("ascii") + raw_path
-        scope["query_string"] = query
-
-    def on_body(self, body: bytes) -> None:
-        self._behind_body = True
-        self._body_bytes += len(body)
-        super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        if self._arriving == BODY:
-            self._arriving = NOTHING
-            self._deadline = math.inf
-            super().on_message_complete()
-
-    def _ignore_upgrade(self) -> None:
-        """Parse the head again without its offer: llhttp would take the body for the other protocol's."""
-        version = self.parser.get_http_version().encode()
-        fields = [b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade"]
-        head = b"%b %b HTTP/%b\r\n%b\r\n" % (self.parser.get_method(), self.url, version, b"".join(fields))
-        self.parser = new_parser(self)
-        self.parser.feed_data(head)
-
-    def _answer_by_target(self) -> bool:
+    def _answer_at_once(self) -> bool:
         hits = self._hits
         if hits is None or self._hosts != 1 or self.running is not None:
             return False
@@ -281,7 +150,6 @@ class Connection(TimedProtocol):
         if not hits.current(hit):
             return False
         answer = hit.whole
-        self._answered = True
         sent = 0
         if not self.transport.get_write_buffer_size():
             with suppress(OSError):
@@ -321,16 +189,6 @@ class Connection(TimedProtocol):
                 self._set_deadline(self.loop.time() + self.idle_seconds)
 
     # Refusals
-
-    def _await_head(self, size: int) -> None:
-        """The head under way continues in a later read than this one of ``size`` bytes."""
-        if self._reads:
-            self._unread_head += size
-            if self._unread_head > self.max_target_bytes + self.max_header_bytes:
-                self._refuse(HeadersTooLarge(f"The header section exceeds {self.max_header_bytes} bytes."))
-        elif self.cycle is not None or self._answered:  # A first request's time runs since connecting.
-            self._set_deadline(self.loop.time() + self.head_seconds)
-        self._reads += 1
 
     def _refuse(self, error: ServiceError) -> None:
         """Answer, after the requests before it, one that cannot be served, and close the connection."""

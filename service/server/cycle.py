@@ -1,4 +1,4 @@
-"""One request and its answer between a connection and the application."""
+"""One request and its answer, between a connection and the application."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from service.logs import named_request
 
 
 class Cycle(RequestResponseCycle):
-    """As uvicorn's, but it ends with its client. ``lingers``: the body was still arriving when the answer began."""
+    """As uvicorn's, but it ends when its client leaves. ``lingers``: the body still arrived when the answer began."""
 
     task: asyncio.Task[None]
     lingers = False
 
     def abandon(self) -> None:
-        """The client is gone, or will be told by somebody else."""
+        """End the request: the client is gone, or the connection answers it."""
         self.disconnected = True
         self.task.cancel()
 
@@ -32,20 +32,20 @@ class Cycle(RequestResponseCycle):
             await app(self.scope, self.receive, self.send)
             if not self.response_complete and not self.disconnected:
                 await self._fail("The application did not complete its answer.")
-        except asyncio.CancelledError:  # By abandon(), or by the server when the time of grace is over.
+        except asyncio.CancelledError:  # By abandon(), or by the server at the end of the time of grace.
             if not self.disconnected:
                 self.transport.abort()
         except Exception:
             await self._fail("Exception in the application", exc_info=True)
         finally:
             self.on_response = _ignore
-            self.scope.pop("respond", None)  # type: ignore[typeddict-item]  # it refers back to this cycle
+            self.scope.pop("respond", None)  # type: ignore[typeddict-item]  # breaks a reference cycle
 
     async def _fail(self, message: str, exc_info: bool = False) -> None:
         identifier = named_request().text
         self.logger.error(message, exc_info=exc_info)
         if self.response_started:
-            self.transport.abort()  # The client must see that it is cut short.
+            self.transport.abort()  # The client must see that the answer is incomplete.
             return
         body = orjson.dumps(describe(ServiceError()))
         headers = [
@@ -58,7 +58,7 @@ class Cycle(RequestResponseCycle):
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
 
     def respond(self, status: int, headers: Headers, body: bytes) -> bool:
-        """The whole answer in one write, for who vouches for the headers; False where it takes ``send``."""
+        """Send the whole answer in one write. The caller vouches for the headers. False where ``send`` must be used."""
         if self.more_body or not self.keep_alive or self.disconnected or self.flow.write_paused or self._is_draining:
             return False
         fields = b"".join([b"%b: %b\r\n" % field for field in (*self.default_headers, *headers)])
@@ -86,7 +86,7 @@ class Cycle(RequestResponseCycle):
         await super().send(message)
 
     async def receive(self) -> ASGIReceiveEvent:
-        """As uvicorn's, but never more than 64 KiB at once, so that whoever counts can stop in time."""
+        """As uvicorn's, but 64 KiB at most at a time, so that a reader that counts can stop early."""
         if self.waiting_for_100_continue and not self.transport.is_closing():
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.waiting_for_100_continue = False

@@ -1,8 +1,8 @@
 """A private Redis for those who have none, and the process that keeps it.
 
-``python -m service.server.embedded_redis DIRECTORY [PROGRAM]`` runs Redis on a unix socket in the directory, starts it
-again when it ends, and outlives every process of the service: at the end of its standard input, whose other end they
-hold, it kills Redis and removes the directory. So both are gone however the service ends, be it by SIGKILL.
+``python -m service.server.embedded_redis DIRECTORY [PROGRAM]`` runs Redis on a unix socket in the directory, and starts
+it again when it ends. The processes of the service hold the other end of its standard input. When that input ends, it
+kills Redis and removes the directory. So nothing is left, even if the service is killed by SIGKILL.
 Its first line of output is empty, or says why Redis does not start.
 """
 
@@ -41,7 +41,7 @@ _OPTIONS = {
 
 
 def find_server() -> str | None:
-    """The path of a Redis or Valkey server: on PATH, else in an installed wheel (which is not imported)."""
+    """The path of a Redis or Valkey server, on PATH or else in an installed wheel. The wheel is not imported."""
     for program in _PROGRAMS:
         if found := shutil.which(program):
             return found
@@ -59,12 +59,12 @@ def socket_path(directory: Path) -> Path:
 
 
 def restart_delay(failures: int) -> float:
-    """Seconds to wait after that many failures in a row before: 0, 0.1, 0.2, 0.4 … 5."""
+    """Seconds to wait after so many failures in a row: 0, 0.1, 0.2, 0.4 … 5."""
     return min(5.0, 0.1 * 2 ** min(failures - 1, 10)) if failures else 0.0
 
 
 class EmbeddedRedis:
-    """A Redis on a unix socket in ``directory``, which keeps nothing on disk. A thread may keep it, another stop it."""
+    """A Redis on a unix socket in ``directory``, without files. ``keep`` and ``stop`` may run in two threads."""
 
     def __init__(self, program: str, directory: Path) -> None:
         self._socket = socket_path(directory)
@@ -75,7 +75,7 @@ class EmbeddedRedis:
         self._stopped = False
 
     def start(self) -> None:
-        """Returns once it accepts connections; raises OSError when it does not."""
+        """Start it, and return when it accepts connections; raises OSError when it does not."""
         with self._lock:
             if self._stopped:
                 return
@@ -126,7 +126,7 @@ class EmbeddedRedis:
 
 def main(directory: str, program: str | None = None) -> None:
     """Keep Redis, if there is a program, and the directory, until standard input ends."""
-    # Who stops the service may tell every process of it, and the drain still needs Redis.
+    # A signal to stop may go to all processes of the service, and the drain still needs Redis.
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
     set_up_logging("warning")
@@ -142,7 +142,7 @@ def main(directory: str, program: str | None = None) -> None:
 
 
 def _serve(redis: EmbeddedRedis | None) -> None:
-    """Start it, say so, and keep it in a thread if it started."""
+    """Start Redis, report the result on standard output, and keep a started Redis in a thread."""
     reason = ""
     if redis is not None:
         try:

@@ -1,6 +1,6 @@
 """Gunicorn's configuration: ``gunicorn -c service/server/gunicorn.py service.app:app``.
 
-``python -m service`` is the same in its own process. Gunicorn's own options may follow and come before this.
+``python -m service`` does the same in its own process. Gunicorn's own options override this configuration.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from service.server.supervision import Supervision, bind_address, of_process
 
 SHARED_MEMORY = "/dev/shm"
 KILL_SLACK_SECONDS = 3
-"""Beyond drain and grace. A worker that hangs ends itself a second earlier."""
+"""Added to drain and grace. A worker that hangs ends itself a second earlier."""
 
 
 class Log(Logger):  # type: ignore[misc]
-    """What gunicorn warns of, among this service's own lines."""
+    """Gunicorn's warnings, as lines of this service's log."""
 
     def setup(self, cfg: Any) -> None:
         self.cfg = cfg
@@ -38,7 +38,7 @@ def configuration(supervision: Supervision) -> dict[str, Any]:
         "worker_class": "service.server.worker.ServiceWorker",
         "preload_app": True,
         "graceful_timeout": math.ceil(settings.drain_seconds + settings.grace_seconds) + KILL_SLACK_SECONDS,
-        # The heartbeats' files are written to twice a second, which a disk may be slow to take.
+        # Workers write heartbeats twice a second, and a slow disk would hold them up.
         "worker_tmp_dir": SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None,
         "control_socket_disable": True,
         "logger_class": Log,

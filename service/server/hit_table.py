@@ -1,14 +1,13 @@
-"""The hit path: answers from L1 below ASGI, as bytes that are ready.
+"""The hit path: answers from L1 below ASGI, with bytes that are ready.
 
-The ordinary path enters a hit once it has vetted it: a GET whose answer depends on nothing but its target. The protocol
-then finds it by the whole request head as it was received, one look-up before any parsing. Where some header differs in
-every request, or the request before was no hit, it is found by the parsed target. Anything else takes the ordinary
-path, unharmed. While the service drains everything does: every answer then says that its connection closes.
+The ordinary path enters a hit into the table: a GET whose answer depends on nothing but its target. The protocol then
+finds the hit by the whole request head as it was received, before any parsing. If the heads differ in every request, or
+the request before was no hit, it finds the hit by the parsed target. Every other request takes the ordinary path. While
+the service drains all of them do, because every answer then says that its connection closes.
 
-L1 stays the authority: a hit holds its entry's place there, and the table forgets whatever was evicted, has expired,
-was purged or replaced; while purges cannot be heard, everything. The bytes are made by the functions of the ordinary
-path, and anew as soon as they would differ: when Age, the time left or the date has moved on by a second. L1 is then
-asked, which touches its LRU order.
+L1 stays the authority. A hit holds its entry's slot, and the table drops what was evicted, purged or replaced or has
+expired; while purges cannot reach this worker, it drops everything. The functions of the ordinary path make the bytes,
+again whenever Age, the time left or the date has changed. Each time L1 is asked, which updates its LRU order.
 """
 
 from __future__ import annotations
@@ -31,29 +30,29 @@ SPECIAL = frozenset(
         *(b"content-length", b"transfer-encoding"),
     )
 )
-"""Headers that an answer may depend on, or that make more of a request than its target."""
+"""Headers on which an answer may depend, or which announce a body or another protocol."""
 
 MAX_HEAD_BYTES = 4096
 MAX_HEADS = 4
-"""Per hit: a flood of spellings must not grow the table."""
+"""Heads of one hit. A flood of different heads must not grow the table."""
 
 MAX_NEWCOMERS = 4096
-"""Targets that have been a hit once. Only the next one enters them: a flood of targets never asked again costs less."""
+"""Targets that have been a hit once. Only a second hit enters a target, because many targets are never asked again."""
 
 OVERHEAD = 1000
-"""What CPython spends on a hit beside the bytes of its target, heads and answer."""
+"""Bytes that CPython spends on a hit, beside its target, heads and answer."""
 
 VARYING = frozenset((b"cache-status", b"cache-control", b"age"))
 
 NEVER = 2**60
-"""A gap that no worker lives to see the end of."""
+"""A gap so long that no worker reaches its end."""
 
 
 @dataclass(slots=True, eq=False)
 class HitCounter:
-    """The hits of one route and model: one subtraction counts them for the metrics and down to the next audit.
+    """The hits of one route and model. One subtraction counts them for the metrics and down to the next audit.
 
-    ``left``: how many are to be given before one is due.
+    ``left``: hits until the next audit is due.
     """
 
     left: int = 0
@@ -61,7 +60,7 @@ class HitCounter:
     _rest: float = 0.0
 
     def start(self, gap: float) -> None:
-        """The next one due is the ``gap``-th from here; what is not whole of it counts with the next gap."""
+        """The next audit is due at the ``gap``-th hit. A fraction of a hit is added to the next gap."""
         self._rest += min(gap, NEVER)
         whole = int(self._rest)
         self._rest -= whole
@@ -72,14 +71,14 @@ class HitCounter:
         self._told += count
 
     def count(self) -> int:
-        """How many have been given since this was last called."""
+        """The hits since the last call."""
         given, self._told = self._told - self.left, self.left
         return given
 
 
 @dataclass(slots=True, eq=False)
 class Hit:
-    """The answer to one target from one entry. ``until``: the clock's reading at which its bytes must be made anew."""
+    """The answer to one target from one entry. ``until``: the clock's reading at which its bytes must be made again."""
 
     target: bytes
     key: str
@@ -98,14 +97,14 @@ class Hit:
 
 
 def is_plain(headers: Headers) -> bool:
-    """Whether none of the headers bears on the answer."""
+    """Whether the answer depends on none of the headers."""
     return all(
         name not in SPECIAL and (name != b"connection" or value.lower() == b"keep-alive") for name, value in headers
     )
 
 
 class HitTable:
-    """One worker's hits, bounded in bytes. What was entered first goes first, and comes back if it is still hot.
+    """One worker's hits, bounded in bytes. The oldest goes first, and a target that is still in use comes back.
 
     ``by_head``: the hits whose bytes are ready. ``server_state``: uvicorn's, which has the Date header.
     """
@@ -125,18 +124,18 @@ class HitTable:
         self._tallies: dict[tuple[str, str], HitCounter] = {}
 
     def enter(self, route: str, target: bytes, received: bytes, headers: Headers, reply: Reply) -> None:
-        """Remember an answer from L1. ``received``: what was read from the socket in one piece when it was asked."""
+        """Remember an answer from L1. ``received``: the one read from the socket that brought the request."""
         if reply.hot is None or self._runtime.draining or not is_plain(headers):
             return
         model, answer = reply.hot
         hit, kept = self.by_target.get(target), self._l1.find(answer.key)
         if kept is None or kept.entry is not answer.entry or len(target) > MAX_HEAD_BYTES:
             return
-        if self._clock() >= self._l2.valid_until:  # its key may have no generation, and then no purge would reach it
+        if self._clock() >= self._l2.valid_until:  # the key may have no generation, so no purge would reach the hit
             return
         if hit is None and self._is_new(target):
             return
-        # A head that names its request does not come again.
+        # A head with a request id does not come again.
         is_head = self._is_head(received, target) and not any(name == b"x-request-id" for name, _ in headers)
         if hit is not None and hit.kept is kept and (not is_head or received in hit.heads):
             return
@@ -149,7 +148,7 @@ class HitTable:
         self._remember(hit)
 
     def current(self, hit: Hit) -> bool:
-        """Whether it is to be given: its bytes are then up to date, and it is counted."""
+        """Whether to answer with this hit. If so, its bytes are up to date and it has been counted."""
         now = self._clock()
         server_headers = self.server_state.default_headers
         if now >= hit.until or hit.kept.evicted or hit.server_headers is not server_headers:
@@ -162,7 +161,8 @@ class HitTable:
         if not tally.left:
             tally.start(self._auditor.countdown.gap())
             if self._auditor.has_room:
-                # Alone: those behind it come before it is audited, and the ordinary way takes ten times as long.
+                # Only this request leaves the hit path. The requests behind it are still answered here before the audit
+                # runs, because the ordinary path takes ten times as long.
                 self._auditor.countdown.force_sample(hit.key)
                 return False
             tally.grant(1)
@@ -170,7 +170,7 @@ class HitTable:
         return True
 
     def invalidate(self) -> None:
-        """The server's headers have changed: the bytes of every hit are made anew before it is given again."""
+        """The server's headers have changed, so every hit's bytes must be made again."""
         self.by_head.clear()
 
     def clear(self) -> None:
@@ -178,7 +178,7 @@ class HitTable:
             self._forget(target)
 
     def flush(self) -> None:
-        """Add what was counted since to the metrics. No latencies: a hit is over before they could be measured."""
+        """Add the hits since the last flush to the metrics. They have no latencies, being too short to measure."""
         for (route, model), tally in self._tallies.items():
             if count := tally.count():
                 self.server_state.total_requests += count
@@ -203,7 +203,7 @@ class HitTable:
         return True
 
     def _is_head(self, received: bytes, target: bytes) -> bool:
-        """Whether what was received is the head of this one request, from its first byte to its last."""
+        """Whether the received bytes are exactly the head of this one request."""
         return (
             len(received) <= MAX_HEAD_BYTES
             and received.startswith(b"GET %b HTTP/1.1\r\n" % target)
@@ -214,7 +214,7 @@ class HitTable:
         if hit.cost > self._max_bytes:
             return
         self.by_target[hit.target] = hit
-        hit.until = 0.0  # so that its heads are found once its bytes are ready
+        hit.until = 0.0  # so that `current` makes its bytes, and then enters its heads
         self.bytes_used += hit.cost
         while self.bytes_used > self._max_bytes:
             self._forget(next(iter(self.by_target)))

@@ -1,4 +1,4 @@
-"""The application's lifespan, as its server sees it, and the table of the hit path that goes with it."""
+"""The server's side of the application's lifespan, and the hit table that lives as long."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from service.server.hit_table import HitTable
 
 
 class Lifespan:
-    """The application's lifespan as ASGI events. Its errors come out as exceptions, where uvicorn logs tracebacks."""
+    """The application's lifespan as ASGI events. It raises the application's errors; uvicorn's own only logs them."""
 
     should_exit = False
 
@@ -30,7 +30,7 @@ class Lifespan:
         self._open_hit_path(self.state["runtime"])
 
     def _open_hit_path(self, runtime: Runtime) -> None:
-        """The table that connections look into, before any of them is accepted."""
+        """Make the hit table before the first connection is accepted."""
         if runtime.settings.hit_path:
             hits = self.state["hits"] = HitTable(runtime)
             runtime.tallies.append(hits.flush)
@@ -53,6 +53,6 @@ class Lifespan:
             self._replied.set()
 
     async def _send(self, message: dict[str, Any]) -> None:
-        # After a failure the application raises it right away: let `_run` end before anybody looks.
+        # After "failed" the application raises its error at once. Then `_run` ends and sets the event.
         if not message["type"].endswith(".failed"):
             self._replied.set()

@@ -1,4 +1,4 @@
-"""What arbiter and workers tell each other, in memory that they share since the fork."""
+"""What the arbiter and the workers tell each other, in memory that they share since the fork."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import mmap
 import struct
 
 STARTING, SERVING, ENDED, FAILED = range(4)
-"""ENDED: because it was told to. FAILED: it could not start, or can compute no more, for the reason that it gives."""
+"""ENDED: the worker was told to end. FAILED: it could not start or can compute no more; it gives the reason."""
 
 _PAGE = 4096
 
 
 class Report:
-    """What a worker tells the arbiter about itself.
+    """What a worker tells the arbiter about itself. The arbiter makes it before the fork, and only the worker writes.
 
-    Made by the arbiter before it forks; only the worker writes to it. A worker that is killed leaves it as it was.
-
-    ``served``: whether it ever answered a request.
+    ``served``: whether the worker ever was ready for requests.
     """
 
     def __init__(self) -> None:
@@ -47,36 +45,36 @@ class Report:
 
 
 class Succession:
-    """So that SIGHUP leaves no gap: gunicorn starts the new workers and tells the old ones to end at once, and these
-    stay until the new ones serve. When those cannot, the old ones stay for good.
+    """Lets SIGHUP replace workers without a gap. Gunicorn starts new workers and at once tells the old ones to end. The
+    old ones stay until the new ones serve, and for good when the new ones cannot start.
 
-    Made once by the arbiter. A worker is known by its age, the number of workers before it.
+    The arbiter makes it once. A worker's age, the number of workers before it, identifies the worker.
     """
 
     _HEAD = struct.Struct("?xxxII")
     _MOST = 2**16
-    """More than ever live at once."""
+    """More workers than ever live at once."""
 
     def __init__(self) -> None:
         self._shared = mmap.mmap(-1, self._HEAD.size + self._MOST)
 
     def expect(self, age: int) -> None:
-        """A worker of that age starts."""
+        """A worker of this age starts."""
         self._shared[self._place(age)] = 0
 
     def tell_ready(self, age: int) -> None:
         self._shared[self._place(age)] = 1
 
     def replace(self, youngest: int, count: int) -> None:
-        """Everybody up to the youngest is to be replaced, by so many that come next."""
+        """The next ``count`` workers replace all workers up to the youngest."""
         self._HEAD.pack_into(self._shared, 0, False, youngest, count)
 
     def stop(self) -> None:
-        """The service ends: nobody waits for anybody."""
+        """The service ends: no worker waits for another."""
         self._shared[0] = 1
 
     def may_end(self, age: int) -> bool:
-        """Whether a worker that was told to end need not wait."""
+        """Whether a worker that was told to end may end now."""
         stopping, youngest, count = self._HEAD.unpack_from(self._shared, 0)
         successors = range(youngest + 1, youngest + 1 + count)
         return stopping or age > youngest or all(self._shared[self._place(other)] for other in successors)

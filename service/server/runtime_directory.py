@@ -1,4 +1,4 @@
-"""The temporary directory of a running service: the embedded Redis's socket and the metrics of all workers."""
+"""The temporary directory of a running service, for the embedded Redis's socket and the metrics of all workers."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _LONGEST_PARENT = 70
 class RuntimeDirectory:
     """The directory ``path``, and the process that keeps an embedded Redis in it and removes both at the end.
 
-    The end is that of a pipe which this process holds, and every process that it forks; none of them writes to it.
+    The end is the end of a pipe. This process and all that it forks hold the pipe open, and never write to it.
     """
 
     def __init__(self, with_redis: bool) -> None:
-        """Raises OSError where there is no room for a directory."""
+        """Raises OSError when the directory cannot be made."""
         parent = tempfile.gettempdir()
         self.path = Path(tempfile.mkdtemp(prefix="predict-", dir=parent if len(parent) <= _LONGEST_PARENT else "/tmp"))
         self.metrics: Path | None = self.path / "metrics"
@@ -34,7 +34,7 @@ class RuntimeDirectory:
         self._with_redis = with_redis
         self._program = find_server() if with_redis else None
         program = [self._program] if self._program else []
-        # A session of its own: Ctrl-C in a terminal reaches the foreground group, and the drain still needs Redis.
+        # A session of its own, because Ctrl-C in a terminal reaches the whole group, and the drain still needs Redis.
         self._keeper = subprocess.Popen(
             [sys.executable, "-m", "service.server.embedded_redis", str(self.path), *program],
             stdin=subprocess.PIPE,
@@ -43,7 +43,7 @@ class RuntimeDirectory:
         )
 
     def redis_url(self) -> str:
-        """Waits until Redis serves; empty, after a warning, when this machine has none that starts."""
+        """The URL, once Redis serves. Empty, after a warning, when no Redis starts on this machine."""
         assert self._keeper.stdout is not None
         reason = self._keeper.stdout.readline().decode(errors="replace")
         self._keeper.stdout.close()
@@ -62,7 +62,7 @@ class RuntimeDirectory:
         return f"unix://{socket_path(self.path)}" if self._program and reason == "\n" else ""
 
     def check_space(self, workers: int) -> None:
-        """Without room for the metrics of all workers each shows its own: one warning says so, not one of each."""
+        """Where the metrics of all workers find no space, each worker shows its own; this logs it once for all."""
         assert self.metrics is not None
         trial = self.metrics / "trial"
         try:
@@ -76,7 +76,7 @@ class RuntimeDirectory:
             shutil.rmtree(trial, ignore_errors=True)
 
     def close(self) -> None:
-        """Once no other process holds the pipe, Redis and the directory are gone when this returns."""
+        """Close the pipe. If no other process holds it, Redis and the directory are gone when this returns."""
         assert self._keeper.stdin is not None
         self._keeper.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):

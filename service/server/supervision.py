@@ -1,10 +1,10 @@
 """What this service adds to gunicorn's arbiter, through its hooks.
 
-- The start: what is wrong with settings, port or models is one sentence, and exit code 2. Nobody is let in before a
+- The start: an error in settings, port or models is one sentence and exit code 2. The port refuses connections until a
   worker serves.
-- A worker that cannot start ends the service only while none has ever served, or when none can any more; else it is
-  replaced, ever later. Gunicorn ends everything at the first, or starts the next at once.
-- The end: nothing is left behind, and exit code 1 when a worker had to be killed.
+- A worker that cannot start ends the service only if no worker has ever served, or none can start any more. Otherwise
+  it is replaced, after growing pauses. Gunicorn itself would end everything, or start the next one at once.
+- The end: nothing is left behind. The exit code is 1 when a worker had to be killed.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from service.server.runtime_directory import RuntimeDirectory
 logger = logging.getLogger(__name__)
 
 STABLE_SECONDS = 10
-"""A worker that served for so long starts afresh in counting failures."""
+"""A worker that served for so long ends a row of failures."""
 MOST_FAILURES = 8
-"""In a row, and while no worker serves: about ten seconds of trying."""
+"""So many failures in a row, while no worker serves, end the service: after about ten seconds."""
 
 
 @cache
 def of_process(arguments: tuple[str, ...] | None = None) -> Supervision:
-    """One for each process, also when gunicorn reads its configuration again.
+    """The process's one Supervision, also when gunicorn reads its configuration again.
 
-    Ends the process, with a sentence and 2, when the settings are wrong.
+    Wrong settings end the process with a sentence and exit code 2.
     """
-    # One thread each for linear algebra: workers times threads would be more than there are CPUs. Read by its imports.
+    # One thread for linear algebra in each worker, or there would be more threads than CPUs. Set before its imports.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    for signum in (signal.SIGTERM, signal.SIGINT):  # until gunicorn has its own: nothing serves yet
+    for signum in (signal.SIGTERM, signal.SIGINT):  # until gunicorn sets its handlers: nothing serves yet
         signal.signal(signum, lambda *_: sys.exit(0))
     try:
         return Supervision(settings_of_process(arguments))
@@ -55,7 +55,7 @@ def of_process(arguments: tuple[str, ...] | None = None) -> Supervision:
 
 
 class Supervision:
-    """Its methods are gunicorn's hooks of the same names; all of it is the arbiter's but ``post_fork``."""
+    """Public methods are gunicorn's hooks of the same names. All run in the arbiter, except ``post_fork``."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -73,7 +73,7 @@ class Supervision:
     # Start
 
     def on_starting(self, arbiter: Any) -> None:
-        """Everything that may fail or take its time, before gunicorn starts the first worker."""
+        """Do everything that may fail or take long before gunicorn starts the first worker."""
         warn_of_a_public_secret(self.settings)
         try:
             if self._binds_alone(arbiter):
@@ -92,10 +92,13 @@ class Supervision:
         try:
             self._directory = RuntimeDirectory(with_redis=self.settings.redis_url == "embedded")
         except OSError as error:
-            logger.warning("No room for temporary files (%s): no embedded Redis, no metrics of all workers.", error)
+            logger.warning(
+                "No space for temporary files (%s): no embedded Redis, and each worker shows only its own metrics.",
+                error,
+            )
 
     def _redis_url(self) -> str:
-        """Waits for an embedded Redis, which starts meanwhile."""
+        """Wait for the embedded Redis, if there is one, and return the URL for the workers."""
         embedded = self._directory.redis_url() if self._directory is not None else ""
         if self.settings.redis_url != "embedded":
             self._redis = describe_redis(self.settings.redis_url)
@@ -104,7 +107,7 @@ class Supervision:
         return embedded
 
     def _binds_alone(self, arbiter: Any) -> bool:
-        """Not on sockets from systemd or an arbiter before this one, nor where gunicorn's own options say."""
+        """Whether to bind: not with sockets from systemd or an old arbiter, nor with gunicorn's own options."""
         inherited = {"GUNICORN_FD", "LISTEN_FDS"} & set(os.environ)
         return not inherited and arbiter.cfg.bind == [bind_address(self.settings)]
 
@@ -122,7 +125,7 @@ class Supervision:
             signal.signal(signum, stop)
 
     def on_reload(self, arbiter: Any) -> None:
-        """SIGHUP: as many as wanted are about to start."""
+        """SIGHUP: all workers are about to be replaced."""
         self._succession.replace(arbiter.worker_age, arbiter.cfg.workers)
 
     def pre_fork(self, arbiter: Any, worker: Any) -> None:
@@ -137,7 +140,7 @@ class Supervision:
         worker.sent_before = arbiter.SIG_QUEUE
 
     def _announce(self, listeners: list[Any]) -> None:
-        """In a worker that serves now. Each takes a token out of the pipe; who takes the last one speaks, once."""
+        """Each worker calls this when it serves. It takes a token from the pipe; the last token's worker prints."""
         os.set_blocking(self._tokens[0], False)
         try:
             token = os.read(self._tokens[0], 1)
@@ -149,7 +152,7 @@ class Supervision:
             print(f"Serving on {where} ({workers}, Redis: {self._redis})", flush=True)
 
     def child_exit(self, arbiter: Any, worker: Any) -> None:
-        """A worker has ended. Raises HaltServer when the service is to end too."""
+        """A worker has ended. Raises HaltServer when the service must end, too."""
         report = worker.report
         others = [other.report for other in arbiter.WORKERS.values()]
         self._ever_served |= report.served or any(other.served for other in others)
@@ -161,7 +164,7 @@ class Supervision:
             self._count_failure(worker, any(other.state == SERVING for other in others))
 
     def _bury(self, worker: Any, alive: set[int]) -> None:
-        """Its gauges go, its counters stay, unless it never served and has none."""
+        """Drop its gauges and keep its counters. A worker that never served has none."""
         if self._directory is not None and self._directory.metrics is not None:
             if not worker.report.served:
                 remove(self._directory.metrics, worker.pid)
@@ -183,17 +186,17 @@ class Supervision:
         self._failure = failure
         self._halting = True
         self._succession.stop()
-        # No reason and status 0: what gunicorn would say about others. `on_exit` says and returns it.
+        # No reason and status 0, so that gunicorn prints nothing. `on_exit` prints the reason and sets the exit code.
         raise HaltServer(None, 0)
 
     # End
 
     def pre_exec(self, arbiter: Any) -> None:
-        """SIGUSR2: the new arbiter starts as this one did."""
+        """SIGUSR2: the new arbiter gets the environment that this one got."""
         arbiter.cfg.env_orig = self._environ
 
     def on_exit(self, arbiter: Any) -> None:
-        """The last moments: nothing is left to stop, and another signal would by default spoil the exit code."""
+        """Clean up and exit. Signals are ignored from now on, because one more would change the exit code."""
         for signum in arbiter.SIGNALS:
             signal.signal(signum, signal.SIG_IGN)
         self._close()
@@ -213,13 +216,13 @@ def stop_start(error: ConfigurationError) -> NoReturn:
 
 
 def share_imports(models_dir: Path) -> None:
-    """Load what every worker needs, once: memory that is never written to is shared after a fork.
+    """Import what every worker needs before the fork: memory that is never written to stays shared.
 
-    Imports only: models belong to workers, and a thread or a connection does not survive a fork.
+    Only imports, because no thread or connection survives a fork. Models belong to workers.
     """
-    # Not above: settings that are wrong need not wait for all that serves.
+    # Imported here, so that wrong settings are reported without waiting for these imports.
     import service.server.worker  # noqa: F401
-    from service.inference.preload import import_kinds
+    from service.inference.loading import import_kinds
 
     import_kinds(models_dir)
     gc.collect()
@@ -227,7 +230,7 @@ def share_imports(models_dir: Path) -> None:
 
 
 def warn_of_a_public_secret(settings: Settings) -> None:
-    """Here, since a worker cannot tell the embedded Redis, which nobody else can reach, from another one."""
+    """In the arbiter, because a worker cannot tell the embedded Redis, which nobody else can reach, from another."""
     if settings.redis_url not in ("", "embedded") and settings.secret_is_public:
         logger.warning(
             "PREDICT_CACHE_SECRET is the public default: whoever can write to this Redis can forge answers. "
@@ -246,10 +249,10 @@ def bind_address(settings: Settings) -> str:
 
 
 def bind(settings: Settings) -> socket.socket:
-    """A socket that is bound, so that a port that is taken stops the start; raises ConfigurationError.
+    """A bound socket; raises ConfigurationError when the port is taken.
 
-    The first worker that serves makes it listen. Until then clients are refused, and a load balancer asks another
-    replica, where they would wait in the backlog of one that starts. Gunicorn's own way listens before workers start.
+    The first worker that serves makes it listen. Until then connections are refused, and a load balancer tries another
+    replica. Gunicorn would listen before the workers start, and clients would wait in the backlog.
     """
     host, port = settings.host, settings.port
     try:
@@ -266,7 +269,7 @@ def bind(settings: Settings) -> socket.socket:
 
 
 def url(listener: Any) -> str:
-    """Of our own socket, or of one of gunicorn's, which know theirs."""
+    """The URL of our own socket, or of one of gunicorn's."""
     if not isinstance(listener, socket.socket):
         return str(listener)
     host, port = listener.getsockname()[:2]
@@ -274,7 +277,7 @@ def url(listener: Any) -> str:
 
 
 def describe_redis(url: str) -> str:
-    """Without user and password."""
+    """The host or path of the URL, without user and password."""
     if not url:
         return "none"
     parts = urlsplit(url)

@@ -12,12 +12,12 @@ from service.errors import RequestTimeout, ServiceError
 
 BODY_BYTES_PER_SECOND = 64 * 2**10
 NOTHING, HEAD, BODY, REFUSED = range(4)
-"""What the next input belongs to; after a refusal none is looked at."""
+"""What the next input belongs to. After a refusal, input is ignored."""
 
 
 class TimedProtocol(HttpToolsProtocol):
-    """One timer for what is to arrive. It is moved only when it would ring too late, so that a request costs an
-    assignment. Another one runs while what is written waits to be read, or the connection to be closed.
+    """One timer for input. A new deadline is one assignment: the timer is moved only when it would expire too late.
+    Another timer runs while the client has not read what was written, or the connection is closing.
 
     ``_arriving``: what the next input belongs to.
     """
@@ -56,8 +56,8 @@ class TimedProtocol(HttpToolsProtocol):
         raise NotImplementedError
 
     def _await_body(self) -> None:
-        """What was received faster than the pace buys no more than the time of a pause: a fast beginning saves nobody
-        who then dribbles."""
+        """Bytes that arrive faster than the pace give no more time than one pause. So a client that sends the beginning
+        fast cannot then send a byte at a time."""
         longest = self.loop.time() + self.body_seconds
         self._body_due = min(longest, self._body_due + self._body_bytes / BODY_BYTES_PER_SECOND)
         self._body_bytes = 0
@@ -73,13 +73,13 @@ class TimedProtocol(HttpToolsProtocol):
 
     def _on_timer(self) -> None:
         self._timer = None
-        if self.loop.time() < self._deadline:  # Moved since the timer was set, perhaps to never.
+        if self.loop.time() < self._deadline:  # The deadline has moved since the timer was set, perhaps to never.
             if self._deadline < math.inf:
                 self._set_deadline(self._deadline)
         elif self._arriving == NOTHING:
             self._close()
         elif self.flow.read_paused or (self._arriving == BODY and self.cycle.waiting_for_100_continue):
-            # The client is not to blame.
+            # The client is not to blame: it was told to wait.
             self._body_due = self.loop.time() + self.body_seconds
             self._set_deadline(self._body_due)
         else:
@@ -101,7 +101,7 @@ class TimedProtocol(HttpToolsProtocol):
             self._start_write_timer()
 
     def _close(self) -> None:
-        """Once all that is written is read, or the time for it is over."""
+        """Close once the client has read everything, or its time for that is over."""
         self.transport.close()
         self._start_write_timer()
 

@@ -1,7 +1,7 @@
-"""One serving process: gunicorn's worker, with uvicorn's server in it, drained when told to stop or left alone.
+"""One serving process: gunicorn's worker with uvicorn's server in it. It drains when it is told to stop or is orphaned.
 
-Gunicorn's arbiter forks it and reads what it reports (report.py). Nothing that fails here reaches gunicorn as an exit
-code: by some of them it would end the whole service.
+Gunicorn's arbiter forks it and reads its report (report.py). A failure here never becomes an exit code, because some
+exit codes make gunicorn end the whole service.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ logger = logging.getLogger("service.server.worker")
 
 BEAT_SECONDS = 0.5
 EXIT_SLACK_SECONDS = 2
-"""What shutting down may take beyond drain and grace."""
+"""How long a shutdown may take beyond drain and grace."""
 LAST_SECONDS = 0.1
 QUICK_SECONDS = 2
 """How long requests under way may take after SIGQUIT."""
@@ -46,7 +46,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
 
 
 class Server(uvicorn.Server):
-    """Uvicorn's server with a drain before its shutdown, heartbeats, and no signal raised again after it."""
+    """Uvicorn's server with heartbeats and a drain before its shutdown. It does not raise signals again at the end."""
 
     def __init__(self, config: Config, settings: Settings, worker: ServiceWorker) -> None:
         super().__init__(config)
@@ -78,7 +78,7 @@ class Server(uvicorn.Server):
         return hits
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's; raises ConfigurationError where another service has taken the port since we bound it."""
+        """As uvicorn's; raises ConfigurationError when another service listens on the port that we have bound."""
         try:
             await super().startup(sockets)
         except OSError as error:
@@ -87,14 +87,14 @@ class Server(uvicorn.Server):
             raise ConfigurationError("Another service listens on the port: set PREDICT_PORT to another.") from None
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's, once the connections that were accepted last have had time to send their first request."""
+        """As uvicorn's, after a short time in which the connections accepted last can send their first request."""
         for server in self.servers:
             server.close()
         await asyncio.sleep(LAST_SECONDS)
         await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
-        """As uvicorn's, which sets the date anew."""
+        """As uvicorn's, which renews the Date header."""
         before = self.server_state.default_headers
         should_exit = await super().on_tick(counter)
         if self._hits is not None and self.server_state.default_headers is not before:
@@ -104,7 +104,7 @@ class Server(uvicorn.Server):
     async def _beat(self) -> None:
         """Show that the event loop turns, from before the models load until the last request is answered.
 
-        Uvicorn's own heartbeat is for the time between.
+        Uvicorn's own heartbeat covers only the time between.
         """
         while True:
             self._worker.notify()
@@ -116,7 +116,7 @@ class Server(uvicorn.Server):
             await asyncio.sleep(BEAT_SECONDS)
 
     def end_in_turn(self) -> None:
-        """Told to end by SIGTERM: now, or once those that SIGHUP has started serve."""
+        """On SIGTERM: end now, or after a SIGHUP once the new workers serve."""
         self._told_to_end = True
         if self._draining:
             return
@@ -125,14 +125,14 @@ class Server(uvicorn.Server):
             self.drain()
 
     def lose(self, reason: str) -> None:
-        """A model can compute no more: answer hits while draining, and let the arbiter start another worker."""
+        """A model can compute no more: drain, still answering hits, and let the arbiter start another worker."""
         if not self._draining:
             self._worker.report.fail(f"{reason}.")
             logger.error("%s; this worker drains and is replaced.", reason)
             self.drain()
 
     def drain(self) -> None:
-        """Unready at once, still serving for `drain_seconds`; then stop accepting and finish what is under way."""
+        """Be unready at once, serve for `drain_seconds`, then stop accepting and finish the requests under way."""
         if not self.started:
             self._worker.leave()
         if self._draining:
@@ -140,12 +140,12 @@ class Server(uvicorn.Server):
         self._draining = True
         self._go_unready()
         asyncio.get_running_loop().call_later(self._settings.drain_seconds, self._stop)
-        # The kernel ends a process that hangs in a model's native code, even where no arbiter is left to do it.
+        # If a model's native code hangs, the kernel ends this process, even when no arbiter is left to do it.
         longest = self._settings.drain_seconds + math.ceil(self._settings.grace_seconds) + EXIT_SLACK_SECONDS
         signal.alarm(math.ceil(longest))
 
     def quit(self) -> None:
-        """Stop without a drain; told to in the middle of one, end at once."""
+        """Stop without a drain. During a drain, end at once."""
         if not self.started:
             self._worker.leave()
         if self._draining:
@@ -172,14 +172,14 @@ class Server(uvicorn.Server):
 
 
 class ServiceWorker(UvicornWorker):  # type: ignore[misc]
-    """Made by the arbiter, which then forks; from ``init_process`` on it is a process of its own.
+    """The arbiter makes it and then forks. From ``init_process`` on it is a process of its own.
 
-    What the arbiter's hooks set before that (supervision.py):
-    ``succession``: shared by all of them.
-    ``delay``: seconds to wait before it loads anything, since those before it failed.
-    ``sent_before``: the queue in which the arbiter's signal handlers, inherited by the fork, put what was sent to this
-    process before its own were there.
-    ``announce``: is called once this worker serves.
+    Before that, the arbiter's hooks set (supervision.py):
+    ``succession``: shared by all workers.
+    ``delay``: seconds to wait before it loads anything, because workers before it failed.
+    ``sent_before``: a queue of the arbiter's signal handlers, which the fork inherits. They put signals there that
+    arrive before this worker has handlers of its own.
+    ``announce``: called when this worker serves.
     ``metrics_directory``: where workers share their metrics.
     """
 
@@ -215,11 +215,11 @@ class ServiceWorker(UvicornWorker):  # type: ignore[misc]
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
-            # At once: all is closed, and what the libraries of models would still do is to write lines of no log.
+            # At once: everything is closed, and at a normal exit the models' libraries would write stray lines.
             os._exit(0)
 
     def init_signals(self) -> None:
-        """Until the event loop takes them over. The terminal's Ctrl-C is for the arbiter, which tells its workers."""
+        """Handle signals until the event loop does. Ctrl-C is for the arbiter, which then tells its workers."""
         super().init_signals()
         for signum in STOP_SIGNALS:
             signal.signal(signum, self._leave_on_signal)
@@ -245,7 +245,7 @@ class ServiceWorker(UvicornWorker):  # type: ignore[misc]
         try:
             share_values(self.metrics_directory, len(list(settings.models_dir.glob("*/manifest.json"))))
         except OSError as error:
-            logger.warning("No space for the metrics of all workers (%s): this one shows its own alone.", error)
+            logger.warning("No space for the metrics of all workers (%s): this worker shows only its own.", error)
 
     def is_orphan(self) -> bool:
         return bool(os.getppid() != self.ppid)
@@ -261,7 +261,7 @@ class ServiceWorker(UvicornWorker):  # type: ignore[misc]
             self.report.state = ENDED
 
     def leave(self) -> NoReturn:
-        """End, told to before anything was served."""
+        """End before anything was served."""
         self.report.state = ENDED
         os._exit(0)
 
@@ -270,9 +270,9 @@ class ServiceWorker(UvicornWorker):  # type: ignore[misc]
 
 
 def settle_memory() -> None:
-    """What is loaded now stays: the collector need not look at it again, nor look as often.
+    """Exempt what is loaded now from garbage collection, and collect less often.
 
-    Requests leave little garbage in cycles, and the default thresholds spend an eighth of the CPU on looking for it.
+    Requests leave few reference cycles, and with the default thresholds collections took an eighth of the CPU.
     """
     gc.collect()
     gc.freeze()

@@ -55,5 +55,11 @@ async def test_what_is_no_file_of_the_documentation_is_not_found(server: Server)
 async def test_the_documentation_page_needs_nothing_from_elsewhere(server: Server) -> None:
     page = await fetch(server.address, "/docs")
     needed = re.findall(r'(?:src|href|url)\s*[=:]\s*[\'"]([^\'"]+)', page.body.decode())
+    assert '"query"' in page.body.decode(), "Swagger UI would let nobody try QUERY"
     assert {"/docs/assets/swagger-ui-bundle.js", "/docs/assets/swagger-ui.css", "/openapi.json"} <= set(needed)
     assert [(url, (await fetch(server.address, url)).status) for url in needed] == [(url, 200) for url in needed]
+
+
+async def test_the_root_leads_to_the_documentation(server: Server) -> None:
+    led = await fetch(server.address, "/")
+    assert (led.status, led.headers["location"]) == (307, "/docs")

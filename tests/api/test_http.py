@@ -11,7 +11,7 @@ import http_sf
 import httpx
 import pytest
 
-from service.app import FIXED, create_app
+from service.app import create_app
 from service.config import load_settings
 from service.logs import JsonFormatter
 from tests.support.client import Connection, Response, fetch, fetch_json
@@ -194,20 +194,22 @@ async def test_nobody_has_stored_answers_computed_where_the_operator_ignores_dir
 
 
 async def test_an_unexpected_error_stands_in_the_log_with_the_id_that_its_client_was_told(
-    iris_models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    iris_models: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def fail(request: object) -> None:
+    caplog.handler.setFormatter(JsonFormatter())
+    app = create_app(load_settings({"PREDICT_MODELS_DIR": str(iris_models)}))
+
+    @app.get("/fails")
+    async def fail() -> None:
         raise RuntimeError
 
-    caplog.handler.setFormatter(JsonFormatter())
-    monkeypatch.setitem(FIXED["/livez"].handlers, "GET", fail)
-    app = create_app(load_settings({"PREDICT_MODELS_DIR": str(iris_models)}))
     async with app.router.lifespan_context(app) as state:
         transport = httpx.ASGITransport(partial(_with_state, app, state))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             for headers in ({}, {"X-Request-ID": "mine"}):
-                failed = await client.get("/livez", headers=headers)
-                line = json.loads(next(line for line in reversed(caplog.text.splitlines()) if "/livez" in line))
+                failed = await client.get("/fails", headers=headers)
+                line = json.loads(next(line for line in reversed(caplog.text.splitlines()) if "/fails" in line))
+                assert failed.json()["type"] == "internal-error"
                 assert line["request_id"] == failed.headers["x-request-id"]
     assert line["request_id"] == "mine"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.process.site import PLENTY, anyio_backend, assert_problem, exchange, open_site  # noqa: F401
+from tests.process.fixture import PLENTY, anyio_backend, assert_problem, exchange, open_fixture  # noqa: F401
 from tests.support.process import becomes
 
 pytestmark = pytest.mark.anyio
@@ -92,14 +92,14 @@ REFUSED = [
 async def test_what_is_not_http_1_as_it_should_be_never_reaches_the_application(
     request_bytes: bytes, status: int, kind: str
 ) -> None:
-    async with open_site() as site, await site.connect() as connection:
+    async with open_fixture() as fixture, await fixture.connect() as connection:
         assert_problem(await exchange(connection, request_bytes), status, kind)
         assert await connection.is_closed(PLENTY)
-        assert site.paths == [] or site.cancelled == site.paths
+        assert fixture.paths == [] or fixture.cancelled == fixture.paths
 
 
 async def test_the_refusal_of_a_head_has_no_body() -> None:
-    async with open_site() as site, await site.connect() as connection:
+    async with open_fixture() as fixture, await fixture.connect() as connection:
         connection.writer.write(b"HEAD / HTTP/1.1\r\n\r\n")
         head, end, rest = (await connection.reader.read()).partition(b"\r\n\r\n")
         assert (head[:13], end, rest) == (b"HTTP/1.1 400 ", b"\r\n\r\n", b"")
@@ -108,33 +108,33 @@ async def test_the_refusal_of_a_head_has_no_body() -> None:
 
 async def test_another_protocol_is_seen_in_whatever_pieces_it_arrives_and_behind_a_body() -> None:
     before, rtsp = CHUNKED % (b"1.1", b"Transfer-Encoding: chunked"), b"GET /a  RTSP/1.0\r\nHost: a\r\n\r\n"
-    async with open_site() as site:
+    async with open_fixture() as fixture:
         for cut in range(len(rtsp)):
-            async with await site.connect() as connection:
+            async with await fixture.connect() as connection:
                 connection.writer.write(before + rtsp[:cut])
                 assert (await connection.read()).body == b"3"
                 assert_problem(await exchange(connection, rtsp[cut:]), 400, "malformed-request")
-        assert set(site.paths) == {"/count"}
+        assert set(fixture.paths) == {"/count"}
 
 
 @pytest.mark.parametrize("request_bytes", NOT_SUPPORTED.values(), ids=NOT_SUPPORTED.keys())
 async def test_a_method_or_coding_that_is_implemented_nowhere_is_501(request_bytes: bytes) -> None:
-    async with open_site() as site, await site.connect() as connection:
+    async with open_fixture() as fixture, await fixture.connect() as connection:
         # Behind another request, and behind a body that ends like a method.
         connection.writer.write(b"POST /count HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nGET")
         assert (await exchange(connection, request_bytes)).body == b"3"
         assert_problem(await connection.read(), 501, "not-supported")
-        assert site.paths == ["/count"]
+        assert fixture.paths == ["/count"]
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "TRACE"])
 async def test_a_known_method_is_the_applications_to_refuse(method: str) -> None:
-    async with open_site() as site, await site.connect() as connection:
+    async with open_fixture() as fixture, await fixture.connect() as connection:
         assert (await connection.request(method, "/echo")).body == b"/echo"
 
 
 async def test_a_later_minor_version_is_served_as_http_1_1() -> None:
-    async with open_site() as site, await site.connect() as connection:
+    async with open_fixture() as fixture, await fixture.connect() as connection:
         for _ in range(2):
             response = await exchange(connection, b"GET /new HTTP/1.9\r\nHost: a\r\n\r\n")
             assert (response.body, response.headers.get("connection")) == (b"/new", None)
@@ -144,31 +144,31 @@ async def test_a_later_minor_version_is_served_as_http_1_1() -> None:
     "host", ["", "a", "a.b-c_d:80", "a:", "127.0.0.1", "[::1]", "[::ffff:1.2.3.4]:80", "%C3%A9.example", "[v1.a:b]"]
 )
 async def test_every_host_that_rfc_3986_allows_is_served(host: str) -> None:
-    async with open_site() as site, await site.connect() as connection:
+    async with open_fixture() as fixture, await fixture.connect() as connection:
         assert (await exchange(connection, f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())).status == 200
 
 
 async def test_a_target_may_be_absolute() -> None:
-    async with open_site() as site, await site.connect() as connection:
+    async with open_fixture() as fixture, await fixture.connect() as connection:
         for target, path in ((b"http://a/b?c", b"/b"), (b"HTTPS://a", b"/")):
             assert (await exchange(connection, b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % target)).body == path
 
 
 async def test_http_1_0_knows_no_100_continue() -> None:
     head = b"POST /count HTTP/1.0\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n"
-    async with open_site() as site, await site.connect() as connection:
+    async with open_fixture() as fixture, await fixture.connect() as connection:
         connection.writer.write(head)
-        await becomes(lambda: site.paths == ["/count"])
+        await becomes(lambda: fixture.paths == ["/count"])
         connection.writer.write(b"abc")
         assert (await connection.reader.readline()).startswith(b"HTTP/1.1 200 ")
 
 
 async def test_what_never_reaches_the_application_is_counted_like_an_answer() -> None:
-    async with open_site(max_url_bytes=300) as site:
+    async with open_fixture(max_url_bytes=300) as fixture:
         for request in (MALFORMED["garbage"], MALFORMED["no host"], b"GET /" + b"a" * 300 + b" HTTP/1.1\r\n\r\n"):
-            async with await site.connect() as connection:
+            async with await fixture.connect() as connection:
                 await exchange(connection, request)
-        site.runtime.metrics.flush()
-        shown = site.runtime.metrics.exposition().decode()
+        fixture.runtime.metrics.flush()
+        shown = fixture.runtime.metrics.exposition().decode()
         assert 'predict_requests_total{route="unknown",status="400"} 2.0' in shown
         assert 'predict_requests_total{route="unknown",status="414"} 1.0' in shown

@@ -159,9 +159,9 @@ def test_what_is_shared_before_the_fork_is_never_torch_nor_openvino(tmp_path: Pa
         (tmp_path / kind / "manifest.json").write_text(json.dumps({"kind": kind}))
     (tmp_path / "tabular" / "manifest.previous.json").write_text("{")
     program = f"""
-import sys, service.inference.preload
+import sys, service.inference.loading
 from pathlib import Path
-service.inference.preload.import_kinds(Path({str(tmp_path)!r}))
+service.inference.loading.import_kinds(Path({str(tmp_path)!r}))
 print([name for name in ("sklearn", "PIL", "torch", "openvino") if name in sys.modules])
 """
     assert subprocess.check_output([sys.executable, "-c", program], text=True) == "['sklearn', 'PIL']\n"

@@ -1,4 +1,4 @@
-"""What the requests of one event-loop turn ask of Redis travels together, in one round trip."""
+"""Automatic pipelining: what is asked of Redis in one turn of the event loop shares one round trip."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from service.cache.redis.stall_tolerant_clock import StallTolerantClock
 from service.errors import StoreUnavailable
 
 GATHER_SECONDS = 0.005
-"""How long items gather at most for a round trip while another one is under way."""
+"""The longest that items gather for a round trip while another one is under way."""
 
 Item = TypeVar("Item")
 Reply = TypeVar("Reply")
 
 ALLOWANCE_SECONDS = 0.15
-"""How long Redis may keep one request waiting, over all its round trips."""
+"""The longest that Redis may keep one request waiting, over all its round trips."""
 
 ROUND_TRIP_SECONDS = 0.1
 LONGEST_SECONDS = 0.14
-"""Deadlines of one round trip: from its departure, and from when the first of its items was asked for."""
+"""Deadlines of one round trip: from its start, and from when its first item was asked for."""
 
 SHORTEST_SECONDS = 0.04
-"""What a round trip is given in any case: its items may have waited because this worker was busy."""
+"""The least time for a round trip: its items may have waited because this worker was busy."""
 
 
 class PendingReply(asyncio.Future[Reply]):
-    """The reply to come. ``spent``: how long its round trip was Redis's business, in seconds, once it has ended."""
+    """The reply to come. ``spent``: seconds from the round trip's start to its end; None until it has ended."""
 
     spent: float | None = None
 
@@ -37,7 +37,7 @@ class PendingReply(asyncio.Future[Reply]):
 
 
 class DeadlineBudget:
-    """How long Redis may still keep one request waiting, in seconds."""
+    """How many seconds Redis may still keep one request waiting."""
 
     __slots__ = ("_given", "left")
 
@@ -46,16 +46,16 @@ class DeadlineBudget:
 
     @property
     def spent(self) -> float:
-        """How long Redis has kept it waiting."""
+        """How long Redis has kept the request waiting."""
         return self._given - self.left
 
     async def wait(self, reply: PendingReply[Reply]) -> Reply:
         """The reply; raises StoreUnavailable past the budget. Only the waiting ends then, never the command.
 
-        What the round trip took is charged, not what this worker took until it was sent or its reply noticed.
+        The budget pays for the round trip, but not for this worker's delay before it is sent or its reply is read.
         """
         if self.left <= 0 and not reply.done():
-            reply.cancel()  # before it has left, most likely: then it never does
+            reply.cancel()  # most likely it has not been sent yet, and now never is
             raise StoreUnavailable("Redis may cost this request no more time")
         started = reply.clock.now()
         try:
@@ -67,11 +67,11 @@ class DeadlineBudget:
 
 
 class AutoPipeline(Generic[Item, Reply]):
-    """Gathers items, and lets a bounded number of round trips carry them, in tasks of its own.
+    """Gathers items, and sends them in a bounded number of round trips, in tasks of its own.
 
-    ``execute(items, seconds)`` returns, in so much time, one reply per item, in order, or StoreUnavailable in its
-    place, or raises it for all. The first leaves at once. While one is under way items gather until it is back, because
-    a round trip costs as much CPU as a dozen items, but not for long: a slow Redis is asked by several.
+    ``execute(items, seconds)`` returns one reply per item, in order, within so many seconds. A reply may be
+    StoreUnavailable; raised, it is the reply to all. The first round trip starts at once. During a round trip items
+    gather, because one costs as much CPU as a dozen items. A slow Redis gets several round trips at a time.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class AutoPipeline(Generic[Item, Reply]):
         self._tasks: set[asyncio.Task[None]] = set()
 
     def ask(self, item: Item) -> PendingReply[Reply]:
-        """The future belongs to the caller: cancelling it leaves the round trip alone."""
+        """The future belongs to the caller. Cancelling it does not end the round trip."""
         future: PendingReply[Reply] = PendingReply(self._clock)
         self._waiting.append((item, self._clock.now(), future))
         if self._departure is None and self._free:
@@ -100,11 +100,11 @@ class AutoPipeline(Generic[Item, Reply]):
         return future
 
     async def close(self) -> None:
-        """Let the round trips end that are under way or asked for; their deadlines bound this."""
+        """Wait for all round trips and items. Their deadlines bound the wait."""
         while self._waiting or self._tasks:
             self._depart()
             await asyncio.wait(self._tasks)
-            await asyncio.sleep(0)  # their last callbacks
+            await asyncio.sleep(0)  # for the tasks' callbacks
 
     def _depart(self) -> None:
         if self._departure is not None:
@@ -121,7 +121,7 @@ class AutoPipeline(Generic[Item, Reply]):
         self._tasks.discard(task)
         self._free += 1
         self._depart()
-        task.result()  # raises only for a defect: the event loop's exception handler shall tell of it
+        task.result()  # raises only for a defect, for the event loop's exception handler to report
 
     async def _round_trip(self, batch: list[tuple[Item, float, PendingReply[Reply]]]) -> None:
         wanted = [(item, future) for item, _, future in batch if not future.done()]
@@ -134,7 +134,7 @@ class AutoPipeline(Generic[Item, Reply]):
             if len(replies) != len(wanted):
                 raise StoreUnavailable(f"{len(replies)} replies to {len(wanted)} questions")
         except Exception as error:
-            for _, future in wanted:  # in any case: nobody may be left waiting
+            for _, future in wanted:  # whatever the error is, nobody may be left waiting
                 _fail(future, StoreUnavailable(str(error)))
             if isinstance(error, StoreUnavailable):
                 return

@@ -1,4 +1,4 @@
-"""The circuit breaker: after three failures in a row Redis is left alone until it answers a PING."""
+"""The circuit breaker: after three failures in a row Redis gets no requests until it answers a PING."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Literal, TypeAlias
 from service.errors import ConfigurationError, StoreUnavailable
 
 State: TypeAlias = Literal["up", "read-only", "down"]
-"""``read-only``: it answers, and refuses to write."""
+"""``read-only``: Redis answers, and refuses to write."""
 
 FAILURES = 3
 PING_SECONDS = 1.0
 WRITE_PAUSE_SECONDS = 5.0
 SAME_STATE_SECONDS = 60.0
-"""How often another reason for the same state is told of at most."""
+"""The shortest time between two reports of the same state with different reasons."""
 
 
 class Breaker:
-    """Open, or ``down``, from the start, until ``probe`` has heard the first PONG: nobody has seen this Redis yet.
+    """Open (``down``) from the start, until ``probe`` gets the first PONG.
 
-    ``ping`` says why Redis refuses to write, or nothing; it raises StoreUnavailable, or ConfigurationError for a Redis
-    that is not one to use. ``on_change`` is told of each state and its reason, the first failure to connect included.
+    ``ping`` returns why Redis refuses to write, or an empty text. It raises StoreUnavailable, or ConfigurationError for
+    an unsupported Redis. ``on_change`` is called with each state and its reason, also for the first failure to connect.
     """
 
     def __init__(
@@ -61,24 +61,24 @@ class Breaker:
             self._become("down", reason)
 
     def succeeded(self) -> None:
-        """While open this changes nothing: a reply that was still under way says less than a PONG."""
+        """End the row of failures. An open breaker stays open: only a PONG closes it."""
         self._failures = 0
 
     def pause_writes(self, reason: str, seconds: float = WRITE_PAUSE_SECONDS) -> None:
-        """Redis is full or read-only: no writes for so long, and until it takes one again; reads go on."""
+        """Redis is full or read-only: no writes for so long, and until a PING finds that it takes them. Reads go on."""
         self._writes_from = self._clock() + seconds
         if self.closed:
             self._become("read-only", reason)
 
     async def probe(self) -> None:
-        """One PING, whose answer is the state. Raises ConfigurationError."""
+        """Send one PING and take the state from its answer. Raises ConfigurationError."""
         try:
             refusal = await self._ping()
         except StoreUnavailable as error:
             if not self.closed:
                 self._become("down", str(error))
             return
-        # Whoever failed while the PING was under way counts from here on anew.
+        # Failures from before this PONG no longer count.
         self._failures = 0
         self._become("read-only" if refusal else "up", refusal)
 
@@ -95,7 +95,7 @@ class Breaker:
                 self._become("down", str(error))
 
     def _become(self, state: State, reason: str) -> None:
-        """Another reason for the same state counts as a change, once in a while: a server that comes up may refuse."""
+        """Report a new state, and at times another reason for the same state: a server that starts may refuse, say."""
         now = self._clock()
         is_news = reason != self._reason and now - self._told_at >= SAME_STATE_SECONDS
         if state == self.state and not is_news and self._reason is not None:

@@ -1,7 +1,7 @@
-"""One Redis server: connections that are kept, and one deadline over each round trip.
+"""One Redis server: a few open connections, and one deadline over each round trip.
 
-Not redis-py's pool and timeouts: they cost more CPU than all the rest of a round trip, and its timeouts hold for each
-reply, so that a reply that trickles in can take any time.
+redis-py's pool and timeouts are not used. They cost more CPU than the rest of a round trip, and a timeout for each
+reply lets a trickling reply take any time.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from service.errors import ConfigurationError, StoreRefused, StoreUnavailable
 
 CONNECT_SECONDS = PING_SECONDS = 0.1
 
-# Redis takes no writes now, though it answers. Redis 6 puts the code into the middle of the message.
+# Redis answers, but refuses to write. Redis 6 puts the code into the middle of the message.
 _WRITE_REFUSALS = ("OOM", "READONLY", "MISCONF", "NOREPLICAS")
 
-# A read as all are; a write that changes nothing, for the key does not exist; what only a Redis Cluster accepts.
+# A PING, a read, a write that changes nothing because the key does not exist, and what only a Redis Cluster accepts.
 _PROBE: tuple[Command, ...] = (
     ("PING",),
     READ(["p1:probe"]),
@@ -39,7 +39,7 @@ _PROBE: tuple[Command, ...] = (
 )
 
 MAX_REASON = 200
-"""Characters of an error that Redis, or the way there, has given."""
+"""Characters of an error message that are logged."""
 
 NO_CLUSTER = (
     "PREDICT_REDIS_URL names a node of a Redis Cluster, which is not supported: name a Redis that is not in "
@@ -48,10 +48,10 @@ NO_CLUSTER = (
 
 
 class RedisClient:
-    """Round trips to one server, each in the task of its caller, which must not be a request's.
+    """Round trips to one server. Each runs in its caller's task, which must not be a request's.
 
-    It has as many connections as it ever had round trips under way at once: its callers bound them. ``on_move``: the
-    server that takes writes may be another one from now on; who has a connection of his own is to make it anew.
+    There are as many connections as there ever were round trips at once; the callers bound these. ``on_move``: another
+    server may take the writes from now on, so other connections to it must be opened again.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class RedisClient:
         self.breaker = Breaker(self._ping, on_change)
 
     async def run(self, commands: Sequence[Command], seconds: float) -> list[Any]:
-        """One reply per command, in order; StoreRefused in the place of an error reply. Raises StoreUnavailable."""
+        """One reply per command, in order. An error reply becomes StoreRefused. Raises StoreUnavailable."""
         if self._closed:
             raise StoreUnavailable("closed")
         if not self.breaker.closed:
@@ -82,7 +82,7 @@ class RedisClient:
         return [StoreRefused(str(reply)) if isinstance(reply, ResponseError) else reply for reply in replies]
 
     def new_connection(self) -> AbstractConnection:
-        """One for the caller to connect, use and disconnect; it counts among no others."""
+        """A connection for the caller to connect, use and disconnect."""
         return self._connect(**self._options)
 
     async def close(self) -> None:
@@ -90,7 +90,7 @@ class RedisClient:
         self._close_idle()
 
     async def _ping(self) -> str:
-        """Why the server takes no writes, or nothing."""
+        """Why the server refuses to write, or an empty text."""
         pong, found, written, in_cluster = await self._round_trip("ping", _PROBE, PING_SECONDS)
         if in_cluster == b"OK":
             raise ConfigurationError(NO_CLUSTER)
@@ -119,7 +119,7 @@ class RedisClient:
 
     async def _exchange(self, commands: Sequence[Command], until: float) -> list[Any]:
         idle = self._idle
-        connection = await self._wire(until)
+        connection = await self._take_connection(until)
         try:
             replies = await self._clock.wait(connection.send([_packed(command) for command in commands]), until)
             unknown = [i for i, reply in enumerate(replies) if _is_unknown_script(reply)]
@@ -130,9 +130,11 @@ class RedisClient:
                 for i, reply in zip(unknown, again, strict=True):
                     replies[i] = reply
         except BaseException as error:
-            # Also when cancelled: replies to this round trip may still come, and must never meet the next one.
+            # Also when cancelled: the replies may still come, and must never be taken for those of the next round trip.
             connection.close()
-            if isinstance(error, TimeoutError):  # then the others may be as silent, and each would cost a deadline
+            if isinstance(
+                error, TimeoutError
+            ):  # the other connections may be dead, too, and each would cost a deadline
                 self._close_idle()
             raise
         if idle is self._idle:
@@ -142,19 +144,19 @@ class RedisClient:
         return replies
 
     def _close_idle(self) -> None:
-        """Those in use end with their round trip: nobody finds this list again."""
+        """Connections in use end with their round trip: they are not put into the new list."""
         idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()
 
-    async def _wire(self, until: float) -> RedisConnection:
+    async def _take_connection(self, until: float) -> RedisConnection:
         while self._idle:
             connection = self._idle.pop()
             if connection.usable:
                 return connection
-        return await self._clock.wait(asyncio.ensure_future(self._new_wire()), until)
+        return await self._clock.wait(asyncio.ensure_future(self._new_redis_connection()), until)
 
-    async def _new_wire(self) -> RedisConnection:
+    async def _new_redis_connection(self) -> RedisConnection:
         connection = self.new_connection()
         try:
             await connection.connect()  # type: ignore[no-untyped-call]  # redis-py's
@@ -169,12 +171,12 @@ class RedisClient:
         if refusal is not None:
             self._pause_writes(refusal)
         if len(errors) < len(replies):
-            self.breaker.succeeded()  # what errs is one command's own affair, like a permission that is missing
+            self.breaker.succeeded()  # an error reply to some commands, such as a missing permission, is no outage
         elif not all(map(_refuses_writes, errors)):
             self.breaker.failed(_reason(errors[0]))
 
     def _pause_writes(self, refusal: ResponseError) -> None:
-        """A master that has become a replica stays one: what its name leads to now may be another server."""
+        """After READONLY, connect again: the server is a replica now, and its name may lead to the new master."""
         if "READONLY" not in str(refusal):
             self.breaker.pause_writes(_reason(refusal))
             return
@@ -203,7 +205,7 @@ def _packed(command: Command, whole: bool = False) -> bytes:
 
 
 def _parsed(url: str) -> tuple[type[AbstractConnection], dict[str, Any]]:
-    # What redis-py says about a URL may hold a part of its password, and a database that is no number is 0 to it.
+    # redis-py's own error messages may show a part of the password, and it takes a database that is no number for 0.
     try:
         parts = urlsplit(url)
         options: dict[str, Any] = dict(parse_url(url))
@@ -215,8 +217,8 @@ def _parsed(url: str) -> tuple[type[AbstractConnection], dict[str, Any]]:
             "in a password / # ? @ and : are written %2F %23 %3F %40 %3A."
         ) from None
     connect: type[AbstractConnection] = options.pop("connection_class", Connection)
-    # protocol 3 skips the check for connections that the server has closed. The deadline over each round trip takes the
-    # place of the socket timeout; it covers connecting, too. No CLIENT SETINFO, a round trip at each connect.
+    # Protocol 3 would skip the check for connections that the server has closed. The deadline of a round trip covers
+    # connecting and replaces the socket timeout. Without driver_info no connect costs a round trip for CLIENT SETINFO.
     options |= {
         "protocol": 2,
         "retry": Retry(NoBackoff(), 0),
@@ -228,5 +230,5 @@ def _parsed(url: str) -> tuple[type[AbstractConnection], dict[str, Any]]:
     try:
         connect(**options)  # opens nothing yet
     except TypeError:
-        raise ConfigurationError("PREDICT_REDIS_URL has an option behind its ? that no connection has.") from None
+        raise ConfigurationError("PREDICT_REDIS_URL has an unknown option behind its ?.") from None
     return connect, options

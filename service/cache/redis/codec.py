@@ -1,4 +1,4 @@
-"""Entries to and from what Redis holds. Nothing that comes back is trusted before it has been checked."""
+"""Entries to and from Redis. Whatever Redis returns is checked before it is used."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 CORRUPT_SECONDS = 60.0
 
 Accepts: TypeAlias = Callable[[bytes], bool]
-"""Whether a value could be one: what its reader knows of values, and the cache does not."""
+"""Whether a value could be an answer. The reader knows what answers look like, and the cache does not."""
 
 
 def anything(value: bytes) -> bool:
@@ -23,7 +23,7 @@ def anything(value: bytes) -> bool:
 
 
 class Codec:
-    """Seals entries, and opens what Redis returns, with one secret; tells the observer of every corrupt value."""
+    """Seals entries and opens what Redis returns, with one secret. The observer hears of every corrupt value."""
 
     def __init__(self, secret: bytes, observer: Observer, clock: Callable[[], float]) -> None:
         self._secret = secret
@@ -44,8 +44,8 @@ class Codec:
     def open(self, key: str, blob: bytes, left_ms: int, asked: float, accepts: Accepts) -> Entry | None:
         """The entry, or None when it has just expired; raises ValueError when it is corrupt, or not accepted.
 
-        ``left_ms`` is Redis's PTTL; ``asked``, the clock's reading before Redis was asked, is what it is counted from:
-        the entry may seem older than Redis has it, never younger.
+        ``left_ms``: Redis's PTTL. ``asked``: the clock's reading before Redis was asked. The time left is counted from
+        ``asked``, so the entry may seem older than it is, but never younger.
         """
         try:
             if not (isinstance(blob, bytes) and isinstance(left_ms, int)):
@@ -54,7 +54,7 @@ class Codec:
             if left_ms == -1:
                 raise ValueError("without a TTL")
             if not accepts(value):
-                raise ValueError("sealed rightly, but no answer of its model")
+                raise ValueError("its seal is right, but its model gives no such answers")
         except ValueError as error:
             self._observer.corrupt()
             self._corrupt.add(key=key, reason=str(error))

@@ -1,7 +1,7 @@
 """One connection to Redis: commands out, replies in, one round trip at a time.
 
-redis-py opens it, with whatever the URL asks for (TLS, a socket, a password, a database); then this takes it over.
-Its streams and parsers would cost a round trip more than Redis's own work.
+redis-py opens the connection as the URL says (TLS, a socket, a password, a database). Then this class takes it over,
+because redis-py's streams and parsers cost more than Redis's own work.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from redis.exceptions import ConnectionError, InvalidResponse, ResponseError
 
 
 class RedisConnection(asyncio.Protocol):
-    """Made of a redis-py connection that is connected, and nobody else's from then on."""
+    """Takes over a connected redis-py connection, which nobody else may use from then on."""
 
     def __init__(self, connection: AbstractConnection) -> None:
-        self._connection = connection  # its writer would close the transport with it
+        self._connection = connection  # kept, because its writer would close the transport when it is deleted
         self._transport: asyncio.WriteTransport = connection._writer.transport  # type: ignore[union-attr]
         self._transport.set_protocol(self)
         self._parser = hiredis.Reader(protocolError=InvalidResponse, replyError=ResponseError)
@@ -29,13 +29,13 @@ class RedisConnection(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        """Whether it is open, as far as anybody knows."""
+        """Whether the connection is open, as far as this process knows."""
         return not self._transport.is_closing()
 
     def send(self, commands: Sequence[bytes]) -> asyncio.Future[list[Any]]:
-        """One reply per packed command, in order, a ResponseError in the place of an error reply.
+        """One reply per packed command, in order. An error reply is a ResponseError.
 
-        Fails with ConnectionError, or InvalidResponse. Whoever stops waiting must close the wire.
+        Fails with ConnectionError or InvalidResponse. A caller that stops waiting must close the connection.
         """
         self._done = done = asyncio.get_running_loop().create_future()
         self._expected, self._replies = len(commands), []
@@ -49,7 +49,7 @@ class RedisConnection(asyncio.Protocol):
         self._done = None
         self._transport.abort()
 
-    # What the event loop calls.
+    # The event loop calls these.
 
     def data_received(self, data: bytes) -> None:
         try:

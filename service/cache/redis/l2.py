@@ -34,7 +34,8 @@ _MEANING = {
     "down": "Redis is not used: this worker has only its own cache.",
 }
 
-MAX_IN_FLIGHT = 4  # under way at once: as many connections, one more for PING
+MAX_IN_FLIGHT = 4
+"""Round trips at once. The client has as many connections, and one more for PING."""
 ITEMS_PER_TRIP = 128
 
 COUNTED_SECONDS = 86_400
@@ -106,10 +107,7 @@ class RedisCache:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
-        """Start what runs beside the requests. Waits for the first PING, one deadline at most; Redis may be down.
-
-        Raises ConfigurationError for a Redis Cluster.
-        """
+        """Send a first PING, one deadline at most, and start the background tasks; raises ConfigurationError."""
         await self._client.breaker.probe()
         for watch in (self._client.breaker.watch, self._generations.watch, self._subscriber.watch):
             task = asyncio.create_task(watch(), name=watch.__qualname__)
@@ -127,26 +125,26 @@ class RedisCache:
         self._codec.close()
 
     def generation(self, model: str) -> bytes | None:
-        """Eight bytes for the model's keys; None while they are not known: L2 must then not be used for it."""
+        """Eight bytes for the model's keys, or None while they are not known: L2 must not be used then."""
         return self._generations.get(model)
 
     @property
     def valid_until(self) -> float:
-        """The clock's reading until which all generations are known; it moves on as they are read again."""
+        """Until this reading of the clock all generations are known. Each time they are read it moves on."""
         return self._generations.valid_until
 
     async def register(self, model: str) -> None:
-        """Read the model's generation, and keep it current; an unreachable Redis costs one deadline and no error."""
+        """Read the model's generation and keep it current. An unreachable Redis costs one deadline and no error."""
         await self._generations.register(model)
 
     async def purge(self, model: str) -> Purged:
-        """Forget all answers of the model, on every worker; raises as ``Generations.purge``."""
+        """Forget all answers of the model on every worker; raises as ``Generations.purge``."""
         self._require(self._client.breaker.closed)
         return await self._generations.purge(model)
 
     async def get(self, key: str, budget: DeadlineBudget | None = None, accepts: Accepts = anything) -> Entry | None:
-        """The entry. A value that this service did not write there under this key, or that is not accepted, is counted,
-        removed, and a miss."""
+        """The entry, or None. A value that this service did not write under this key, or that ``accepts`` refuses, is
+        counted and removed, and is a miss."""
         self._require(self._client.breaker.closed)
         budget = budget or DeadlineBudget()
         asked = self._codec.clock()
@@ -168,9 +166,9 @@ class RedisCache:
         budget: DeadlineBudget | None = None,
         accepts: Accepts = anything,
     ) -> Entry:
-        """The entry that is stored now: the one committed first by anybody, or this one.
+        """The entry that is stored now: this one, or the one that another worker committed first.
 
-        Too large an entry, or one that has expired, is refused quietly.
+        An entry that is too large or has expired is not stored, without an error.
         """
         self._require(self._client.breaker.writable)
         budget = budget or DeadlineBudget()
@@ -185,7 +183,7 @@ class RedisCache:
             return entry
         try:
             return self._codec.open(key, first, first_left_ms, asked, accepts) or entry
-        except ValueError:  # what lies there is no entry at all
+        except ValueError:  # the value there is no entry
             return await self.put(key, entry, overwrite=True, budget=budget)
 
     async def delete(self, key: str) -> None:
@@ -193,16 +191,13 @@ class RedisCache:
         await DeadlineBudget().wait(self._ask_to_write(("UNLINK", entry_key(key))))
 
     async def touch(self, keys: Collection[str]) -> None:
-        """Tell Redis, which evicts what is asked least, that these are asked; raises StoreUnavailable."""
+        """Tell Redis that these keys are in use: it evicts the least used. Raises StoreUnavailable."""
         await DeadlineBudget().wait(self._ask_to_write(("TOUCH", *map(entry_key, keys))))
 
     async def compute_once(
         self, key: str, compute: Compute, budget: DeadlineBudget | None = None, accepts: Accepts = anything
     ) -> Resolved:
-        """The entry, computed at most once in the cluster. Raises what ``compute`` raises, or TooManyClaims.
-
-        Redis's failures are not raised: the entry is then computed here, and not stored.
-        """
+        """As ``Leases.compute_once``."""
         return await self._leases.compute_once(key, compute, budget or DeadlineBudget(), accepts)
 
     async def count(self, model: str, keys: Collection[str], asked: int, hits: int) -> DistinctQuestions:
@@ -212,7 +207,7 @@ class RedisCache:
         return DistinctQuestions(*await DeadlineBudget().wait(self._ask_to_write(command)))
 
     async def _discard(self, key: str, blob: bytes, budget: DeadlineBudget) -> None:
-        # Awaited, so that the value which is put next comes after it.
+        # Awaited, so that a value which is put next is not discarded.
         with suppress(StoreUnavailable):
             await budget.wait(self._ask_to_write(DISCARD([entry_key(key)], [blob])))
 
@@ -221,7 +216,7 @@ class RedisCache:
         return self._pipeline.ask(command)
 
     async def _execute(self, items: list[Read | Write | Command], seconds: float) -> list[Any]:
-        """All reads are one command, and all writes another."""
+        """Send all reads as one command and all writes as another."""
         read: list[str] = []
         written: list[str] = []
         arguments: list[Argument] = []
@@ -248,7 +243,7 @@ class RedisCache:
     def _on_state(self, state: State, reason: str) -> None:
         level = logging.INFO if state == "up" and not self._troubled else logging.WARNING
         extra = {"state": state, "reason": reason}
-        Context().run(logger.log, level, _MEANING[state], extra=extra)  # not about the request that found it out
+        Context().run(logger.log, level, _MEANING[state], extra=extra)  # without the id of a request
         self.state, self._troubled = state, state != "up"
         if state != "down":
             self._generations.reread()
@@ -269,7 +264,7 @@ def _of_each(reply: list[Any] | StoreUnavailable, count: int) -> Iterator[Found 
 
 def _surface(task: asyncio.Task[None]) -> None:
     if not task.cancelled():
-        task.result()  # a defect: the event loop's exception handler shall tell of it at once
+        task.result()  # raises only for a defect, for the event loop's exception handler to report
 
 
 L2: TypeAlias = RedisCache | NoRedis

@@ -1,4 +1,4 @@
-"""What stands in for Redis where none is configured."""
+"""The L2 of a service without Redis."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service.cache.redis.codec import Accepts, anything
 
 
 class NoRedis:
-    """An L2 that never has anything. Generations live and end with this process."""
+    """An L2 that stores nothing. A generation lasts as long as this process."""
 
     state: Literal["off"] = "off"
     valid_until = math.inf
@@ -52,13 +52,13 @@ class NoRedis:
         return entry
 
     async def delete(self, key: str) -> None:
-        """There is nothing to forget."""
+        """Nothing is stored."""
 
     async def touch(self, keys: Collection[str]) -> None:
         """Nothing is evicted."""
 
     async def count(self, model: str, keys: Collection[str], asked: int, hits: int) -> None:
-        """Nobody counts."""
+        """Distinct questions are not counted without Redis."""
 
     async def compute_once(
         self, key: str, compute: Compute, budget: DeadlineBudget | None = None, accepts: Accepts = anything

@@ -1,4 +1,4 @@
-"""What Redis does atomically: Lua, sent by hash, or whole to a server that does not know the hash."""
+"""What Redis does atomically: Lua scripts, sent by hash, or in full to a server that does not know the hash."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Plain = tuple[Argument, ...]
 
 
 class Script:
-    """One Lua script; calling it makes a command of it."""
+    """One Lua script. Calling it makes a command."""
 
     def __init__(self, lua: str) -> None:
         self.lua = lua
@@ -34,7 +34,7 @@ class Invocation(NamedTuple):
 
 Command = Plain | Invocation
 
-# A key of another type reads as '', which no entry is; any other error (no permission, say) fails the script.
+# A key of another type reads as '', which is no entry. Any other error, such as a missing permission, fails the script.
 _LOOK = """
 local function look(key)
   local value = redis.pcall('GET', key)
@@ -76,9 +76,9 @@ end
 return first
 """
 )
-"""Keys, and (blob, ttl in ms, overwrite 0 or 1) of each -> as READ, of what came first; nil: ours."""
+"""Keys, and for each blob, ttl in ms and 0 or 1 (overwrite) -> as READ, for a value that was there first; nil: ours."""
 
-# What the four scripts of the lease share: KEYS as ``keys.lease_keys``, ARGV[1] the token, ARGV[2] the lease in ms.
+# The four scripts of the lease share this. KEYS as ``keys.lease_keys``, ARGV[1] the token, ARGV[2] the lease in ms.
 _LEASE = """
 local entry, lease, waits, claims = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local token, lease_ms = ARGV[1], ARGV[2]
@@ -93,7 +93,7 @@ local function drop_damaged(key, longest_ms)  -- one that would outlive all that
 end
 
 local function tell_waiting(channel, key)
-  -- A hint may be lost, so a user without permission for channels does without: the script must not fail.
+  -- The script must not fail for a user without permission for channels: hints may be lost.
   if redis.call('DEL', waits) == 1 then redis.pcall('PUBLISH', channel, key) end
 end
 """
@@ -136,7 +136,7 @@ COMMIT = Script(
     + """
 local blob, ttl, channel, key = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local first, left = false, false
--- First, since under OOM only a script that has deleted nothing yet is told so.
+-- SET comes first: under OOM, Redis refuses it only in a script that has not deleted anything yet.
 if not redis.call('SET', entry, blob, 'PX', ttl, 'NX') then first, left = look(entry) end
 if ours() then redis.call('DEL', lease) end
 redis.call('DEL', claims)  -- even if the lease was lost: this input kills no worker
@@ -165,7 +165,7 @@ if type(value) == 'table' or value == ARGV[1] or redis.call('PTTL', KEYS[1]) == 
 end
 return 0
 """)
-"""Remove a value that was found corrupt, unless a good one has taken its place since."""
+"""Remove a corrupt value, unless a good one has replaced it meanwhile."""
 
 _NOW = """
 local now = redis.call('TIME')
@@ -183,7 +183,7 @@ local function register(readers)
     redis.call('DEL', readers)
     added = redis.pcall('ZADD', readers, now, worker)
   end
-  if type(added) == 'table' then return added.err end  -- under OOM, say: who has written then would be let do all
+  if type(added) == 'table' then return added.err end  -- under OOM, say
   if redis.call('ZCARD', readers) == 1 then redis.call('ZADD', readers, -now, '') end
   redis.call('PEXPIRE', readers, keep_ms)
   return ''
@@ -200,7 +200,7 @@ for i = 2, #KEYS, 2 do
     if generation then redis.pcall('PUBLISH', channel, model) end
   end
   told[i] = generation
-  -- Redis evicts what is read least, and with a generation go all the answers of its model: let it seem the hottest.
+  -- Redis evicts what is read least. With a generation all answers of its model would go, so it must seem the hottest.
   for _ = 1, 100 do redis.pcall('GET', key) end
 end
 return told

@@ -1,4 +1,4 @@
-"""Time that is Redis's, not this process's own: a clock that pauses with the event loop, and deadlines by it."""
+"""A clock for deadlines of Redis: it counts the time that Redis takes, and not the pauses of this process."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any, TypeVar
 
 STEP_SECONDS = 0.01
 PAUSE_SECONDS = 0.03
-"""A step that took longer than this was a pause of the loop."""
+"""A step that takes longer is a pause of the event loop."""
 
 MOST_SECONDS = 0.015
-"""What one step counts at most, however long it took."""
+"""The most that one step counts, however long it takes."""
 
 T = TypeVar("T")
 
 
 class StallTolerantClock:
-    """Reads how long the event loop has been turning while somebody waited, in seconds; a pause counts as a step.
+    """Seconds that the event loop has run while somebody waited. A pause counts as one step. One clock per loop.
 
-    One per event loop. A burst of requests, a busy machine or SIGSTOP keep the loop from noticing a reply that has long
-    arrived. That is not Redis's doing, and must neither end the waiting nor use up what Redis may cost a request.
+    A burst of requests, a busy machine or SIGSTOP keep the loop from noticing a reply that has long arrived. Redis did
+    not cause this delay, so it must neither end the waiting nor use up a request's budget.
 
-    One timer for all who wait: their deadlines are some steps away, and hardly any of them is ever reached. With nobody
-    waiting there is none: waking the loop would take a core from the threads of a network.
+    One timer serves all waiters, because hardly any deadline is ever reached. Without waiters there is no timer: waking
+    the loop a hundred times a second took a core from the threads of an image model.
     """
 
     def __init__(self) -> None:
@@ -36,14 +36,12 @@ class StallTolerantClock:
     def now(self) -> float:
         if self._timer is None:
             return self._counted
-        # Not the loop's own clock: uvloop's stands still within one turn, and moves in milliseconds.
+        # Not the loop's clock: uvloop's stands still within one turn, and counts in milliseconds.
         return self._counted + min(MOST_SECONDS, time.monotonic() - self._since)
 
     async def wait(self, future: asyncio.Future[T], until: float) -> T:
-        """The result of the future, which nobody else may be waiting for; raises TimeoutError, a step late at most.
-
-        A future has then failed, and a task is cancelled.
-        """
+        """The future's result; raises TimeoutError, a step late at most. Then the future has failed, and a task is
+        cancelled. Only one caller may wait for a future."""
         if future.done():
             return future.result()
         self._due[future] = until
@@ -81,8 +79,8 @@ class StallTolerantClock:
         self._set_timer()
         spared, self._paused = self._paused, took > PAUSE_SECONDS
         if self._paused and not spared:
-            # asyncio runs its timers before it reads what has arrived meanwhile: look at the next step. Once: a loop
-            # whose every turn is a pause must not wait for ever.
+            # asyncio runs timers before it reads what has arrived, so the deadlines wait for the next step. Only once:
+            # else a loop whose every turn is a pause would wait for ever.
             return
         for future in [future for future, until in self._due.items() if until <= self._counted]:
             del self._due[future]

@@ -1,4 +1,4 @@
-"""What other workers publish: one connection per worker, for purges and for hints to followers alike."""
+"""Listening to other workers: one connection per worker, for purges and for hints to followers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ logger = logging.getLogger(__name__)
 CONNECT_SECONDS = 1.0
 RECONNECT_SECONDS = 0.2
 DEAF_FAILURES = 3
-"""After so many in a row it is worth a line in the log."""
+"""So many failures in a row are logged."""
 
 SILENCE_SECONDS = 2.0
-"""After so long without a message the server is asked whether it is there; after twice that it is given up."""
+"""After so long without a message the server gets a PING. After twice that time the connection is closed."""
 
 
 class Subscriber:
-    """Hands each message to its channel's handler. Messages may be lost: whoever waits for one must also look."""
+    """Hands each message to its channel's handler. Messages may be lost, so whoever waits for one must also poll."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Subscriber:
         self._failures = 0
 
     async def watch(self) -> None:
-        """Listen, and listen again whenever the connection is lost. Runs until cancelled."""
+        """Listen, and connect again whenever the connection is lost. Runs until cancelled."""
         while True:
             try:
                 await self._listen()
@@ -49,12 +49,12 @@ class Subscriber:
                 if self._failures == DEAF_FAILURES:
                     reason = str(error) or type(error).__name__
                     logger.warning(
-                        "No messages from Redis reach this worker (%s): it looks for purges instead.", reason
+                        "No messages from Redis reach this worker (%s): it polls for purges instead.", reason
                     )
             await asyncio.sleep(RECONNECT_SECONDS)
 
     def reconnect(self) -> None:
-        """Listen on another connection: the name of the server may lead elsewhere now."""
+        """Listen on a new connection, because the server's name may lead to another server now."""
         if self._listening is not None and not self._listening.expired():
             self._listening.reschedule(0)
 
@@ -90,7 +90,7 @@ class Subscriber:
                 self._handle(message)
 
     def _handle(self, message: list[bytes]) -> None:
-        if message[0] == b"message":  # the other kind is the answer to our PING
+        if message[0] == b"message":  # anything else is the answer to a PING
             _, channel, text = message
             self._handlers[channel](text.decode(errors="replace"))
 

@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.reliability.once import Figures
-from benchmarks.reliability.stage import Stage
+from tests.reliability.fixture import Fixture
+from tests.reliability.once import Figures
 from tests.support.client import Connection, fetch
 from tests.support.probe import SLEEP, expected, target
 from tests.support.process import becomes, eventually
@@ -48,25 +48,25 @@ class Share:
         self.slowest = max(self.slowest, answer.seconds)
 
 
-async def kills(stage: Stage) -> Figures:
+async def kills(fixture: Fixture) -> Figures:
     """Under load, the worker that computes what the clients of all workers wait for."""
-    with stage.redis() as redis, stage.service(redis.url, workers=WORKERS) as server:
+    with fixture.redis() as redis, fixture.service(redis.url, workers=WORKERS) as server:
         rounds = []
         for number in range(KILLS):
-            stage.say(f"kills: {number + 1} of {KILLS}")
-            rounds.append(await _kill_one(stage, server))
+            fixture.say(f"kills: {number + 1} of {KILLS}")
+            rounds.append(await _kill_one(fixture, server))
     return {"workers": WORKERS, "connections": PER_WORKER, "rounds": rounds}
 
 
-async def _kill_one(stage: Stage, server: Server) -> Figures:
+async def _kill_one(fixture: Fixture, server: Server) -> Figures:
     connections = await server.connect_to_each(PER_WORKER)
-    quick, shared = [stage.fresh() for _ in range(5_000)], stage.fresh()
+    quick, shared = [fixture.fresh() for _ in range(5_000)], fixture.fresh()
     load = {
         pid: [asyncio.ensure_future(_ask_throughout(connection, quick, shared)) for connection in owned]
         for pid, owned in connections.items()
     }
-    await becomes(lambda: stage.book.count(shared))
-    victim = stage.book.lines(shared)[0].pid
+    await becomes(lambda: fixture.book.count(shared))
+    victim = fixture.book.lines(shared)[0].pid
     served = server.process.errors().count(SERVES)
     os.kill(victim, signal.SIGKILL)
     replaced = asyncio.create_task(
@@ -74,7 +74,7 @@ async def _kill_one(stage: Stage, server: Server) -> Figures:
     )
     shares = {pid: await asyncio.gather(*tasks) for pid, tasks in load.items()}
     close_all(connection for owned in connections.values() for connection in owned)
-    computed = stage.book.count(shared)
+    computed = fixture.book.count(shared)
     return {**_summary(shares, victim), "computations": computed, "full_strength_seconds": await replaced}
 
 
@@ -106,14 +106,14 @@ async def _ask_for(seconds: float, share: Share, connection: Connection, questio
         await share.ask(connection, next(questions))
 
 
-async def sigterm(stage: Stage) -> Figures:
+async def sigterm(fixture: Fixture) -> Figures:
     """Keep-alive clients that ask five times per drain delay, and one request that outlasts the drain."""
-    stage.say("sigterm: keep-alive load")
+    fixture.say("sigterm: keep-alive load")
     settings = {"workers": 2, "drain_seconds": DRAIN_SECONDS}
-    with stage.redis() as redis, stage.service(redis.url, **settings) as server:
-        clients = [asyncio.ensure_future(_ask_until_closed(stage, server, number)) for number in range(CLIENTS)]
+    with fixture.redis() as redis, fixture.service(redis.url, **settings) as server:
+        clients = [asyncio.ensure_future(_ask_until_closed(fixture, server, number)) for number in range(CLIENTS)]
         await asyncio.sleep(1)
-        slow = asyncio.ensure_future(fetch(server.address, target(stage.fresh(), SLEEP, DRAIN_SECONDS + 1)))
+        slow = asyncio.ensure_future(fetch(server.address, target(fixture.fresh(), SLEEP, DRAIN_SECONDS + 1)))
         await asyncio.sleep(0.2)
         server.process.terminate()
         told = time.monotonic()
@@ -130,12 +130,12 @@ async def sigterm(stage: Stage) -> Figures:
     }
 
 
-async def _ask_until_closed(stage: Stage, server: Server, number: int) -> tuple[int, int]:
+async def _ask_until_closed(fixture: Fixture, server: Server, number: int) -> tuple[int, int]:
     """Until the service says ``Connection: close``; every other client asks for what is cached."""
     answered = 0
     async with await Connection.open(server.address) as connection:
         while True:
-            x = stage.fresh() if number % 2 else 0.25
+            x = fixture.fresh() if number % 2 else 0.25
             try:
                 answer = await connection.get(target(x))
             except BROKEN:

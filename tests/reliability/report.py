@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from benchmarks.figures import markdown, milliseconds
-from benchmarks.reliability.faults import CAP_SECONDS, HEALTHY
+from tests.reliability.faults import CAP_SECONDS, HEALTHY
 
 Figures = Mapping[str, Any]
 Row = tuple[str, str, str]

@@ -22,7 +22,7 @@ from tests.support.process import becomes
 PLENTY = 60.0
 
 
-class Site:
+class Fixture:
     """A small application behind the protocol, and what it saw.
 
     ``/gate…`` answers when the gate opens, ``/count`` with the length of the body, ``/refuse`` with 413 after at most
@@ -82,19 +82,19 @@ class Site:
 
 
 @contextlib.asynccontextmanager
-async def open_site(**settings: Any) -> AsyncIterator[Site]:
-    """A served site; afterwards every task of a request has ended."""
-    site = Site(Settings(**settings))
-    serving = asyncio.create_task(site.server.serve(sockets=[site.listener]))
-    await becomes(lambda: site.server.started)
-    site.server.lifespan.state["runtime"] = site.runtime
+async def open_fixture(**settings: Any) -> AsyncIterator[Fixture]:
+    """A served fixture; afterwards every task of a request has ended."""
+    fixture = Fixture(Settings(**settings))
+    serving = asyncio.create_task(fixture.server.serve(sockets=[fixture.listener]))
+    await becomes(lambda: fixture.server.started)
+    fixture.server.lifespan.state["runtime"] = fixture.runtime
     try:
-        yield site
+        yield fixture
     finally:
-        site.gate.set()
-        site.server.should_exit = True
+        fixture.gate.set()
+        fixture.server.should_exit = True
         await asyncio.wait_for(serving, 60)
-    assert not site.state.tasks
+    assert not fixture.state.tasks
 
 
 @pytest.fixture(scope="module")

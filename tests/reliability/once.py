@@ -10,7 +10,7 @@ from statistics import median
 from benchmarks.machine import ALL_CORES
 from benchmarks.peers.nginx import nginx
 from benchmarks.processes import StartFailed
-from benchmarks.reliability.stage import Stage
+from tests.reliability.fixture import Fixture
 from tests.support.client import Address, Connection, Response
 from tests.support.probe import SLEEP, expected, target
 from tests.support.process import becomes
@@ -37,25 +37,25 @@ _LOCK = """
 Figures = dict[str, object]
 
 
-async def computations(stage: Stage) -> Figures:
+async def computations(fixture: Fixture) -> Figures:
     """All at once, to two services that share one Redis; counted in the probe's own file."""
-    with stage.redis() as redis:
+    with fixture.redis() as redis:
         settings = {"redis_url": redis.url, "workers": WORKERS}
-        with stage.service(**settings) as one, stage.service(**settings) as other:  # type: ignore[arg-type]
-            rounds = [await _stampede(stage, [one.address, other.address]) for _ in range(ROUNDS)]
+        with fixture.service(**settings) as one, fixture.service(**settings) as other:  # type: ignore[arg-type]
+            rounds = [await _stampede(fixture, [one.address, other.address]) for _ in range(ROUNDS)]
     return {"requests": REQUESTS, "workers": WORKERS, "replicas": REPLICAS, "rounds": rounds}
 
 
-async def _stampede(stage: Stage, addresses: Sequence[Address]) -> Figures:
-    x = stage.fresh()
-    stage.say(f"computations: {REQUESTS:,} requests for one answer")
+async def _stampede(fixture: Fixture, addresses: Sequence[Address]) -> Figures:
+    x = fixture.fresh()
+    fixture.say(f"computations: {REQUESTS:,} requests for one answer")
     targets = [addresses[number % len(addresses)] for number in range(REQUESTS)]
     connections = await asyncio.gather(*(Connection.open(address) for address in targets))
     answers: list[Response] = await asyncio.gather(*(c.get(target(x, SLEEP, SECONDS)) for c in connections))
     close_all(connections)
     right = [answer for answer in answers if answer.status == 200 and answer.json()["probabilities"] == expected(x)]
     return {
-        "computations": stage.book.count(x),
+        "computations": fixture.book.count(x),
         "right": len(right),
         "bodies": len({answer.body for answer in answers}),
         "late": sum(answer.hit for answer in answers),
@@ -63,34 +63,34 @@ async def _stampede(stage: Stage, addresses: Sequence[Address]) -> Figures:
     }
 
 
-async def lag(stage: Stage) -> Figures:
+async def lag(fixture: Fixture) -> Figures:
     """Ours and nginx's, one waiter of each kind at a time, so that the client itself does not delay what it times."""
-    ours = await _our_lag(stage)
+    ours = await _our_lag(fixture)
     try:
-        return {**ours, "nginx": await _nginx_lag(stage)}
+        return {**ours, "nginx": await _nginx_lag(fixture)}
     except StartFailed as reason:
         return {**ours, "nginx": str(reason)}
 
 
-async def _our_lag(stage: Stage) -> Figures:
-    with stage.redis() as redis, stage.service(redis.url, workers=2) as server:
+async def _our_lag(fixture: Fixture) -> Figures:
+    with fixture.redis() as redis, fixture.service(redis.url, workers=2) as server:
         connections = await server.connect_to_each(2)
         pids = list(connections)
         same, other, computed = [], [], []
         for number in range(LAG_ROUNDS):
-            stage.say(f"lag: round {number + 1} of {LAG_ROUNDS}")
+            fixture.say(f"lag: round {number + 1} of {LAG_ROUNDS}")
             here, there = connections[pids[number % 2]], connections[pids[1 - number % 2]]
-            x = stage.fresh()
-            computing = lambda: stage.book.count(x)  # noqa: B023, E731 - asked within this round only
+            x = fixture.fresh()
+            computing = lambda: fixture.book.count(x)  # noqa: B023, E731 - asked within this round only
             behind = await _behind(here[0], [here[1], there[0]], target(x, SLEEP, SECONDS), computing, number)
             same.append(behind[0])
             other.append(behind[1])
-            computed.append(stage.book.count(x))
+            computed.append(fixture.book.count(x))
         close_all(connection for owned in connections.values() for connection in owned)
     return {"same": _summary(same), "other": _summary(other), "computations": max(computed)}
 
 
-async def _nginx_lag(stage: Stage) -> Figures:
+async def _nginx_lag(fixture: Fixture) -> Figures:
     """In front of one upstream without a cache. Raises StartFailed where nginx is missing."""
     asked: list[str] = []
 
@@ -107,7 +107,7 @@ async def _nginx_lag(stage: Stage) -> Figures:
             connections = [await Connection.open(address) for _ in range(2)]
             behind = []
             for number in range(LAG_ROUNDS):
-                stage.say(f"lag of nginx: round {number + 1} of {LAG_ROUNDS}")
+                fixture.say(f"lag of nginx: round {number + 1} of {LAG_ROUNDS}")
                 question = f"/{number}"
                 computing = lambda: question in asked  # noqa: B023, E731 - asked within this round only
                 behind += await _behind(connections[0], connections[1:], question, computing, number)

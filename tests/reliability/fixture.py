@@ -17,7 +17,7 @@ COST_SECONDS = 0.005
 EXIT_SECONDS = 30
 
 
-class Stage:
+class Fixture:
     """``say`` is told what begins, as the run goes on. ``surprises`` are what a service should not have logged or done
     beside what is measured."""
 

@@ -16,13 +16,13 @@ from typing import Any
 from benchmarks import machine
 from benchmarks.figures import replace_block, write_json
 from benchmarks.ours import RESULTS, ROOT
-from benchmarks.reliability import deaths, entries, faults, once, report
-from benchmarks.reliability.stage import Stage
+from tests.reliability import deaths, entries, faults, once, report
+from tests.reliability.fixture import Fixture
 
 FILE = RESULTS / "reliability.json"
 PAGE = ROOT / "docs" / "reliability.md"
 
-FIGURES: dict[str, Callable[[Stage], Awaitable[once.Figures]]] = {
+FIGURES: dict[str, Callable[[Fixture], Awaitable[once.Figures]]] = {
     "computations": once.computations,
     "lag": once.lag,
     "faults": faults.faults,
@@ -48,10 +48,10 @@ async def measure(names: Iterable[str], content: dict[str, Any]) -> None:
     """One figure after the other, each with servers of its own, and each written as soon as it is known."""
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
-        stage = Stage(Path(directory), lambda text: print(f"{time.monotonic() - begun:4.0f} s  {text}", flush=True))
+        fixture = Fixture(Path(directory), lambda text: print(f"{time.monotonic() - begun:4.0f} s  {text}", flush=True))
         for name in names:
-            content["figures"][name] = await FIGURES[name](stage)
-            content["surprises"][name], stage.surprises = stage.surprises, []
+            content["figures"][name] = await FIGURES[name](fixture)
+            content["surprises"][name], fixture.surprises = fixture.surprises, []
             write_json(FILE, content)
 
 
@@ -64,7 +64,7 @@ def _known() -> dict[str, Any]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.reliability", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.reliability", description=__doc__)
     parser.add_argument("--only", choices=FIGURES, action="append", help="this figure, and others from the last run")
     return parser.parse_args()
 

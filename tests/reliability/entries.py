@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from redis import Redis
 
-from benchmarks.reliability.once import Figures
-from benchmarks.reliability.stage import Stage
+from tests.reliability.fixture import Fixture
+from tests.reliability.once import Figures
 from tests.support.client import Connection, Response
 from tests.support.probe import expected, target
 from tests.support.process import becomes
@@ -71,20 +71,20 @@ def _damages() -> Iterator[tuple[str, Callable[[Redis, Sequence[bytes]], None]]]
     yield from {"of another type": _retype, "without TTL": _persist, "copied from another key": _rotate}.items()
 
 
-async def entries(stage: Stage) -> Figures:
+async def entries(fixture: Fixture) -> Figures:
     """Asked once and thus stored; damaged; asked again, and once more."""
     found: Figures = {}
-    with stage.redis() as redis, stage.service(redis.url) as server:
+    with fixture.redis() as redis, fixture.service(redis.url) as server:
         for name, damage in _damages():
-            stage.say(f"entries: {COUNT} {name}")
-            found[name] = await _suffer(stage, redis, server, damage)
+            fixture.say(f"entries: {COUNT} {name}")
+            found[name] = await _suffer(fixture, redis, server, damage)
     return found
 
 
 async def _suffer(
-    stage: Stage, redis: RedisServer, server: Server, damage: Callable[[Redis, Sequence[bytes]], None]
+    fixture: Fixture, redis: RedisServer, server: Server, damage: Callable[[Redis, Sequence[bytes]], None]
 ) -> Figures:
-    xs = [stage.fresh() for _ in range(COUNT)]
+    xs = [fixture.fresh() for _ in range(COUNT)]
     others = redis.entries()
     await _ask_all(server, xs)
     await becomes(lambda: len(redis.entries() - others) == COUNT)
@@ -95,7 +95,7 @@ async def _suffer(
         "entries": COUNT,
         "wrong": sum(_is_wrong(answer, x) for answers in (after, later) for answer, x in zip(answers, xs, strict=True)),
         "served": sum(answer.hit for answer in after),
-        "computed_again": stage.book.count(*xs) - COUNT,
+        "computed_again": fixture.book.count(*xs) - COUNT,
         "hits_right_after": sum(answer.hit for answer in later),
     }
 

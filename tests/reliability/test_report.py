@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.reliability import report
+from tests.reliability import report
 
 TALLY = {"requests": 150, "hot": 75, "hits": 70, "non_200": 0, "wrong": 0, "worst": 0.02, "misses": 0.006}
 THEIRS = {"calls": 3, "errors": 1, "worst": 1.25}

@@ -12,8 +12,8 @@ from statistics import median
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from benchmarks.reliability.once import Figures
-from benchmarks.reliability.stage import Stage
+from tests.reliability.fixture import Fixture
+from tests.reliability.once import Figures
 from tests.scenarios.test_e_redis_faults import FAULTS, HOT, PER_SECOND, Rig, hits_from_redis
 from tests.support.client import fetch
 from tests.support.probe import expected, target
@@ -86,33 +86,33 @@ class Textbook:
             await asyncio.sleep(1 / PER_SECOND)
 
 
-async def faults(stage: Stage) -> Figures:
+async def faults(fixture: Fixture) -> Figures:
     """Each in turn, between a service of two workers and its Redis; first none, to compare with."""
-    with stage.redis() as redis, fault_proxy(redis.port) as proxy, stage.service(proxy.url, workers=2) as server:
+    with fixture.redis() as redis, fault_proxy(redis.port) as proxy, fixture.service(proxy.url, workers=2) as server:
         rig = Rig(server, redis, proxy, descriptors={})
         found: Figures = {}
         for name in (HEALTHY, *NAMES):
-            stage.say(f"faults: {name}")
+            fixture.say(f"faults: {name}")
             fault = nullcontext() if name == HEALTHY else FAULTS[name](rig)
-            found[name] = await _endure(stage, rig, fault)
+            found[name] = await _endure(fixture, rig, fault)
     return found
 
 
-async def _endure(stage: Stage, rig: Rig, fault: AbstractContextManager[None]) -> Figures:
-    hot = [stage.fresh() for _ in range(HOT)]
+async def _endure(fixture: Fixture, rig: Rig, fault: AbstractContextManager[None]) -> Figures:
+    hot = [fixture.fresh() for _ in range(HOT)]
     for x in hot * 3:  # stored in Redis, then in the memory of whichever worker is asked
         await fetch(rig.server.address, target(x))
-    async with Textbook(rig.proxy.port, stage.fresh) as textbook:
+    async with Textbook(rig.proxy.port, fixture.fresh) as textbook:
         with fault:
             suffering = asyncio.ensure_future(textbook.endure())
-            tally = await _traffic(stage, rig.server, hot, suffering)
+            tally = await _traffic(fixture, rig.server, hot, suffering)
             await suffering
-        back = await _until_redis_is_used(stage, rig.server)
+        back = await _until_redis_is_used(fixture, rig.server)
     theirs = {"calls": textbook.calls, "errors": textbook.errors, "worst": min(textbook.worst, CAP_SECONDS)}
     return {**tally.as_json(), "hits_back_seconds": back, "redis_py": theirs}
 
 
-async def _traffic(stage: Stage, server: Server, hot: list[float], during: asyncio.Future[None]) -> Tally:
+async def _traffic(fixture: Fixture, server: Server, hot: list[float], during: asyncio.Future[None]) -> Tally:
     """PER_SECOND, half hot and half new, sent on time whether or not earlier ones have been answered."""
     tally = Tally()
     start = time.monotonic()
@@ -120,7 +120,7 @@ async def _traffic(stage: Stage, server: Server, hot: list[float], during: async
         while not during.done():
             await asyncio.sleep(max(0.0, start + tally.requests / PER_SECOND - time.monotonic()))
             is_hot = tally.requests % 2 == 1
-            x = hot[tally.hot % HOT] if is_hot else stage.fresh()
+            x = hot[tally.hot % HOT] if is_hot else fixture.fresh()
             tally.requests += 1
             tally.hot += is_hot
             group.create_task(_ask(server, x, tally))
@@ -143,12 +143,12 @@ async def _ask(server: Server, x: float, tally: Tally) -> None:
     tally.worst = max(tally.worst, time.perf_counter() - begun)
 
 
-async def _until_redis_is_used(stage: Stage, server: Server) -> float:
+async def _until_redis_is_used(fixture: Fixture, server: Server) -> float:
     """Seconds from now until every new answer is found in Redis again; RECOVERY_SECONDS when that does not happen."""
     begun = since = time.monotonic()
     found = 0
     while found < IN_A_ROW and time.monotonic() - begun < RECOVERY_SECONDS:
-        if await hits_from_redis(server, stage.fresh):
+        if await hits_from_redis(server, fixture.fresh):
             found += 1
         else:
             found = 0

@@ -1,0 +1,179 @@
+"""What FastAPI's OpenAPI generator is told of /predict and /predict_batch: their inputs, from the manifests.
+
+The routes that are served are raw ASGI; those made here are only described.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from fastapi.routing import APIRoute
+
+from service.http.predict import IMAGE_PARAMETERS, IMAGE_TYPES, JSON, MAX_BATCH_ROWS
+from service.http.schemas import Prediction, Responses, Results, Schema, problems
+from service.lookup import Model
+from service.runtime import Runtime
+
+_TEXT: Schema = {"type": "string"}
+_HOW: Schema = {
+    "Cache-Status": {"description": "How the caches answered (RFC 9211).", "required": True, "schema": _TEXT}
+}
+_CACHED = _HOW | {
+    "Cache-Control": {"required": True, "schema": _TEXT},
+    "ETag": {
+        "description": "Weak; names model, input and rendering until the next purge. Absent without a usable Redis.",
+        "schema": _TEXT,
+    },
+    "Age": {"description": "Seconds since the answer was computed; on hits.", "schema": {"type": "integer"}},
+}
+_UNCHANGED: Responses = {
+    304: {"description": "The client has it: If-None-Match names this question", "headers": _HOW},
+}
+_FAILURES = problems(400, 404, 412, 413, 414, 415, 422, 500, 503, 504)
+
+
+def predict_routes(runtime: Runtime) -> Iterator[APIRoute]:
+    """Of ``/predict``, ``/predict_batch``, and each model's own."""
+    models = list(runtime.models.values())
+    yield from _predict("/predict", runtime, models)
+    for model in models:
+        yield from _predict(f"/models/{model.name}/predict", runtime, [model], named=True)
+    yield _route("/predict_batch", "POST", "Ask one model many things", Results, _HOW, _batch(runtime, models))
+
+
+def query_parameters(runtime: Runtime, models: Sequence[Model], named: bool = False) -> list[Schema]:
+    """The ways to ask in a query string. Of an image model a request has one; which is more than OpenAPI can say.
+
+    Only the default model's have examples, and of an image's only the first: /docs sends all that have one.
+    """
+    default = models[0] if named else next(iter(_defaults(runtime).values()), models[0])
+    schemas: dict[str, Schema] = {}
+    for model in models:
+        for name, schema in model.predictor.parameters.items():
+            shown = model is default and name in _ways(model)[0]
+            schemas.setdefault(name, dict(schema) if shown else _without_example(schema))
+    required = _ways(models[0])[0] if named and models[0].manifest.features else []
+    schemas["top_k"] = _top_k(*models)
+    if not named:
+        schemas["model"] = {"type": "string", "enum": [model.name for model in models], "example": default.name}
+    return [
+        {"name": name, "in": "query", "required": name in required, "schema": schema}
+        for name, schema in schemas.items()
+    ]
+
+
+def _without_example(schema: Mapping[str, Any]) -> Schema:
+    """Swagger UI would then make one up, and fails to in base64url."""
+    return {key: value for key, value in schema.items() if key not in ("example", "contentEncoding")}
+
+
+def _predict(path: str, runtime: Runtime, models: Sequence[Model], named: bool = False) -> Iterator[APIRoute]:
+    """GET, POST, and QUERY, which is a POST that caches may answer."""
+    what = f"Ask {models[0].name if named else 'the model that is named, or else the default one for the input'}"
+    parameters, body = query_parameters(runtime, models, named), _body(runtime, models, named)
+    yield _route(path, "GET", what, Prediction, _CACHED, {"parameters": parameters})
+    yield _route(path, "POST", f"{what}, with the input in the body", Prediction, _HOW, body)
+    yield _route(path, "QUERY", f"{what}, with the input in the body", Prediction, _CACHED, body)
+
+
+def _route(path: str, method: str, summary: str, answer: type, headers: Schema, extra: Schema) -> APIRoute:
+    async def described() -> None: ...
+
+    return APIRoute(
+        path,
+        described,
+        methods=[method],
+        tags=["predict"],
+        summary=summary,
+        operation_id=f"{method} {path}",
+        response_model=answer,
+        response_description="The answer",
+        responses={200: {"headers": headers}} | (_UNCHANGED if headers is _CACHED else {}) | _FAILURES,
+        openapi_extra=extra,
+    )
+
+
+def _body(runtime: Runtime, models: Sequence[Model], named: bool) -> Schema:
+    forms = [form for model in models for form in _forms(runtime, model, named)]
+    content: Schema = {JSON: {"schema": {"anyOf": forms}, "example": models[0].manifest.example.inputs}}
+    if any(model.manifest.image for model in models):
+        file = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
+        content |= dict.fromkeys(IMAGE_TYPES, file)
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _forms(runtime: Runtime, model: Model, named: bool) -> list[Schema]:
+    """The objects that a body may be: one for each way to ask the model."""
+    extra: Schema = {"top_k": _top_k(model)}
+    if not named:
+        extra["model"] = {"const": model.name}
+    required = [] if named or model in _defaults(runtime).values() else ["model"]
+    schemas = dict(model.predictor.parameters) | {"input": _input(model)}
+    return [
+        _strict({name: dict(schemas[name]) for name in way} | extra, [*way, *required])
+        for way in (*_ways(model), ["input"])
+    ]
+
+
+def _ways(model: Model) -> list[list[str]]:
+    """All features together; or any one of an image's parameters."""
+    names = list(model.predictor.parameters)
+    return [names] if model.manifest.features else [[name] for name in names]
+
+
+def _input(model: Model) -> Schema:
+    """All features in their order, or a normalised array: channels × height × width."""
+    image = model.manifest.image
+    if image is None:
+        columns = list(map(dict, model.predictor.parameters.values()))
+        return {"type": "array", "prefixItems": columns, "minItems": len(columns), "maxItems": len(columns)}
+    schema: Schema = {"type": "number"}
+    for size in reversed((len(image.mode), *image.size)):
+        schema = {"type": "array", "items": schema, "minItems": size, "maxItems": size}
+    return schema
+
+
+_IMAGE_ROW: Schema = {
+    "anyOf": [
+        _TEXT,
+        {"type": "object", "anyOf": [{"required": [name]} for name in sorted(IMAGE_PARAMETERS)]},
+        {"type": "array", "minItems": 1, "prefixItems": [{"type": "array"}]},
+    ]
+}
+"""A first row for which an image model is asked when none is named (predict.py)."""
+
+
+def _batch(runtime: Runtime, models: Sequence[Model]) -> Schema:
+    """Which model is asked, and so how large top_k may be, is said by name, or else by the first row."""
+    rows: Schema = {"type": "array", "minItems": 1, "maxItems": MAX_BATCH_ROWS}
+    forms = [
+        _strict({name: rows, "model": {"const": model.name}, "top_k": _top_k(model)}, [name, "model"])
+        for name in ("inputs", "batch_inputs")
+        for model in models
+    ]
+    for is_image, model in _defaults(runtime).items():
+        first = rows | {"prefixItems": [_IMAGE_ROW if is_image else {"not": _IMAGE_ROW}]}
+        forms.append(_strict({"inputs": first, "top_k": _top_k(model)}, ["inputs"]))
+        if is_image:
+            forms.append(_strict({"batch_inputs": rows, "top_k": _top_k(model)}, ["batch_inputs"]))
+    example = {"model": models[0].name, "inputs": [models[0].manifest.example.inputs]}
+    content = {JSON: {"schema": {"anyOf": forms}, "example": example}}
+    text = "Each row is cached on its own, and may fail on its own."
+    return {"description": text, "requestBody": {"required": True, "content": content}}
+
+
+def _defaults(runtime: Runtime) -> dict[bool, Model]:
+    """Whether the input is an image -> the model that is asked when none is named, where there is one."""
+    found = {image: runtime.default_model(image) for image in (False, True)}
+    return {image: model for image, model in found.items() if model is not None}
+
+
+def _top_k(*models: Model) -> Schema:
+    most = max(len(model.manifest.classes) for model in models)
+    return {"anyOf": [{"type": "integer", "minimum": 1, "maximum": most}, {"const": "all"}]}
+
+
+def _strict(properties: Schema, required: Sequence[str]) -> Schema:
+    """An object with no other members than these."""
+    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}

@@ -1,0 +1,103 @@
+"""``…/infer`` of the Open Inference Protocol, version 2: tensors in, tensors out.
+
+Each row is a question of its own, with the key it has under /predict. Outputs, datatypes and codings are renderings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Any
+
+import orjson
+
+from service.errors import InvalidInput, MalformedRequest, ServiceError, UnknownModel
+from service.http.caching import batch_status
+from service.http.coding import encode, negotiate, read_content
+from service.http.endpoint import Endpoint, Reply, Request, error_headers
+from service.http.predict import MAX_BATCH_BYTES
+from service.inference.predictor import Question
+from service.lookup import Answer, Model
+from service.openinference.outputs import render_outputs, wanted_outputs
+from service.openinference.rows import bad_row, questions
+from service.openinference.tensors import Inference, Wanted, read_inference
+
+CURRENT = "1"
+"""The version that clients ask for which know of numbers only: whatever is served now."""
+SMALL_BODY_BYTES = 64 * 2**10
+"""Up to here, compressing takes less than a change of threads is worth."""
+
+
+def render_error(error: ServiceError) -> Reply:
+    """``{"error": <text>}`` and nothing else, since that is what its clients read."""
+    status = MalformedRequest.status if error.status == InvalidInput.status else error.status
+    return Reply(orjson.dumps({"error": str(error)}), status, headers=error_headers(error))
+
+
+def check_version(model: Model, version: str) -> None:
+    """Raises UnknownModel."""
+    if version not in (CURRENT, model.version):
+        raise UnknownModel(
+            f"Model {model.name} has the version {model.version} ({CURRENT}: the current one), no other."
+        )
+
+
+async def infer(request: Request) -> Reply:
+    model = request.runtime.model(request.path_parameter("name"))
+    if (version := request.path_parameter("version")) is not None:
+        check_version(model, version)
+    body = await read_content(request, MAX_BATCH_BYTES)  # whatever the media type says: Triton's client sends none
+    inference, asked = await request.runtime.bodies.work(
+        partial(_read, model, body, request.header(b"inference-header-content-length")), len(body)
+    )
+    wanted = wanted_outputs(inference)
+    answers = await request.runtime.pipeline.answer_many(model, asked, request.directives)
+    predictions = _predictions(answers)
+    render = partial(_inferred, model, inference, wanted, predictions)
+    reply = await request.runtime.bodies.work(render, sum(map(len, predictions)))
+    reply.headers.append((b"cache-status", batch_status(answers)))
+    return await _encoded(request, reply)
+
+
+def _predictions(answers: list[Answer | ServiceError]) -> list[bytes]:
+    """Of all rows; raises the error of the first that has one, since the protocol has none for a single row."""
+    for number, answer in enumerate(answers):
+        if isinstance(answer, ServiceError):
+            raise bad_row(number, answer) if isinstance(answer, InvalidInput) else answer
+    return [answer.entry.value for answer in answers if isinstance(answer, Answer)]
+
+
+def _inferred(model: Model, inference: Inference, wanted: list[Wanted], predictions: list[bytes]) -> Reply:
+    outputs, binary = render_outputs(model.manifest, predictions, wanted)
+    document: dict[str, Any] = {"model_name": model.name, "model_version": model.version, "outputs": outputs}
+    if inference.id is not None:
+        document["id"] = inference.id
+    head = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    if not binary:
+        return Reply(head)
+    length = (b"inference-header-content-length", b"%d" % len(head))
+    return Reply(head + binary, content_type=b"application/octet-stream", headers=[length])
+
+
+def _read(model: Model, body: bytes, header_length: bytes | None) -> tuple[Inference, list[Question]]:
+    inference = read_inference(body, header_length)
+    return inference, questions(model, inference.inputs)
+
+
+async def _encoded(request: Request, reply: Reply) -> Reply:
+    reply.headers.append((b"vary", b"accept-encoding"))
+    coding = negotiate(request.header(b"accept-encoding"))
+    if coding is not None:
+        if len(reply.body) <= SMALL_BODY_BYTES:
+            reply.body = encode(reply.body, coding)
+        else:
+            # The reply, too, is this request's own.
+            reply.body = await asyncio.to_thread(encode, reply.body, coding)
+        reply.headers.append((b"content-encoding", coding.encode()))
+    return reply
+
+
+ENDPOINTS = [
+    Endpoint(f"/v2/models/{{name}}{version}/infer", {"POST": infer}, render_error)
+    for version in ("", "/versions/{version}")
+]
