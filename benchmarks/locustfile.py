@@ -7,12 +7,14 @@ thousandth.
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from itertools import accumulate
 from typing import Any
 
 from locust import FastHttpUser, constant_throughput, events, tag, task
+from PIL import Image
 
 from benchmarks.inputs import IRIS, iris_rows, iris_target
 
@@ -38,10 +40,6 @@ def questions(count: int = 1) -> list[tuple[float, ...]]:
 
 def picture(number: int) -> bytes:
     """A PNG of 8 × 8 pixels, as the digits are scanned."""
-    import io
-
-    from PIL import Image
-
     file = io.BytesIO()
     Image.frombytes("L", (8, 8), random.Random(number).randbytes(64)).save(file, "PNG")
     return file.getvalue()
@@ -86,7 +84,7 @@ class Visitor(FastHttpUser):
         if self.pictures:
             self.client.post(
                 "/models/digits/predict",
-                data=random.choice(self.pictures),
+                data=random.choice(self.pictures),  # type: ignore[arg-type]
                 headers={"Content-Type": "image/png"},
                 name="POST an image",
             )
@@ -96,7 +94,7 @@ class Visitor(FastHttpUser):
         self.client.post(path, data=json.dumps(document), headers=headers, name=name)
 
 
-@events.quitting.add_listener
+@events.quitting.add_listener  # type: ignore[untyped-decorator]
 def judge(environment: Any, **_: Any) -> None:
     """The verdict of a run: printed, and its exit code."""
     total = environment.stats.total

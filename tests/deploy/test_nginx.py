@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import os
 import re
@@ -100,7 +101,9 @@ def test_a_rolling_restart_under_load_loses_nothing(
             for number, replica in enumerate(replicas):
                 assert replica.stop() == 0
                 replicas[number] = again = start(replica.port)
-                eventually(lambda again=again: again.metric("predict_requests_total", route="/predict"), within=PATIENCE)
+                eventually(
+                    lambda again=again: again.metric("predict_requests_total", route="/predict"), within=PATIENCE
+                )
         assert set(load.statuses) == {200}
     finally:
         for replica in replicas:
@@ -115,7 +118,9 @@ async def test_conditions_directives_and_ages_pass_through(
             await fetch(address, TARGET.format(5.1))
             hit = await fetch(address, TARGET.format(5.1))
             assert hit.hit and hit.max_age > 0
-            assert (await fetch(address, TARGET.format(5.1), headers={"If-None-Match": hit.headers["etag"]})).status == 304
+            assert (
+                await fetch(address, TARGET.format(5.1), headers={"If-None-Match": hit.headers["etag"]})
+            ).status == 304
             fresh = await fetch(address, TARGET.format(5.1), headers={"Cache-Control": "no-cache"})
             assert fresh.cache["fwd"] == "request"
             assert (await fetch(address, "/metrics")).status == 404
@@ -135,6 +140,6 @@ async def test_a_purge_reaches_whoever_nginx_keeps_an_answer_for(
         token = {"Authorization": f"Bearer {ADMIN_TOKEN}", "Content-Type": "application/json"}
         purged = await fetch(service.address, "/admin/purge", "POST", token, b'{"model":"iris"}')
         assert purged.status == 200
-        time.sleep(first.max_age + 1)
+        await asyncio.sleep(first.max_age + 1)
         again = await fetch(address, TARGET.format(5.1))
         assert again.status == 200 and again.headers["etag"] != first.headers["etag"]

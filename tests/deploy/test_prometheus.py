@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes the service: names are as its conventions have them, and every expression finds something."""
+"""A real Prometheus scrapes the service: names follow its conventions, and every expression finds something."""
 
 from __future__ import annotations
 
