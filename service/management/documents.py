@@ -19,7 +19,7 @@ BEST = 9
 """Each document is compressed once."""
 
 REVALIDATED, KEPT = "no-cache", "max-age=3600"
-"""What changes with the models or with a release of ours is asked for each time, and is 304 while it has not changed."""
+"""What may change with the models or with a release is asked for each time, and is 304 while it has not changed."""
 
 
 class Document:

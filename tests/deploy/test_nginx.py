@@ -113,18 +113,16 @@ def test_a_rolling_restart_under_load_loses_nothing(
 async def test_conditions_directives_and_ages_pass_through(
     iris_models: Path, tmp_path: Path, program: Callable[[str], str]
 ) -> None:
-    with running_server(tmp_path, models_dir=iris_models) as service:
-        with nginx(program("nginx"), tmp_path, [service, service]) as address:
-            await fetch(address, TARGET.format(5.1))
-            hit = await fetch(address, TARGET.format(5.1))
-            assert hit.hit and hit.max_age > 0
-            assert (
-                await fetch(address, TARGET.format(5.1), headers={"If-None-Match": hit.headers["etag"]})
-            ).status == 304
-            fresh = await fetch(address, TARGET.format(5.1), headers={"Cache-Control": "no-cache"})
-            assert fresh.cache["fwd"] == "request"
-            assert (await fetch(address, "/metrics")).status == 404
-            assert (await fetch(address, "/admin/cache/stats")).status == 404
+    with running_server(tmp_path, models_dir=iris_models) as service, ExitStack() as stack:
+        address = stack.enter_context(nginx(program("nginx"), tmp_path, [service, service]))
+        await fetch(address, TARGET.format(5.1))
+        hit = await fetch(address, TARGET.format(5.1))
+        assert hit.hit and hit.max_age > 0
+        assert (await fetch(address, TARGET.format(5.1), headers={"If-None-Match": hit.headers["etag"]})).status == 304
+        fresh = await fetch(address, TARGET.format(5.1), headers={"Cache-Control": "no-cache"})
+        assert fresh.cache["fwd"] == "request"
+        for path in ("/metrics", "/admin/cache/stats"):
+            assert (await fetch(address, path)).status == 404
 
 
 async def test_a_purge_reaches_whoever_nginx_keeps_an_answer_for(
