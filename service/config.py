@@ -58,9 +58,19 @@ class Settings(BaseSettings):
         "", description="`redis://…`, `rediss://…` or `unix://…`; `embedded` starts a private one; empty: no Redis."
     )
     models_dir: Path = Field(Path("models"), description="Directory whose sub-directories are the models to serve.")
-    default_model: str = Field("iris", description="Model for feature parameters when no model is named.")
+    default_model: str = Field(
+        "", description="Model for features when none is named; empty: `iris` when present, else the only one for them."
+    )
     default_image_model: str = Field(
-        "", description="Model for images when none is named; empty: `imagenet` when present, else `digits`."
+        "",
+        description="Model for images when none is named; empty: `imagenet` or `digits` when present, else the only "
+        "one for them.",
+    )
+
+    trusted_types: str = Field(
+        "",
+        description="Types that `.skops` files may hold, with commas between them, beside scikit-learn's and NumPy's "
+        "that skops knows.",
     )
 
     ttl_seconds: float = Field(300, gt=0, le=4_000_000, description="Lifetime of a cached answer, in seconds.")
@@ -126,6 +136,11 @@ class Settings(BaseSettings):
 
     max_body_bytes: int = Field(
         10 * 2**20, ge=1024, description="Largest request body, in bytes; a batch may have 32 MiB."
+    )
+    max_image_pixels: int = Field(
+        50_000_000,
+        ge=1,
+        description="Most pixels of an image file; each takes 3 bytes or more while it is decoded, by up to 4 threads.",
     )
     max_bodies_bytes: int = Field(
         128 * 2**20,
@@ -223,6 +238,11 @@ def load_settings(environ: Mapping[str, str] | None = None, *, arguments: Sequen
         name = str(first["loc"][0])
         shown = "…" if name in SECRETS else repr(first["input"])
         raise ConfigurationError(f"{PREFIX}{name.upper()}={shown}: {first['msg']}.") from None
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Of a list with commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def service_links(environ: Mapping[str, str] | None = None) -> list[str]:

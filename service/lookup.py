@@ -8,6 +8,7 @@ from typing import Literal
 
 from service.cache.entry import Entry
 from service.cache.redis.auto_pipeline import DeadlineBudget
+from service.config import Settings
 from service.inference.batcher import Batcher, Reservation
 from service.inference.manifest import Manifest
 from service.inference.predictor import Predictor, Question, answer_check
@@ -32,6 +33,10 @@ class Model:
     @property
     def version(self) -> str:
         return self.predictor.fingerprint.hex()[:12]
+
+    def ttl(self, settings: Settings) -> float:
+        """The lifetime of its answers, in seconds."""
+        return self.manifest.ttl_seconds or settings.ttl_seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -200,7 +200,7 @@ class Pipeline:
             logger.error("A prediction failed.", extra=_names(lookup), exc_info=error.__cause__ or error)
             raise
         self.metrics.queued(lookup.model.name, computed.queue_seconds)
-        entry = new_entry(computed.prediction, self.settings.ttl_seconds, self._clock(), self._random)
+        entry = new_entry(computed.prediction, lookup.model.ttl(self.settings), self._clock(), self._random)
         return Answer(
             lookup.key, entry, "computed", queue_seconds=computed.queue_seconds, model_seconds=computed.model_seconds
         )

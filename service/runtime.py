@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from service.audit import Auditor, Countdown
 from service.bodies import Bodies
 from service.cache.memory import MemoryCache
 from service.cache.redis.l2 import L2, open_redis
-from service.config import Settings
+from service.config import Settings, names
 from service.economics import Account, Economics
 from service.errors import InvalidInput, StoreUnavailable, UnknownModel
 from service.inference.artifact import discover
@@ -36,6 +37,7 @@ LEASE_COST_SECONDS = 0.001
 """A lease costs two round trips to Redis and a little waiting. A model cheaper than this does without."""
 
 
+@dataclass(eq=False)
 class Runtime:
     """What a request can reach.
 
@@ -43,35 +45,34 @@ class Runtime:
     elsewhere. ``parsed``, ``rendered``: the questions in query strings and the bodies of answers that came before.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        metrics: Metrics,
-        pipeline: Pipeline,
-        models: dict[str, Model],
-        auditor: Auditor,
-        economics: Economics,
-    ) -> None:
-        self.settings = settings
-        self.metrics = metrics
-        self.pipeline = pipeline
-        self.models = models
-        self.auditor = auditor
-        self.economics = economics
-        self.refusals = Refusals()
-        self.draining = False
-        self.bodies = Bodies(settings.max_bodies_bytes)
-        self.clock = time.monotonic
-        self.tallies: list[Callable[[], None]] = []
-        self.parsed: Memo[tuple[str | None, bytes], Any] = Memo(MAX_REMEMBERED)
-        self.rendered: Memo[tuple[str, int, bytes], bytes] = Memo(MAX_REMEMBERED)
-        preferred = settings.default_image_model
-        self._default_image_model = preferred or ("imagenet" if "imagenet" in models else "digits")
+    settings: Settings
+    metrics: Metrics
+    pipeline: Pipeline
+    models: dict[str, Model]
+    auditor: Auditor
+    economics: Economics
+    bodies: Bodies
+    refusals: Refusals = field(default_factory=Refusals)
+    draining: bool = False
+    clock: Callable[[], float] = time.monotonic
+    tallies: list[Callable[[], None]] = field(default_factory=list)
+    parsed: Memo[tuple[str | None, bytes], Any] = field(default_factory=partial(Memo, MAX_REMEMBERED))
+    rendered: Memo[tuple[str, int, bytes], bytes] = field(default_factory=partial(Memo, MAX_REMEMBERED))
+    _defaults: dict[bool, str | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self._defaults = {
+            False: _default(self.models, False, settings.default_model, "iris"),
+            True: _default(self.models, True, settings.default_image_model, "imagenet", "digits"),
+        }
 
     def model(self, name: object, image: bool = False) -> Model:
         """The model of that name, or without a name the default one for the kind of input; raises UnknownModel."""
         if name is None:
-            name = self._default_name(image)
+            name = self._defaults[image]
+            if name is None:
+                raise UnknownModel("Name a model: there is no default one for this input. /models lists them.")
         if not isinstance(name, str):
             raise InvalidInput("Parameter model must be a string.", parameter="model")
         model = self.models.get(name)
@@ -82,10 +83,7 @@ class Runtime:
 
     def default_model(self, image: bool) -> Model | None:
         """The model that is asked when none is named, where it is served."""
-        return self.models.get(self._default_name(image))
-
-    def _default_name(self, image: bool) -> str:
-        return self._default_image_model if image else self.settings.default_model
+        return self.models.get(self._defaults[image] or "")
 
     def update_metrics(self) -> None:
         """Every worker does this regularly, because a scrape of one worker shows all."""
@@ -98,6 +96,13 @@ class Runtime:
         for model in self.models.values():
             self.metrics.queue_size.labels(model.name).set(model.batcher.queued)
         self.metrics.flush()
+
+
+def _default(models: dict[str, Model], image: bool, preferred: str, *usual: str) -> str | None:
+    """The operator's choice, else the first usual one that is served, else the only one that takes such input."""
+    fitting = [name for name, model in models.items() if (model.manifest.image is not None) == image]
+    only = fitting[0] if len(fitting) == 1 else None
+    return preferred or next((name for name in usual if name in fitting), only)
 
 
 @asynccontextmanager
@@ -136,7 +141,7 @@ async def open_runtime(settings: Settings, lost: Callable[[str], None] = lambda 
             economics.observe(lookup, answer)
 
         pipeline = Pipeline(settings, l1, l2, metrics, observe=observe)
-        runtime = Runtime(settings, metrics, pipeline, models, auditor, economics)
+        runtime = Runtime(settings, metrics, pipeline, models, auditor, economics, Bodies(settings.max_bodies_bytes))
         stack.callback(runtime.refusals.close)
         stack.callback(runtime.bodies.close)
         stack.callback(runtime.update_metrics)  # for what the last requests counted
@@ -156,6 +161,8 @@ async def _load_models(settings: Settings) -> list[LoadedModel]:
         precision=settings.precision,
         decode=settings.decode,
         owns_device=settings.workers == 1 or settings.share_device,
+        trusted_types=names(settings.trusted_types),
+        max_image_pixels=settings.max_image_pixels,
     )
     return [await asyncio.to_thread(load_model, directory, options) for directory in discover(settings.models_dir)]
 
@@ -173,7 +180,7 @@ def _serve(
     metrics.serve(manifest.name)
     batcher = Batcher(
         predictor,
-        max_batch_size=settings.max_batch_size,
+        max_batch_size=manifest.max_batch_size or settings.max_batch_size,
         max_queue_size=settings.max_queue_size,
         lost=partial(lost, f"The device of model {manifest.name} is lost"),
         observe=partial(_computed, metrics, account, manifest.name),
@@ -189,9 +196,8 @@ def _computed(metrics: Metrics, account: Account, model: str, size: int, seconds
 
 
 def _is_leased(settings: Settings, manifest: Manifest) -> bool:
-    if settings.lease == "auto":
-        return manifest.cost_seconds > LEASE_COST_SECONDS
-    return settings.lease == "always"
+    lease = manifest.lease or settings.lease
+    return manifest.cost_seconds > LEASE_COST_SECONDS if lease == "auto" else lease == "always"
 
 
 async def _keep_metrics(runtime: Runtime) -> None:

@@ -2,33 +2,63 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from service.errors import ConfigurationError
 from service.inference.artifact import Artifact, write_artifact
 from service.inference.loading import load_predictor
-from service.inference.manifest import Manifest
+from service.inference.manifest import Manifest, ModelName
 from service.inference.predictor import Options, Predictor, unpack
+
+MODELS_DIR = Path(os.environ.get("PREDICT_MODELS_DIR", "models"))
+"""Where models are published, unless --out says otherwise: there the service looks for them."""
 
 ENOUGH_SECONDS = 1.0
 MOST_PREDICTIONS = 101
 
 
-def publish(models_dir: Path, draft: Manifest, weights: bytes) -> Manifest:
+def __getattr__(name: str) -> Any:
+    """``register_network`` imports torch, which nobody else has to wait for."""
+    if name == "register_network":
+        return import_module("training.networks").register_network
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def check_name(name: str) -> None:
+    """Raises ConfigurationError for what no model may be called: ask before anything is executed or trained."""
+    try:
+        TypeAdapter(ModelName).validate_python(name)
+    except ValidationError:
+        raise ConfigurationError(
+            f"{name!r:.80} is no name of a model: it has up to 64 small letters, digits, _, . and -, and begins with a "
+            "letter or a digit."
+        ) from None
+
+
+def publish(
+    models_dir: Path, draft: Manifest, weights: bytes, *parts: bytes, trusted_types: Sequence[str] = ()
+) -> Manifest:
     """Write ``models_dir/<name>`` and return its manifest; raises ConfigurationError when the model cannot be served.
 
     The draft's golden answer and cost are replaced by what the served model says to its example, and how fast.
     """
-    predictor = load_predictor(Artifact(draft, weights), Options())
+    artifact = Artifact(draft, weights, parts)
+    predictor = load_predictor(artifact, Options(trusted_types=tuple(trusted_types)))
     payload = predictor.parse(draft.example.inputs, b"", "application/json").payload
     if payload is None:
         raise ConfigurationError(f"The example of {draft.name} is a digest; give the input itself.")
     golden, cost = _measure(predictor, payload)
     example = draft.example.model_copy(update={"golden": golden})
     manifest = draft.model_copy(update={"example": example, "cost_seconds": cost})
-    write_artifact(models_dir / draft.name, Artifact(manifest, weights))
+    write_artifact(models_dir / draft.name, Artifact(manifest, weights, parts))
     return manifest
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import joblib
 from sklearn.datasets import load_iris
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import train_test_split
 
 from service.errors import ConfigurationError
 from service.inference.manifest import Feature, Manifest
+from training import MODELS_DIR
 from training.register import register
 
 TREES = 100
@@ -42,21 +41,20 @@ def train() -> tuple[RandomForestClassifier, float]:
 
 def main(arguments: Sequence[str] | None = None) -> Manifest:
     parser = argparse.ArgumentParser(prog="python -m training.iris", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("models"), help="where model directories live")
+    parser.add_argument("--out", type=Path, default=MODELS_DIR, help="where model directories live")
     options = parser.parse_args(arguments)
     forest, accuracy = train()
-    weights = io.BytesIO()
-    joblib.dump(forest, weights)
     try:
         manifest = register(
-            options.out,
-            "iris",
-            weights.getvalue(),
-            FEATURES,
+            forest,
+            name="iris",
+            models_dir=options.out,
+            features=FEATURES,
             labels=("setosa", "versicolor", "virginica"),
             example=EXAMPLE,
             accuracy=accuracy,
             description="The species of an iris from its sepals and petals, in centimetres.",
+            show=lambda table: None,
         )
     except ConfigurationError as error:
         sys.exit(str(error))

@@ -1,133 +1,159 @@
-"""Serve your own classifier: ``python -m training.register FILE --name N --features a:0:10,b --classes x,y``."""
+"""Serve your own model: ``python -m training.register FILE --data train.csv --target COLUMN``.
+
+From Python: ``from training import register``, then ``register(model, X, y, name="churn")``.
+"""
 
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any, Unpack
 
-from pydantic import ValidationError
+import joblib
 
+from service.config import names
 from service.errors import ConfigurationError, ServiceError
-from service.inference.artifact import library_versions
-from service.inference.manifest import Class, Example, Feature, Manifest, Weights, reason
-from service.inference.tabular.estimator import class_values, unpickle
-from training import publish
+from service.inference.manifest import Manifest
+from service.inference.tabular.files import load_estimator
+from training import MODELS_DIR, check_name, columns, publish
+from training.draft import Details, Source, draft
+from training.flags import parse_features, read_bytes, read_data
+
+NETWORK_FILES = (".onnx", ".pt", ".pth", ".safetensors")
 
 
 def register(
-    models_dir: Path,
-    name: str,
-    weights: bytes,
-    features: Sequence[Feature],
+    model: Any,
+    X: Any = None,
+    y: Any = None,
     *,
-    labels: Sequence[str] = (),
-    example: Sequence[float] = (),
-    accuracy: float | None = None,
-    description: str = "",
+    name: str,
+    models_dir: Path | str = MODELS_DIR,
+    **details: Unpack[Details],
 ) -> Manifest:
-    """Publish a joblib'd classifier; raises ConfigurationError.
+    """Publish a fitted estimator, or a file of one, as ``models_dir/name``; raises ConfigurationError.
 
-    ``labels``: a name per class, in the estimator's order; default its own class values. ``example``: a row to warm up
-    and measure with; default the middle of each feature's bounds.
+    ``X``, ``y``: data like those it was fitted on, which say types, values and ranges of the features, and an example.
     """
-    values = class_values(unpickle(weights, f"The model {name}"))
-    labels = labels or values
-    if len(labels) != len(values):
-        raise ConfigurationError(
-            f"The model has {len(values)} classes ({', '.join(values)}), but {len(labels)} were named."
-        )
-    row = list(example) or [_middle(feature) for feature in features]
-    if len(row) != len(features):
-        raise ConfigurationError(f"The example has {len(row)} values for {len(features)} features.")
+    check_name(name)
+    trusted = tuple(details.get("trusted_types", ()))
+    source = _read(Path(model), name, trusted) if isinstance(model, str | Path) else _dumped(model)
+    made, scored = draft(name, source, X, y, details)
+    details.get("show", print)(_shown(made, scored))
     try:
-        draft = Manifest(
-            name=name,
-            kind="tabular",
-            weights=Weights.of(weights, "joblib"),
-            features=tuple(features),
-            classes=tuple(Class(value=v, label=label) for v, label in zip(values, labels, strict=True)),
-            cost_seconds=1.0,
-            example=Example(inputs=dict(zip((f.name for f in features), row, strict=True)), golden=[0.0] * len(values)),
-            versions=library_versions("numpy", "scikit-learn", "joblib"),
-            accuracy=accuracy,
-            description=description,
-        )
-    except ValidationError as error:
-        raise ConfigurationError(f"{name}: {reason(error)}.") from None
-    try:
-        return publish(models_dir, draft, weights)
+        return publish(Path(models_dir), made, source.weights, trusted_types=trusted)
     except ServiceError as error:
         raise ConfigurationError(f"The example is refused: {error}") from None
 
 
-def parse_features(text: str) -> list[Feature]:
-    """``name[:minimum:maximum]``, comma-separated; either bound may be empty. Raises ConfigurationError."""
-    return [_parse_feature(part.strip()) for part in text.split(",")]
+def _read(file: Path, name: str, trusted: Sequence[str]) -> Source:
+    weights, extension = read_bytes(file), "skops" if file.suffix == ".skops" else "joblib"
+    return Source(load_estimator(weights, extension, trusted, f"The model {name}"), weights, extension)
 
 
-def _parse_feature(text: str) -> Feature:
-    name, *bounds = text.split(":")
-    try:
-        if len(bounds) not in (0, 2):
-            raise ValueError("write name or name:minimum:maximum")
-        low, high = (float(bound) if bound else None for bound in bounds or ("", ""))
-        return Feature(name=name, minimum=low, maximum=high)
-    except ValidationError as error:
-        raise ConfigurationError(f"--features {text}: {reason(error)}.") from None
-    except ValueError as error:
-        raise ConfigurationError(f"--features {text}: {error}.") from None
+def _dumped(model: Any) -> Source:
+    file = io.BytesIO()
+    joblib.dump(model, file)
+    return Source(model, file.getvalue())
 
 
-def _middle(feature: Feature) -> float:
-    low, high = feature.minimum, feature.maximum
-    if low is not None and high is not None:
-        return low / 2 + high / 2
-    return low if low is not None else high if high is not None else 0.0
+def _shown(draft: Manifest, rows: int) -> str:
+    lines = columns.aligned(columns.printed(draft.features, draft.example.inputs))
+    named = (c.value if c.value == c.label else f"{c.value} = {c.label}" for c in draft.classes)
+    lines.append(f"classes: {', '.join(named)}")
+    if rows:
+        held_out = "held-out, if the model was not fitted on them"
+        lines.append(f"accuracy: {draft.accuracy:.3f} on this data ({rows:,} rows; {held_out})")
+    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m training.register", description="Serve your own classifier.")
-    parser.add_argument("file", type=Path, help="a fitted classifier, written with joblib.dump or pickle")
-    parser.add_argument("--name", required=True, help="what it is called in URLs")
-    parser.add_argument(
-        "--features", required=True, help="a:0:10,b: names in the order of the columns, with optional bounds"
-    )
-    parser.add_argument(
-        "--classes", default="", help="x,y: a label per class, in the order of the estimator's classes_"
-    )
-    parser.add_argument("--example", default="", help="5.1,3.5: a row to warm up and measure with")
-    parser.add_argument("--out", type=Path, default=Path("models"), help="where model directories live")
-    options = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if any(word.startswith("--architecture") or word.lower().endswith(NETWORK_FILES) for word in words):
+        from training import networks  # not above: it imports torch
+
+        networks.main(words)
+        return
+    options = _parser().parse_args(words)
     try:
-        manifest = register(
-            options.out,
-            options.name,
-            _read(options.file),
-            parse_features(options.features),
-            labels=[label.strip() for label in options.classes.split(",") if label.strip()],
-            example=_numbers(options.example),
-        )
+        manifest = _run(options)
     except ConfigurationError as error:
         sys.exit(str(error))
     cost = f"{manifest.cost_seconds * 1e6:,.0f} µs a prediction"
     print(f"{options.out / manifest.name}: {len(manifest.classes)} classes, {cost}")
 
 
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise ConfigurationError(f"{file} cannot be read ({error.strerror}).") from None
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training.register", description="Serve your own model.")
+    add = parser.add_argument
+    add(
+        "file",
+        type=Path,
+        help="a fitted classifier: from joblib.dump or pickle, or NAME.skops from skops",
+    )
+    add("--name", help="what it is called in URLs; default: the file's name")
+    add("--data", type=Path, help="CSV or Parquet like that it was fitted on: types, values, ranges and an example")
+    add("--target", help="the column of --data that the model predicts")
+    add("--features", default="", help="in the order of the columns: a:0:10,b:integer,c:category:x|y,d:text?,e:?")
+    add("--classes", default="", help="x,y: a label per class, in the order of the estimator's classes_")
+    add("--example", default="", help="5.1,3.5: a row to warm up and measure with")
+    add("--enforce-bounds", action="store_true", help="refuse numbers beyond those that --data has")
+    add("--ttl-seconds", type=float, help="lifetime of its answers; default: the setting")
+    add("--max-batch-size", type=int, help="most inputs in one call of it; default: the setting")
+    add("--lease", choices=("auto", "always", "never"), help="compute once in the cluster; default: the setting")
+    add("--requirements", type=Path, help="a requirements.txt: without what it names, the model is not loaded")
+    trusted = os.environ.get("PREDICT_TRUSTED_TYPES", "")
+    add(
+        "--trust",
+        default=trusted,
+        help="types that a .skops file may hold; default: PREDICT_TRUSTED_TYPES",
+    )
+    add("--out", type=Path, default=MODELS_DIR, help="where model directories live; default: PREDICT_MODELS_DIR")
+    return parser
 
 
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise ConfigurationError(f"--example {text}: write numbers with commas between them.") from None
+def _run(options: argparse.Namespace) -> Manifest:
+    """The name is checked before the file is executed."""
+    name = options.name or options.file.stem
+    check_name(name)
+    features = parse_features(options.features)
+    X = None if options.data is None else read_data(options.data)
+    y = None
+    if options.target is not None:
+        if X is None or options.target not in X:
+            raise ConfigurationError(f"--target {options.target}: --data has no such column.")
+        y = X.pop(options.target)
+    return register(
+        options.file,
+        X,
+        y,
+        name=name,
+        models_dir=options.out,
+        features=features,
+        labels=names(options.classes),
+        example=options.example,
+        enforce_bounds=options.enforce_bounds,
+        ttl_seconds=options.ttl_seconds,
+        max_batch_size=options.max_batch_size,
+        lease=options.lease,
+        requirements=read_bytes(options.requirements).decode().splitlines() if options.requirements else (),
+        trusted_types=names(options.trust),
+    )
 
+
+class _Callable(ModuleType):
+    """So that ``from training import register`` gives what can be called, though it is this module."""
+
+    def __call__(self, *arguments: Any, **details: Any) -> Manifest:
+        return register(*arguments, **details)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 if __name__ == "__main__":
     main()

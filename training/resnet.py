@@ -1,13 +1,12 @@
-"""Make an image model: ``python -m training.resnet [--data digits | --data DIR | --imagenet]``.
+"""Train an image model: ``python -m training.resnet [--data digits | --data DIR | --imagenet]``.
 
 digits: scikit-learn's bundled scans, nothing to download. DIR: your own pictures, a folder per class.
---imagenet: no training; the published weights, downloaded or from a file.
+--imagenet: no training; the published weights, downloaded or from a file. --architecture: any of torchvision's.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import math
 import os
 import re
@@ -18,24 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
-from safetensors.torch import save
 from torch import Tensor, nn
-from torchvision.datasets import ImageFolder
 
 from service.errors import ConfigurationError, InvalidInput
-from service.inference.artifact import Artifact, library_versions
+from service.inference.artifact import Artifact
 from service.inference.loading import load_predictor
-from service.inference.manifest import Class, Example, Image, Manifest, Weights, reason
+from service.inference.manifest import Image, Manifest
 from service.inference.predictor import Options, unpack
-from service.inference.vision.cpu import has_openvino
 from service.inference.vision.device import resolve_device
 from service.inference.vision.images import read
-from service.inference.vision.predictor import LIBRARIES
-from service.inference.vision.state_dict import Tensors, read_state
-from service.inference.vision.torch_network import LIBRARIES as TORCH
-from service.inference.vision.torch_network import build
-from training import digits, publish, published
+from training import MODELS_DIR, check_name, digits, publish, published
+from training.export import export, one_line
+from training.networks import draft, make, publish_files
+from training.published import adopt, build, read_state
 
 SEED = 0
 BATCH = 64
@@ -43,9 +37,6 @@ EVALUATION_BATCH = 64
 HELD_OUT = 0.2
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 DIGITS = Image(architecture="resnet18", size=(32, 32), mean=(0.3, 0.3, 0.3), std=(0.38, 0.38, 0.38))
-FOLDER = Image(
-    architecture="resnet18", size=(224, 224), resize=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
-)
 
 Labelled = tuple[bytes | Path, int]
 """An image file, in memory or on disk, and the index of its class."""
@@ -73,20 +64,32 @@ def digits_source(name: str) -> Source:
 
 
 def folder_source(directory: Path, name: str | None) -> Source:
-    """A sub-directory per class, as torchvision's ImageFolder; raises ConfigurationError."""
+    """A sub-directory of images per class; hidden files and folders are passed by. Raises ConfigurationError."""
     try:
-        found = ImageFolder(directory, is_valid_file=lambda path: path.lower().endswith(SUFFIXES))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ConfigurationError(f"--data {directory}: {error}") from None
-    items: list[Labelled] = [(Path(path), label) for path, label in found.samples]
+        folders = sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise ConfigurationError(f"--data {directory} cannot be read ({error.strerror}).") from None
+    found = {folder.name: list(_images(folder)) for folder in folders}
+    if empty := [label for label, files in found.items() if not files]:
+        raise ConfigurationError(f"--data {directory}: there is no image of {', '.join(empty)}.")
+    items: list[Labelled] = [(file, label) for label, files in enumerate(found.values()) for file in files]
     order = torch.randperm(len(items), generator=torch.Generator().manual_seed(SEED)).tolist()
     shuffled = [items[index] for index in order]
     tests = max(1, round(HELD_OUT * len(items)))
     if len(items) - tests < 2:
         raise ConfigurationError(f"--data {directory}: {len(items)} images are too few to train with.")
-    description = f"One of {len(found.classes)} kinds of pictures."
     name = name or re.sub(r"[^a-z0-9_.\-]+", "-", directory.resolve().name.lower()).lstrip("-_.")
-    return Source(name, description, found.classes, shuffled[tests:], shuffled[:tests])
+    return Source(name, f"One of {len(found)} kinds of pictures.", list(found), shuffled[tests:], shuffled[:tests])
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    """In sub-folders, too; says which hidden ones it passes by, as the ``._photo.jpg`` that a Mac leaves."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            if any(part.startswith(".") for part in path.relative_to(folder).parts):
+                print(f"{path} is hidden, and is passed by.")
+            else:
+                yield path
 
 
 def load(item: Labelled, spec: Image) -> Tensor:
@@ -125,7 +128,9 @@ def fit(network: nn.Module, source: Source, spec: Image, epochs: int, rate: floa
             order = torch.randperm(len(source.train)).tolist()[:count]
             shuffled = [source.train[index] for index in order]
             for step, (images, labels) in enumerate(batches(shuffled, spec, pool), 1):
-                loss = nn.functional.cross_entropy(network(images.to(device)), labels.to(device))
+                found = network(images.to(device))
+                logits = found if isinstance(found, Tensor) else found[0]  # GoogLeNet has more to say while it learns
+                loss = nn.functional.cross_entropy(logits, labels.to(device))
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -136,9 +141,9 @@ def fit(network: nn.Module, source: Source, spec: Image, epochs: int, rate: floa
     network.cpu().eval()
 
 
-def accuracy(draft: Manifest, weights: bytes, items: Sequence[Labelled]) -> float:
+def accuracy(made: Artifact, items: Sequence[Labelled]) -> float:
     """The share of the files that the model, served, gives their own class."""
-    predictor = load_predictor(Artifact(draft, weights), Options(threads=os.cpu_count() or 1))
+    predictor = load_predictor(made, Options(threads=os.cpu_count() or 1))
     right = 0
     for start in range(0, len(items), EVALUATION_BATCH):
         batch = items[start : start + EVALUATION_BATCH]
@@ -150,69 +155,34 @@ def accuracy(draft: Manifest, weights: bytes, items: Sequence[Labelled]) -> floa
     return right / len(items)
 
 
-def draft(name: str, description: str, spec: Image, labels: Sequence[str], weights: bytes, example: bytes) -> Manifest:
-    """The manifest up to what is measured later; raises ConfigurationError."""
-    try:
-        return Manifest(
-            name=name,
-            kind="vision",
-            weights=Weights.of(weights, "safetensors"),
-            image=spec,
-            classes=tuple(Class(value=str(index), label=label) for index, label in enumerate(labels)),
-            cost_seconds=1.0,
-            example=Example(inputs={"image": base64.b64encode(example).decode()}, golden=[0.0] * len(labels)),
-            versions=library_versions(*TORCH, *LIBRARIES, *(("openvino",) if has_openvino() else ())),
-            description=description,
-        )
-    except ValidationError as error:
-        raise ConfigurationError(f"{name}: {reason(error)}.") from None
-
-
-def train(source: Source, spec: Image, out: Path, epochs: int, rate: float, start: Path | None = None) -> Manifest:
-    """Fit, measure on the held-out files and publish; raises ConfigurationError. ``start``: weights to begin with."""
-    torch.manual_seed(SEED)
-    network = build(spec.architecture, spec.mode, len(source.labels))
-    if start is not None:
-        adopt(network, read_state(read_file(start), start.name))
-    fit(network, source, spec, epochs, rate)
-    weights = state_bytes(network.state_dict())
+def train(source: Source, spec: Image, options: argparse.Namespace) -> Manifest:
+    """Fit, measure on the held-out files and publish; raises ConfigurationError."""
     smallest = min((contents(file) for file, _ in source.held_out), key=len)
-    manifest = draft(source.name, source.description, spec, source.labels, weights, smallest)
-    return publish(out, manifest.model_copy(update={"accuracy": accuracy(manifest, weights, source.held_out)}), weights)
-
-
-def adopt(network: nn.Module, state: Tensors) -> None:
-    """Take over all weights but, where the classes are others, those of the last layer; raises ConfigurationError."""
-    own, found = network.state_dict(), {name: torch.as_tensor(each) for name, each in state.items()}
-    if any(found[name].shape != own[name].shape for name in ("fc.weight", "fc.bias") if name in found):
-        found |= {name: own[name] for name in ("fc.weight", "fc.bias")}
-    try:
-        network.load_state_dict(found)
-    except RuntimeError as error:
-        raise ConfigurationError(f"--weights: {error!s:.300}") from None
+    plan = draft(source.name, spec, source.labels, smallest, source.description)
+    if options.epochs < 1 and options.weights is None:
+        raise ConfigurationError("--epochs 0 publishes --weights as they are: name their file.")
+    torch.manual_seed(SEED)
+    network = build(spec.architecture, len(source.labels))
+    if options.weights is not None:
+        adopt(network, read_state(options.weights), other_classes=options.epochs > 0)
+    if options.epochs > 0:
+        try:
+            fit(network, source, spec, options.epochs, options.rate)
+        except (AssertionError, ValueError, RuntimeError) as error:
+            raise ConfigurationError(f"{spec.architecture} cannot learn {source.name} ({one_line(error)}).") from error
+    made = make(plan, export(network.eval(), spec, len(source.labels), "logits"))
+    measured = made.manifest.model_copy(update={"accuracy": accuracy(made, source.held_out)})
+    return publish(options.out, measured, made.weights, *made.parts)
 
 
 def imagenet(architecture: str, out: Path, name: str, file: Path | None) -> Manifest:
     """Publish the weights that torchvision publishes, downloaded or from ``file``; raises ConfigurationError."""
-    build(architecture, "RGB", 1)
     found = published.fetch(architecture, file)
-    weights = state_bytes(found.state)
-    manifest = draft(
-        name, "One of ImageNet's thousand kinds of things.", found.spec, found.labels, weights, found.example
+    files = export(found.network, found.spec, len(found.labels), "logits")
+    about = "One of ImageNet's thousand kinds of things."
+    return publish_files(
+        files, name, found.spec, found.labels, models_dir=out, accuracy=found.accuracy, description=about
     )
-    return publish(out, manifest.model_copy(update={"accuracy": found.accuracy}), weights)
-
-
-def state_bytes(state: dict[str, Tensor]) -> bytes:
-    """As safetensors, which the service reads without importing torch."""
-    return save({name: tensor.contiguous() for name, tensor in state.items()})
-
-
-def read_file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read ({error.strerror}).") from None
 
 
 def arguments_parser() -> argparse.ArgumentParser:
@@ -225,25 +195,27 @@ def arguments_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--export-test", type=Path, metavar="DIR", help="write the held-out digits as <digit>_<number>.png"
     )
-    parser.add_argument("--weights", type=Path, help="a state dict to start from, or (--imagenet) the published file")
+    parser.add_argument(
+        "--weights", type=Path, help="a state dict, .pt or .safetensors, to start from, or (--imagenet) to publish"
+    )
     parser.add_argument("--name", help="what the model is called in URLs")
-    parser.add_argument("--architecture", default="resnet18", help="any torchvision ResNet")
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--architecture", default="resnet18", help="any classification network of torchvision's")
+    parser.add_argument("--epochs", type=int, default=6, help="0 publishes --weights as they are")
     parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
-    parser.add_argument("--out", type=Path, default=Path("models"), help="where model directories live")
+    parser.add_argument("--out", type=Path, default=MODELS_DIR, help="where model directories live")
     return parser
 
 
 def run(options: argparse.Namespace) -> Manifest:
     if options.imagenet:
         return imagenet(options.architecture, options.out, options.name or "imagenet", options.weights)
-    source, spec = (
-        (digits_source(options.name or "digits"), DIGITS)
-        if options.data == "digits"
-        else (folder_source(Path(options.data), options.name), FOLDER)
-    )
-    spec = spec.model_copy(update={"architecture": options.architecture})
-    return train(source, spec, options.out, options.epochs, options.rate, options.weights)
+    if options.data == "digits":
+        source, spec = digits_source(options.name or "digits"), DIGITS
+        spec = spec.model_copy(update={"architecture": options.architecture})
+    else:
+        spec = published.spec_of(options.architecture)
+        source = folder_source(Path(options.data), options.name)
+    return train(source, spec, options)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -252,11 +224,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{options.export_test}: {digits.export(options.export_test)} images")
         return
     try:
+        check_name(options.name or "digits")
         manifest = run(options)
     except ConfigurationError as error:
         sys.exit(str(error))
     cost = f"{manifest.cost_seconds * 1e3:.1f} ms a prediction"
-    print(f"{manifest.name}: held-out accuracy {manifest.accuracy:.3f}, {cost}: {options.out / manifest.name}")
+    share = "accuracy not known" if manifest.accuracy is None else f"held-out accuracy {manifest.accuracy:.3f}"
+    print(f"{manifest.name}: {share}, {cost}: {options.out / manifest.name}")
 
 
 if __name__ == "__main__":

@@ -61,31 +61,19 @@ class Reply:
 class Request:
     """What a handler needs of the ASGI scope, computed when it is first read."""
 
-    __slots__ = ("_body_bytes", "_headers", "_receive", "name", "route", "runtime", "scope")
+    __slots__ = ("_body_bytes", "_headers", "_receive", "method", "name", "path", "query", "route", "runtime", "scope")
 
     def __init__(self, scope: Scope, receive: Receive, route: str = "unknown") -> None:
         self.scope = scope
         self.route = route
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.query: bytes = scope["query_string"]
         self.runtime: Runtime = scope["state"]["runtime"]
         self._receive = receive
         self._headers: dict[bytes, bytes] | None = None
         self.name = RequestId(self.given_id)
         self._body_bytes = 0
-
-    @property
-    def method(self) -> str:
-        method: str = self.scope["method"]
-        return method
-
-    @property
-    def path(self) -> str:
-        path: str = self.scope["path"]
-        return path
-
-    @property
-    def query(self) -> bytes:
-        query: bytes = self.scope["query_string"]
-        return query
 
     def path_parameter(self, name: str) -> str | None:
         value: str | None = self.scope.get("path_params", {}).get(name)

@@ -52,8 +52,8 @@ def query_parameters(runtime: Runtime, models: Sequence[Model], named: bool = Fa
     for model in models:
         for name, schema in model.predictor.parameters.items():
             shown = model is default and name in _ways(model)[0]
-            schemas.setdefault(name, dict(schema) if shown else _without_example(schema))
-    required = _ways(models[0])[0] if named and models[0].manifest.features else []
+            schemas.setdefault(name, _in_query(schema, shown))
+    required = _required(models[0], _ways(models[0])[0]) if named and models[0].manifest.features else []
     schemas["top_k"] = _top_k(*models)
     if not named:
         schemas["model"] = {"type": "string", "enum": [model.name for model in models], "example": default.name}
@@ -63,9 +63,11 @@ def query_parameters(runtime: Runtime, models: Sequence[Model], named: bool = Fa
     ]
 
 
-def _without_example(schema: Mapping[str, Any]) -> Schema:
-    """Swagger UI would then make one up, and fails to in base64url."""
-    return {key: value for key, value in schema.items() if key not in ("example", "contentEncoding")}
+def _in_query(schema: Mapping[str, Any], shown: bool) -> Schema:
+    """Without an example Swagger UI would make one up, and fails to in base64url. A URL's limit is narrower than a
+    text's."""
+    hidden = {"maxLength"} if shown else {"maxLength", "example", "contentEncoding"}
+    return {key: value for key, value in schema.items() if key not in hidden}
 
 
 def _predict(path: str, runtime: Runtime, models: Sequence[Model], named: bool = False) -> Iterator[APIRoute]:
@@ -96,7 +98,9 @@ def _route(path: str, method: str, summary: str, answer: type, headers: Schema, 
 
 def _body(runtime: Runtime, models: Sequence[Model], named: bool) -> Schema:
     forms = [form for model in models for form in _forms(runtime, model, named)]
-    content: Schema = {JSON: {"schema": {"anyOf": forms}, "example": models[0].manifest.example.inputs}}
+    first = models[0]
+    which = {} if named or first in _defaults(runtime).values() else {"model": first.name}
+    content: Schema = {JSON: {"schema": {"anyOf": forms}, "example": which | first.manifest.example.inputs}}
     if any(model.manifest.image for model in models):
         file = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
         content |= dict.fromkeys(IMAGE_TYPES, file)
@@ -111,7 +115,7 @@ def _forms(runtime: Runtime, model: Model, named: bool) -> list[Schema]:
     required = [] if named or model in _defaults(runtime).values() else ["model"]
     schemas = dict(model.predictor.parameters) | {"input": _input(model)}
     return [
-        _strict({name: dict(schemas[name]) for name in way} | extra, [*way, *required])
+        _strict({name: dict(schemas[name]) for name in way} | extra, [*_required(model, way), *required])
         for way in (*_ways(model), ["input"])
     ]
 
@@ -120,6 +124,11 @@ def _ways(model: Model) -> list[list[str]]:
     """All features together; or any one of an image's parameters."""
     names = list(model.predictor.parameters)
     return [names] if model.manifest.features else [[name] for name in names]
+
+
+def _required(model: Model, way: Sequence[str]) -> list[str]:
+    """What a request must have that asks in this way: all but features that may be missing."""
+    return [name for name in way if name not in {f.name for f in model.manifest.features if f.missing}]
 
 
 def _input(model: Model) -> Schema:

@@ -16,6 +16,7 @@ from service.http.coding import read_content
 from service.http.directives import matches
 from service.http.endpoint import Headers, Reply, Request, describe
 from service.http.json_body import is_array, load_object
+from service.http.multipart import FILE, FORM, check_origin, read_form, read_question
 from service.http.query import parse_query
 from service.http.render import default_top_k, render, take_top_k
 from service.inference.predictor import Question
@@ -44,8 +45,9 @@ class Parsed:
 
 
 JSON = "application/json"
-IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")
-MEDIA_TYPES = (JSON, *IMAGE_TYPES)
+IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/tiff")
+MEDIA_TYPES = (JSON, *IMAGE_TYPES, FORM)
+ALIASES = ("image/jpg", FILE)  # which many send
 IMAGE_PARAMETERS = frozenset({"image", "input", "sha256"})
 MAX_REMEMBERED_BYTES = 1024
 """Longer queries and longer answers are not remembered."""
@@ -67,6 +69,7 @@ async def post(request: Request) -> Reply:
     answer = await request.runtime.pipeline.answer(parsed.model, parsed.question, directives)
     reply = _reply(request, answer, parsed)
     reply.headers = [header for header in reply.headers if header[0] not in (b"cache-control", b"age")]
+    reply.hot = (parsed.model, answer) if answer.source == "l1" else None
     return _located(reply, parsed)
 
 
@@ -78,9 +81,10 @@ async def query(request: Request) -> Reply:
 
 async def batch(request: Request) -> Reply:
     """Every row is looked up, deduplicated and cached on its own, and a bad row fails in its own place."""
-    _media_type(request, [JSON])
+    read_rows = _read_form_batch if _media_type(request, [JSON, FORM]) == FORM else _read_batch
     body = await read_content(request, MAX_BATCH_BYTES)
-    model, top_k, questions = await request.runtime.bodies.work(partial(_read_batch, request.runtime, body), len(body))
+    read = partial(read_rows, request.runtime, body, request.header(b"content-type") or b"")
+    model, top_k, questions = await request.runtime.bodies.work(read, len(body))
     answers = await request.runtime.pipeline.answer_many(model, questions, request.directives)
     bodies = []
     for number, answer in enumerate(answers, 1):
@@ -94,8 +98,24 @@ async def batch(request: Request) -> Reply:
     return Reply(b'{"results":[%s]}' % b",".join(bodies), headers=[(b"cache-status", batch_status(answers))])
 
 
-def _read_batch(runtime: Runtime, body: bytes) -> tuple[Model, int, list[Question | ServiceError]]:
-    """The model, top_k, and each row's question or its own error."""
+Batch = tuple[Model, int, list[Question | ServiceError]]
+"""The model, top_k, and each row's question or its own error."""
+
+
+def _read_form_batch(runtime: Runtime, body: bytes, content_type: bytes) -> Batch:
+    """A file for each row."""
+    fields, files = read_form(body, content_type)
+    if not 0 < len(files) <= MAX_BATCH_ROWS:
+        raise InvalidInput(f"A form for a batch has 1 to {MAX_BATCH_ROWS} files.", parameter="inputs")
+    members: dict[str, Any] = dict(fields)
+    model = runtime.model(_take_model(members), image=True)
+    top_k = take_top_k(members, model)
+    for name in members:
+        raise InvalidInput(f"Unknown field {name!r:.80}.", parameter=name)
+    return model, top_k, [_question(model, {}, file, FILE) for file in files]
+
+
+def _read_batch(runtime: Runtime, body: bytes, _: bytes) -> Batch:
     document = load_object(body)
     names = [name for name in ("inputs", "batch_inputs") if name in document]
     if len(names) != 1 or not is_array(rows := document.pop(names[0])) or not rows:
@@ -122,16 +142,19 @@ def parse_get(request: Request) -> Parsed:
 
 async def _read(request: Request) -> Parsed:
     """Parse a request with its input in the body."""
-    content_type = _media_type(request, MEDIA_TYPES)
+    content_type = _media_type(request, MEDIA_TYPES + ALIASES)
     params: dict[str, Any] = dict(parse_query(request.query))
     body = await read_content(request, request.runtime.settings.max_body_bytes)
-    read = partial(_read_body, request.runtime, request.path_parameter("name"), params, body, content_type)
+    given = request.header(b"content-type") or b""
+    read = partial(_read_body, request.runtime, request.path_parameter("name"), params, body, given, content_type)
     return await request.runtime.bodies.work(read, len(body))
 
 
 def _read_body(
-    runtime: Runtime, path_name: str | None, params: dict[str, Any], body: bytes, content_type: str
+    runtime: Runtime, path_name: str | None, params: dict[str, Any], body: bytes, given: bytes, content_type: str
 ) -> Parsed:
+    if content_type == FORM:
+        return _understood(runtime, path_name, *read_question(params, body, given))
     if content_type == JSON:
         members = load_object(body)
         for name in params:
@@ -144,9 +167,12 @@ def _read_body(
 
 
 def _media_type(request: Request, known: Sequence[str]) -> str:
-    """The body's media type; raises UnsupportedContent. Others would let any web page ask without a CORS preflight."""
+    """The body's media type; raises UnsupportedContent. Others, and forms of another origin, any web page could send
+    without a CORS preflight."""
     if request.content_type not in known:
         raise UnsupportedContent(f"The Content-Type of a body must be {' or '.join(known)}.")
+    if request.content_type == FORM:
+        check_origin(request)
     return request.content_type
 
 
@@ -203,7 +229,7 @@ async def _unchanged(request: Request, parsed: Parsed, if_none_match: bytes, tag
         return None if stored is None else response_headers(stored, settings, request.runtime.clock())
     if tag is None or not matches(if_none_match, tag):
         return None
-    return [(b"cache-status", b"predict; hit; detail=ETAG"), cache_control(settings, settings.ttl_seconds)]
+    return [(b"cache-status", b"predict; hit; detail=ETAG"), cache_control(settings, parsed.model.ttl(settings))]
 
 
 async def _stored(request: Request, parsed: Parsed) -> Answer | None:
@@ -256,8 +282,12 @@ def _located(reply: Reply, parsed: Parsed) -> Reply:
 
 def _parse_row(model: Model, row: object) -> Question | ServiceError:
     params = row if isinstance(row, Mapping) else {"image" if isinstance(row, str | LargeString) else "input": row}
+    return _question(model, params, b"", JSON)
+
+
+def _question(model: Model, params: Mapping[str, Any], body: bytes, content_type: str) -> Question | ServiceError:
     try:
-        return model.predictor.parse(params, b"", JSON)
+        return model.predictor.parse(params, body, content_type)
     except InvalidInput as error:
         return error
 

@@ -1,6 +1,6 @@
-"""A model on disk: ``MODELS_DIR/<name>/manifest.json`` and the weights file it names by digest.
+"""A model on disk: ``MODELS_DIR/<name>/manifest.json`` and the files it names by digest: weights, and maybe parts.
 
-A directory holds at most two pairs: the current one, and ``manifest.previous.json`` with its weights to fall back on.
+A directory holds at most two models: the current one, and ``manifest.previous.json`` with its files to fall back on.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from service.errors import ConfigurationError
-from service.inference.manifest import Manifest, reason
+from service.inference.manifest import Manifest, Weights, reason
 
 MANIFEST, PREVIOUS = "manifest.json", "manifest.previous.json"
+REQUIREMENTS = "requirements.txt"
+"""Of the current pair, for pip."""
 REMEDY = "run `make train`, register the model again, or remove the directory"
 
 logger = logging.getLogger(__name__)
@@ -29,10 +31,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A manifest and the very bytes whose digest it names."""
+    """A manifest and the very bytes whose digests it names."""
 
     manifest: Manifest
     weights: bytes
+    parts: tuple[bytes, ...] = ()
+
+    def file(self, extension: str) -> bytes | None:
+        """The contents of the file with this extension, if there is one."""
+        files = zip(self.manifest.files, (self.weights, *self.parts), strict=True)
+        return next((data for named, data in files if named.file.endswith(f".{extension}")), None)
 
 
 def discover(models_dir: Path) -> list[Path]:
@@ -51,25 +59,33 @@ def discover(models_dir: Path) -> list[Path]:
 
 
 def read_artifact(directory: Path, manifest_name: str = MANIFEST) -> Artifact:
-    """Manifest and weights, each read once and the digest checked; raises ConfigurationError."""
+    """Manifest and files, each read once and the digest checked; raises ConfigurationError."""
     manifest = _read_manifest(directory, manifest_name)
-    path = directory / manifest.weights.file
-    weights = _read(path)
-    if hashlib.sha256(weights).hexdigest() != manifest.weights.sha256:
+    weights, *parts = (_read_named(directory, named, manifest_name) for named in manifest.files)
+    return Artifact(manifest, weights, tuple(parts))
+
+
+def _read_named(directory: Path, named: Weights, manifest_name: str) -> bytes:
+    path = directory / named.file
+    data = _read(path)
+    if hashlib.sha256(data).hexdigest() != named.sha256:
         raise ConfigurationError(f"{path} is not the file that {manifest_name} names (truncated or changed): {REMEDY}.")
-    return Artifact(manifest, weights)
+    return data
 
 
 def write_artifact(directory: Path, artifact: Artifact) -> None:
-    """Publish: a reader, or a crash at any point, sees the old pair or the new one, never half of one.
+    """Publish: a reader, or a crash at any point, sees the old model or the new one, never half of one.
 
-    The pair that was current, if it was sound, becomes the previous one; weights of neither are deleted.
+    The one that was current, if it was sound, becomes the previous one; files of neither are deleted.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    _replace(directory / artifact.manifest.weights.file, artifact.weights)
+    for named, data in zip(artifact.manifest.files, (artifact.weights, *artifact.parts), strict=True):
+        _replace(directory / named.file, data)
     _keep_previous(directory, artifact)
+    if artifact.manifest.requirements:
+        _replace(directory / REQUIREMENTS, "\n".join([*artifact.manifest.requirements, ""]).encode())
     _replace(directory / MANIFEST, artifact.manifest.model_dump_json(indent=2).encode() + b"\n")
-    _delete_unnamed(directory, artifact.manifest.weights.file)
+    _delete_unnamed(directory, artifact.manifest)
 
 
 def fingerprint(
@@ -86,9 +102,9 @@ def fingerprint(
     version of each library that computes. Bounds are left out: they decide what is asked, not what is answered.
     """
     manifest = artifact.manifest
-    facts = {
+    facts: dict[str, object] = {
         "kind": manifest.kind,
-        "weights": manifest.weights.sha256,
+        "weights": "+".join(named.sha256 for named in manifest.files),
         "features": [f.name for f in manifest.features],
         "image": manifest.image and manifest.image.model_dump(mode="json"),
         "classes": [(c.value, c.label) for c in manifest.classes],
@@ -97,6 +113,8 @@ def fingerprint(
         "device": device,
         "precision": precision,
     }
+    if manifest.rows != "array":
+        facts["rows"] = [manifest.rows, [(f.type, f.values, f.dtype) for f in manifest.features]]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).digest()
 
 
@@ -147,14 +165,14 @@ def _keep_previous(directory: Path, new: Artifact) -> None:
         current = read_artifact(directory).manifest
     except ConfigurationError:
         return  # none yet, or broken: the older pair, if any, is still the one to fall back on
-    if current.weights != new.manifest.weights:
+    if current.files != new.manifest.files:
         _replace(directory / PREVIOUS, (directory / MANIFEST).read_bytes())
 
 
-def _delete_unnamed(directory: Path, current: str) -> None:
-    keep = {MANIFEST, PREVIOUS, current}
-    with suppress(ConfigurationError):  # there is no previous pair yet
-        keep.add(_read_manifest(directory, PREVIOUS).weights.file)
+def _delete_unnamed(directory: Path, current: Manifest) -> None:
+    keep = {MANIFEST, PREVIOUS, *(named.file for named in current.files)}
+    with suppress(ConfigurationError):  # there is no previous one yet
+        keep.update(named.file for named in _read_manifest(directory, PREVIOUS).files)
     for path in directory.iterdir():
         if path.name not in keep and path.stem.isalnum() and len(path.stem) == 64:
             path.unlink()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from service.errors import ConfigurationError
 from service.inference.artifact import MANIFEST, PREVIOUS, Artifact, read_artifact
 from service.inference.manifest import Manifest
 from service.inference.predictor import EXAMPLE_TOLERANCE, Options, Predictor, unpack
+from service.inference.requirements import check_requirements
 
 KINDS = {
     "tabular": "service.inference.tabular.predictor:load",
@@ -69,6 +70,8 @@ def load_predictor(artifact: Artifact, options: Options) -> Predictor:
     if manifest.kind not in KINDS:
         known = ", ".join(KINDS)
         raise ConfigurationError(f"Model {manifest.name} is of an unknown kind: {manifest.kind!r:.80}, not {known}.")
+    check_requirements(manifest.requirements, f"The model {manifest.name}")
+    options = replace(options, max_batch_size=manifest.max_batch_size or options.max_batch_size)
     module, _, function = KINDS[manifest.kind].partition(":")
     predictor: Predictor = getattr(import_module(module), function)(artifact, options)
     return predictor

@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    model_validator,
+)
 
-RESERVED_FEATURES = frozenset({"model", "image", "input", "sha256", "top_k"})
+RESERVED_FEATURES = frozenset({"model", "image", "input", "sha256", "domain", "top_k"})
+
+
+def _is_feature_name(name: str) -> str:
+    if name in RESERVED_FEATURES:
+        raise ValueError(f"a feature may not be called {name!r}")
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+        raise ValueError(f"the name {name!r} has control characters")
+    return name
 
 
 class Part(BaseModel):
@@ -30,18 +49,33 @@ class Weights(Part):
 
 
 class Feature(Part):
-    """``minimum`` and ``maximum`` are inclusive; None leaves that side open."""
+    """``minimum`` and ``maximum`` are inclusive; None leaves that side open. ``seen``: what the training data had from
+    and to, which is shown and not enforced.
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.\-]{0,63}$")]
+    ``values``: those of a category. ``missing``: whether a row may be without this feature. ``dtype``: of the column
+    in the DataFrame that the model was fitted on, in pandas' words; ``None``: objects, and a missing one is None.
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_is_feature_name)]
+    type: Literal["number", "integer", "boolean", "category", "text"] = "number"
     minimum: FiniteFloat | None = None
     maximum: FiniteFloat | None = None
+    seen: tuple[FiniteFloat, FiniteFloat] | None = None
+    values: tuple[StrictInt | StrictStr, ...] = ()
+    missing: bool = False
+    dtype: str | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.name in RESERVED_FEATURES:
-            raise ValueError(f"a feature may not be called {self.name!r}")
-        if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
+        bounds = [bound for bound in (self.minimum, self.maximum) if bound is not None]
+        if bounds != sorted(bounds):
             raise ValueError(f"the minimum of {self.name!r} is above its maximum")
+        if bounds and self.type not in ("number", "integer"):
+            raise ValueError(f"{self.name!r} is no number, so it has neither minimum nor maximum")
+        if bool(self.values) != (self.type == "category"):
+            raise ValueError(f"a category, and nothing else, has values: {self.name!r}")
+        if len(set(map(str, self.values))) != len(self.values):
+            raise ValueError(f"the values of {self.name!r} are not unique")
         return self
 
 
@@ -49,12 +83,15 @@ class Image(Part):
     """Preprocessing of a vision model: resize the shorter side, crop the centre, scale to 0…1, normalise per channel.
 
     ``size``: height and width that the network is given, in pixels. ``resize``: length of the shorter side before the
-    crop; None resizes to ``size`` exactly.
+    crop; None resizes to ``size`` exactly. ``batched``: whether a CPU gives an image the same answer alone and among
+    others, to the last bit; otherwise it computes one image at a time. ``architecture``: a name, where it has one.
     """
 
-    architecture: str
+    architecture: str = ""
+    batched: bool = True
     size: tuple[int, int]
     resize: int | None = None
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     mode: Literal["L", "RGB"] = "RGB"
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -74,12 +111,19 @@ class Example(Part):
     golden: list[FiniteFloat]
 
 
+ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.\-]{0,63}$")]
+
+
 class Manifest(Part):
     format: Literal[1] = 1
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.\-]{0,63}$")]
+    name: ModelName
     kind: str
     weights: Weights
+    parts: tuple[Weights, ...] = ()
+    """More files, which the kind knows by their extensions."""
     features: tuple[Feature, ...] = ()
+    rows: Literal["array", "objects", "frame", "texts"] = "array"
+    """What a table model is called with: float64s, objects, a DataFrame, or a list of the texts of its one feature."""
     image: Image | None = None
     classes: Annotated[tuple[Class, ...], Field(min_length=1)]
     cost_seconds: Annotated[float, Field(gt=0)]
@@ -88,11 +132,25 @@ class Manifest(Part):
     versions: dict[str, str]
     accuracy: float | None = None
     description: str = ""
+    ttl_seconds: Annotated[float, Field(gt=0, le=4_000_000)] | None = None
+    max_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    lease: Literal["auto", "always", "never"] | None = None
+    """What of the settings is another for this model."""
+    requirements: tuple[str, ...] = ()
+    """What must be installed where it is loaded, as in the requirements.txt beside the manifest."""
+
+    @property
+    def files(self) -> tuple[Weights, ...]:
+        return (self.weights, *self.parts)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.image is None) != bool(self.features):
             raise ValueError("a model has either features or an image")
+        if self.rows == "array" and any(f.type in ("category", "text") for f in self.features):
+            raise ValueError("an array has numbers and no texts")
+        if self.rows == "texts" and [f.type for f in self.features] != ["text"]:
+            raise ValueError("a list of texts has one feature, which is text")
         for what, names in (
             ("feature names", [f.name for f in self.features]),
             ("class values", [c.value for c in self.classes]),

@@ -46,6 +46,8 @@ class Options:
     """What the deployment decides about every predictor: where and how it computes, and with how many threads.
 
     ``owns_device``: whether this process may use a GPU, as its only worker or because several may share it.
+    ``trusted_types``: what a .skops file may hold, beside what skops knows.
+    ``max_image_pixels``: of an image file that is sent.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -54,6 +56,8 @@ class Options:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     decode: Literal["pillow", "gpu"] = "pillow"
     owns_device: bool = True
+    trusted_types: tuple[str, ...] = ()
+    max_image_pixels: int = 50_000_000
 
 
 class Predictor(Protocol):

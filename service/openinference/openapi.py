@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from service.http.schemas import Schema
 from service.lookup import Model
 from service.openinference.infer import ENDPOINTS
-from service.openinference.rows import example_input
+from service.openinference.rows import example_inputs
 from service.openinference.schemas import InferRequest, InferResponse, errors
 
 BINARY = "application/octet-stream"
@@ -33,7 +33,7 @@ def infer_routes(example: Model) -> Iterator[APIRoute]:
 
     async def of_version(name: str, version: str, request: InferRequest) -> None: ...
 
-    body = _BYTES | {"application/json": {"example": {"inputs": [example_input(example.manifest)]}}}
+    body = _BYTES | {"application/json": {"example": {"inputs": example_inputs(example.manifest)}}}
     described: list[Callable[..., Any]] = [current, of_version]
     for endpoint, function in zip(ENDPOINTS, described, strict=True):
         yield APIRoute(

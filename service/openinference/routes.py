@@ -18,7 +18,7 @@ from service.lookup import Model
 from service.openinference.infer import SMALL_BODY_BYTES, check_version
 from service.openinference.model_stats import model_stats
 from service.openinference.outputs import describe_outputs
-from service.openinference.rows import describe_inputs, explain_inputs
+from service.openinference.rows import describe_inputs, explain_inputs, may_be_left_out
 from service.openinference.schemas import (
     Health,
     IndexedModel,
@@ -35,7 +35,7 @@ from service.runtime import Runtime
 
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "statistics"]
 TAGS: list[str | Enum] = ["open inference protocol"]
-PLATFORMS = {"tabular": "sklearn_joblib", "vision": "pytorch_state_dict"}
+PLATFORMS = {"tabular": "sklearn_joblib", "vision": "pytorch_exported_program"}
 
 router = APIRouter(prefix="/v2", route_class=Operation, tags=TAGS)
 
@@ -93,15 +93,18 @@ async def model_ready(model: NamedModel, runtime: CurrentRuntime) -> ModelReadin
 async def config(model: NamedModel, runtime: CurrentRuntime) -> ModelConfig:
     """The same in the words of Triton's model configuration, whose dimensions leave the batch out."""
     inputs, outputs = describe_inputs(model.manifest), describe_outputs(model.manifest)
+    most = model.manifest.max_batch_size or runtime.settings.max_batch_size
     return ModelConfig(
         name=model.name,
         platform=PLATFORMS.get(model.manifest.kind, model.manifest.kind),
         backend=model.manifest.kind,
         version_policy={"latest": {"num_versions": 1}},
         max_batch_size=MAX_BATCH_ROWS,
-        input=[_configured(tensor) | {"optional": len(inputs) > 1} for tensor in inputs],
+        input=[
+            _configured(tensor) | {"optional": may_be_left_out(model.manifest, tensor["name"])} for tensor in inputs
+        ],
         output=[_configured(tensor) for tensor in outputs],
-        dynamic_batching={"preferred_batch_size": [runtime.settings.max_batch_size]},
+        dynamic_batching={"preferred_batch_size": [most]},
         response_cache={"enable": True},
     )
 

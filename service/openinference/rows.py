@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service.errors import InvalidInput, MalformedRequest
 from service.http.predict import JSON
-from service.inference.manifest import Image, Manifest
+from service.inference.manifest import Feature, Image, Manifest
 from service.inference.predictor import Question
 from service.large_json import LargeString
 from service.lookup import Model
@@ -18,6 +18,8 @@ from service.openinference.tensors import BYTES, Tensor
 
 ANY_IMAGE = "image/png"
 """Which one does not matter: a predictor looks at the file, not at what it is called."""
+
+DATATYPES = {"number": "FP64", "integer": "INT64", "boolean": "BOOL", "text": BYTES}
 
 Row = tuple[dict[str, Any], bytes, str]
 """The arguments of Predictor.parse."""
@@ -44,28 +46,47 @@ def bad_row(number: int, error: InvalidInput) -> MalformedRequest:
 def describe_inputs(manifest: Manifest) -> list[dict[str, Any]]:
     """The metadata of each input; several are alternatives."""
     if manifest.image is None:
-        return [_described("input", "FP64", len(manifest.features))]
+        if all(datatype(feature) == "FP64" for feature in manifest.features):
+            return [_described("input", "FP64", len(manifest.features))]
+        return [_described(feature.name, datatype(feature), 1) for feature in manifest.features]
     image = manifest.image
     return [_described("image", BYTES, 1), _described("input", "FP32", len(image.mode), *image.size)]
 
 
-def example_input(manifest: Manifest) -> dict[str, Any]:
-    """The manifest's example as a tensor in JSON."""
-    tensor = describe_inputs(manifest)[0]
-    inputs = manifest.example.inputs
-    data = inputs["input"] if "input" in inputs else [inputs[name] for name in _asked_by(manifest)]
-    return tensor | {"shape": [1, len(data)], "data": data}
+def datatype(feature: Feature) -> str:
+    """Of a tensor that holds just that feature."""
+    if feature.type == "category":
+        return "INT64" if isinstance(feature.values[0], int) else BYTES
+    return DATATYPES[feature.type]
+
+
+def example_inputs(manifest: Manifest) -> list[dict[str, Any]]:
+    """The manifest's example as tensors in JSON; one that is missing is left out."""
+    tensors, inputs = describe_inputs(manifest), manifest.example.inputs
+    data = inputs["input"] if "input" in inputs else [inputs.get(name) for name in _asked_by(manifest)]
+    if manifest.image is None and len(tensors) == len(data) > 1:
+        row = zip(tensors, data, strict=True)
+        return [tensor | {"shape": [1, 1], "data": [value]} for tensor, value in row if value is not None]
+    return [tensors[0] | {"shape": [1, len(data)], "data": data}]
 
 
 def _asked_by(manifest: Manifest) -> list[str]:
     return [feature.name for feature in manifest.features] or ["image"]
 
 
+def may_be_left_out(manifest: Manifest, name: str) -> bool:
+    """Since there is another way to give an image, or since the feature may be missing."""
+    return manifest.image is not None or any(f.missing for f in manifest.features if f.name == name)
+
+
 def explain_inputs(manifest: Manifest) -> str:
     """What the list of inputs cannot say: which of them a request has."""
     if manifest.image is None:
         names = ", ".join(feature.name for feature in manifest.features)
-        return f"input: all features in this order; or instead one tensor of shape [rows, 1] for each of: {names}"
+        one = f"one tensor of shape [rows, 1] for each of: {names}"
+        if any(datatype(feature) == BYTES for feature in manifest.features):
+            return f"{one}; a feature that is missing in all rows may be left out, an empty text is a missing one"
+        return f"input: all features in this order; or instead {one}"
     return "either image: PNG, JPEG or WebP files (in JSON as base64); or input: normalised channels × height × width"
 
 
@@ -75,34 +96,68 @@ def _described(name: str, datatype: str, *row: int) -> dict[str, Any]:
 
 def _table_rows(manifest: Manifest, tensors: Sequence[Tensor]) -> Iterator[Row]:
     """From one tensor of all features, or one for each by its name."""
-    names = [feature.name for feature in manifest.features]
+    features = manifest.features
+    names = [feature.name for feature in features]
     if len(tensors) == 1 and (tensors[0].name not in names or len(names) == 1):
-        table = _numbers(tensors[0], len(names))
+        rows: Iterable[Any] = _values(tensors[0], features)
     else:
-        table = _joined(names, {tensor.name: tensor for tensor in tensors})
-    return (({"input": row}, b"", JSON) for row in table.tolist())
+        rows = _joined(features, {tensor.name: tensor for tensor in tensors})
+    return (({"input": list(row)}, b"", JSON) for row in rows)
 
 
-def _joined(names: Sequence[str], tensors: dict[str, Tensor]) -> NDArray[np.float64]:
+def _joined(features: Sequence[Feature], tensors: dict[str, Tensor]) -> Iterable[Any]:
+    names = [feature.name for feature in features]
     for unknown in (name for name in tensors if name not in names):
         raise MalformedRequest(f"The model has no feature {unknown!r:.80}.")
-    for missing in (name for name in names if name not in tensors):
+    for missing in (f.name for f in features if f.name not in tensors and not f.missing):
         raise MalformedRequest(f"There is no input for the feature {missing!r}.")
-    columns = [_numbers(tensors[name], 1) for name in names]
-    if len(set(map(len, columns))) != 1:
+    columns = {f.name: list(chain.from_iterable(_values(tensors[f.name], [f]))) for f in features if f.name in tensors}
+    lengths = set(map(len, columns.values()))
+    if len(lengths) != 1:
         raise MalformedRequest("The inputs differ in their number of rows.")
-    return np.hstack(columns)
+    absent = [None] * lengths.pop()
+    return zip(*(columns.get(name, absent) for name in names), strict=True)
 
 
-def _numbers(tensor: Tensor, columns: int) -> NDArray[np.float64]:
-    """Rows × columns; a single column may go without its dimension."""
-    if not isinstance(tensor.values, np.ndarray):
-        raise MalformedRequest(f"Input {tensor.name!r:.80} must be numbers, not BYTES.")
+def _values(tensor: Tensor, features: Sequence[Feature]) -> Iterable[Sequence[Any]]:
+    """Rows of values as JSON has them, a column per feature."""
+    _check_type_and_shape(tensor, features)
+    if isinstance(tensor.values, list):
+        texts = [_decoded(tensor.name, value) for value in tensor.values]
+        return zip(*[iter(texts)] * len(features), strict=True)
+    values = tensor.values.reshape(-1, len(features))
+    if all(feature.type == "number" for feature in features):
+        rows: list[list[float]] = values.astype(np.float64).tolist()
+        return rows
+    columns = [_as_json(feature, values[:, place].tolist()) for place, feature in enumerate(features)]
+    return zip(*columns, strict=True)
+
+
+def _check_type_and_shape(tensor: Tensor, features: Sequence[Feature]) -> None:
+    """A single column may go without its dimension."""
+    name, columns = tensor.name, len(features)
+    are_texts = {datatype(feature) == BYTES for feature in features}
+    if len(are_texts) > 1:
+        raise MalformedRequest("This model takes texts and numbers: give a tensor for each feature, by its name.")
+    if are_texts != {tensor.datatype == BYTES}:
+        wanted = "BYTES, not numbers" if are_texts == {True} else "numbers, not BYTES"
+        raise MalformedRequest(f"Input {name!r:.80} must be {wanted}.")
     if tensor.shape[1:] != (columns,) and not (columns == 1 and len(tensor.shape) == 1):
-        raise MalformedRequest(
-            f"Input {tensor.name!r:.80} must have the shape [rows, {columns}], not {list(tensor.shape)}."
-        )
-    return tensor.values.reshape(-1, columns).astype(np.float64)
+        raise MalformedRequest(f"Input {name!r:.80} must have the shape [rows, {columns}], not {list(tensor.shape)}.")
+
+
+def _as_json(feature: Feature, column: list[Any]) -> list[Any]:
+    """Numbers for booleans and booleans for numbers, which a tensor of one type for all features has to be."""
+    if feature.type == "boolean":
+        return [bool(value) if value in (0, 1) else value for value in column]
+    return [int(value) if isinstance(value, bool) else value for value in column]
+
+
+def _decoded(name: str, value: str | LargeString | bytes) -> str | LargeString:
+    try:
+        return value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError:
+        raise MalformedRequest(f"Input {name!r:.80} has a text that is not UTF-8.") from None
 
 
 def _image_rows(spec: Image, tensors: Sequence[Tensor]) -> Iterator[Row]:

@@ -24,7 +24,10 @@ INTEGERS = {
     f"{sign}INT{bits}": f"<{kind}{bits // 8}" for sign, kind in (("U", "u"), ("", "i")) for bits in (8, 16, 32, 64)
 }
 FLOATS = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8"}
-DTYPES = {name: np.dtype(code) for name, code in (INTEGERS | FLOATS).items()}
+BOOLEANS = {"BOOL": "?"}
+DTYPES = {name: np.dtype(code) for name, code in (INTEGERS | FLOATS | BOOLEANS).items()}
+JSON_TYPES = {name: {int, float, type(None)} for name in FLOATS} | {"BOOL": {bool}}
+"""Python's, of each datatype that has other ones than int; null is NaN."""
 BF16, BYTES = "BF16", "BYTES"
 """The upper half of a float32, which numpy has no name for; and strings of any bytes."""
 
@@ -142,7 +145,7 @@ def _from_json(
     dtype = DTYPES.get(datatype)
     if dtype is None:
         raise MalformedRequest(_datatype_refused(name, datatype, "in JSON" if datatype == BF16 else "here"))
-    if not kinds <= ({int} if datatype in INTEGERS else {int, float}):
+    if not kinds <= JSON_TYPES.get(datatype, {int}):
         raise MalformedRequest(f"Input {name!r:.80} is {datatype}, which its data are not.")
     try:
         with np.errstate(over="ignore"):  # becomes inf, which no model takes

@@ -26,7 +26,7 @@ from service.config import Settings
 from service.errors import ServiceError
 from service.server.closing import Lingering, refusal
 from service.server.cycle import Cycle
-from service.server.hit_table import Hit, HitTable, is_plain
+from service.server.hit_table import MAX_HEAD_BYTES, Hit, HitTable, is_plain
 from service.server.request_reader import RequestReader
 from service.server.timeouts import BODY, NOTHING, REFUSED
 
@@ -115,7 +115,9 @@ class Connection(RequestReader):
         if self._hits is not None:
             # Only a head that one read brought as a whole may enter the hit table.
             head = b"" if self._reads or self._behind_body else self._received
-            self.scope["received"] = self.url, head  # type: ignore[typeddict-unknown-key]
+            # A body is part of what is asked: all that was read then stands in the target's place.
+            target = head if self.scope["method"] == "POST" else self.url
+            self.scope["received"] = target, head  # type: ignore[typeddict-unknown-key]
         previous = self.cycle
         self.cycle = cycle = self._new_cycle(version, self.parser.should_keep_alive())
         self.scope["respond"] = cycle.respond  # type: ignore[typeddict-unknown-key]
@@ -187,6 +189,14 @@ class Connection(RequestReader):
             self.flow.resume_reading()
             if self._arriving == NOTHING:
                 self._set_deadline(self.loop.time() + self.idle_seconds)
+                self._expect_the_like(cycle)
+
+    def _expect_the_like(self, cycle: Cycle | None) -> None:
+        """After a short POST compare the next read with the hits' bytes: the parser comes too late for its body."""
+        if cycle is None or self._hits is None or cycle.scope["method"] != "POST":
+            return
+        if len(self._received) <= MAX_HEAD_BYTES and not self.transport.get_write_buffer_size():
+            self._hot = self._hits.by_head
 
     # Refusals
 

@@ -42,6 +42,10 @@ MAX_NEWCOMERS = 4096
 OVERHEAD = 1000
 """Bytes that CPython spends on a hit, beside its target, heads and answer."""
 
+POST = b"POST "
+NOT_POSTED = frozenset((b"cache-control", b"age"))
+"""Headers that the answer to a POST leaves out, as no HTTP cache may keep it."""
+
 VARYING = frozenset((b"cache-status", b"cache-control", b"age"))
 
 NEVER = 2**60
@@ -103,6 +107,13 @@ def is_plain(headers: Headers) -> bool:
     )
 
 
+def is_whole(received: bytes, headers: Headers) -> bool:
+    """Whether what was received is one request with its whole body, and no more."""
+    length = next((value for name, value in headers if name == b"content-length"), b"0")
+    end = received.find(b"\r\n\r\n") + 4
+    return end > 3 and length.isdigit() and end + int(length) == len(received)
+
+
 class HitTable:
     """One worker's hits, bounded in bytes. The oldest goes first, and a target that is still in use comes back.
 
@@ -120,12 +131,18 @@ class HitTable:
         self.by_head: dict[bytes, Hit] = {}
         self.by_target: dict[bytes, Hit] = {}
         self.bytes_used = 0
-        self._newcomers: set[bytes] = set()
+        self._newcomers: set[int] = set()
         self._tallies: dict[tuple[str, str], HitCounter] = {}
 
     def enter(self, route: str, target: bytes, received: bytes, headers: Headers, reply: Reply) -> None:
-        """Remember an answer from L1. ``received``: the one read from the socket that brought the request."""
-        if reply.hot is None or self._runtime.draining or not is_plain(headers):
+        """Remember an answer from L1. ``received``: the one read from the socket that brought the request. That is the
+        ``target``, too, of a request with a body."""
+        posted = target.startswith(POST)
+        if posted:
+            if not is_whole(target, headers):
+                return
+            headers = [header for header in headers if header[0] != b"content-length"]
+        if reply.hot is None or self._runtime.draining or not is_plain(headers) or not target:
             return
         model, answer = reply.hot
         hit, kept = self.by_target.get(target), self._l1.find(answer.key)
@@ -136,8 +153,13 @@ class HitTable:
         if hit is None and self._is_new(target):
             return
         # A head with a request id does not come again.
-        is_head = self._is_head(received, target) and not any(name == b"x-request-id" for name, _ in headers)
+        named = any(name == b"x-request-id" for name, _ in headers)
+        is_head = (posted or self._is_head(received, target)) and not named
         if hit is not None and hit.kept is kept and (not is_head or received in hit.heads):
+            if posted:
+                self._go_on(hit)
+            return
+        if posted and named:
             return
         if hit is None or hit.kept is not kept:
             fixed = [header for header in reply.headers if header[0] not in VARYING]
@@ -151,12 +173,9 @@ class HitTable:
         """Whether to answer with this hit. If so, its bytes are up to date and it has been counted."""
         now = self._clock()
         server_headers = self.server_state.default_headers
-        if now >= hit.until or hit.kept.evicted or hit.server_headers is not server_headers:
-            if self._l1.find(hit.key) is not hit.kept or now >= self._l2.valid_until:
-                self._forget(hit.target)
-                return False
-            self._render(hit, now, server_headers)
-            self.by_head.update(dict.fromkeys(hit.heads, hit))
+        due = now >= hit.until or hit.kept.evicted or hit.server_headers is not server_headers
+        if due and not self._refresh(hit, now):
+            return False
         tally = hit.tally
         if not tally.left:
             tally.start(self._auditor.countdown.gap())
@@ -167,6 +186,23 @@ class HitTable:
                 return False
             tally.grant(1)
         tally.left -= 1
+        return True
+
+    def _go_on(self, hit: Hit) -> None:
+        """With a request that is known by its bytes alone, which the ordinary path has answered once more."""
+        self._refresh(hit, self._clock())
+        if not hit.tally.left:
+            hit.tally.start(self._auditor.countdown.gap())
+            if self._auditor.has_room:
+                self._auditor.countdown.force_sample(hit.key)  # when the ordinary path is asked again, within a second
+
+    def _refresh(self, hit: Hit, now: float) -> bool:
+        """Make its bytes anew, and have it found by its heads; False when its answer is gone from L1."""
+        if self._l1.find(hit.key) is not hit.kept or now >= self._l2.valid_until:
+            self._forget(hit.target)
+            return False
+        self._render(hit, now, self.server_state.default_headers)
+        self.by_head.update(dict.fromkeys(hit.heads, hit))
         return True
 
     def invalidate(self) -> None:
@@ -194,12 +230,13 @@ class HitTable:
         return tally
 
     def _is_new(self, target: bytes) -> bool:
-        if target in self._newcomers:
-            self._newcomers.remove(target)
+        number = hash(target)  # who is taken for another is entered one hit early
+        if number in self._newcomers:
+            self._newcomers.remove(number)
             return False
         if len(self._newcomers) == MAX_NEWCOMERS:
             self._newcomers.clear()
-        self._newcomers.add(target)
+        self._newcomers.add(number)
         return True
 
     def _is_head(self, received: bytes, target: bytes) -> bool:
@@ -229,7 +266,10 @@ class HitTable:
     def _render(self, hit: Hit, now: float, server_headers: Headers) -> None:
         entry = hit.kept.entry
         answer = Answer(hit.key, entry, "l1")
-        headers = [*server_headers, *response_headers(answer, self._settings, now), *hit.fixed]
+        fresh = response_headers(answer, self._settings, now)
+        if hit.target.startswith(POST):
+            fresh = [header for header in fresh if header[0] not in NOT_POSTED]
+        headers = [*server_headers, *fresh, *hit.fixed]
         fields = b"".join(b"%b: %b\r\n" % header for header in headers)
         hit.whole = b"HTTP/1.1 200 OK\r\n" + fields + b"\r\n" + hit.body
         hit.server_headers = server_headers

@@ -142,7 +142,8 @@ async def test_options_and_405_name_methods_and_query_formats(server: Server) ->
             assert answer.status == status
             assert answer.headers["allow"] == "GET, POST, QUERY, HEAD, OPTIONS"
             types = [media_type.strip() for media_type in answer.headers["accept-query"].split(",")]
-            assert types == ["application/json", "image/png", "image/jpeg", "image/webp"]
+            images = [f"image/{name}" for name in ("png", "jpeg", "webp", "gif", "bmp", "tiff")]
+            assert types == ["application/json", *images, "multipart/form-data"]
     assert (await fetch(server.address, "/predict_batch", "OPTIONS")).headers["allow"] == "POST, OPTIONS"
     assert (await fetch(server.address, "/livez", "OPTIONS")).headers["allow"] == "GET, HEAD, OPTIONS"
 

@@ -143,7 +143,7 @@ BAD = {
     "null data": request(INPUT | {"data": None}),
     "text as number": request(INPUT | {"data": [1, 2, 3, "4"]}),
     "true as number": request(INPUT | {"data": [1, 2, 3, True]}),
-    "null as number": request(INPUT | {"data": [1, 2, 3, None]}),
+    "null as integer": request(INPUT | {"datatype": "INT32", "data": [1, 2, 3, None]}),
     "fraction as integer": request(INPUT | {"datatype": "INT32", "data": [1, 2, 3, 4.5]}),
     "beyond INT8": request(INPUT | {"datatype": "INT8", "data": [1, 2, 3, 128]}),
     "negative UINT8": request(INPUT | {"datatype": "UINT8", "data": [1, 2, 3, -1]}),

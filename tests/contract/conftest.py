@@ -18,6 +18,17 @@ def tables(tmp_path_factory: pytest.TempPathFactory, iris_models: Path) -> Itera
 
 
 @pytest.fixture(scope="session")
+def typed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A table with features of all types, and a classifier of texts."""
+    from tests.support import own_models  # not above: it imports scikit-learn and pandas
+
+    directory = tmp_path_factory.mktemp("typed")
+    own_models.register_all(directory)
+    with running_server(directory, models_dir=directory / "models") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory, iris_models: Path) -> Iterator[Server]:
     """``iris``, and ``digits`` which has learnt nothing."""
     from tests.support.untrained import write_untrained  # not above: it imports torch

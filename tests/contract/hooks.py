@@ -37,8 +37,8 @@ def _restrict_forms(schema: dict[str, Any]) -> None:
 def _take_example(schema: dict[str, Any]) -> None:
     schema["enum"] = [schema["example"]]
     file = st.just(base64.urlsafe_b64decode(schema["example"] + "=="))
-    for media_type in ("image/png", "image/jpeg", "image/webp"):
-        schemathesis.openapi.media_type(media_type, file)
+    for kind in ("png", "jpeg", "webp", "gif", "bmp", "tiff"):
+        schemathesis.openapi.media_type(f"image/{kind}", file)
 
 
 def _is_large(schema: dict[str, Any]) -> bool:

@@ -72,6 +72,11 @@ def test_every_operation_works_as_prefilled_beside_an_image_model(images: Server
     assert {"GET /predict", "GET /models/digits/predict", "POST /models/digits/predict"} <= all_are_answered(images)
 
 
+@pytest.mark.contract
+def test_every_operation_works_as_prefilled_for_features_of_all_types(typed: Server) -> None:
+    assert {"GET /predict", "GET /models/mood/predict", "POST /v2/models/mood/infer"} <= all_are_answered(typed)
+
+
 def test_what_is_described_is_what_is_served(tables: Server) -> None:
     operator = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
     paths = httpx.get(f"{tables.url}/openapi.json", headers=operator).json()["paths"]

@@ -38,6 +38,11 @@ def test_our_own_description_with_images_at_length(images: Server, tmp_path: Pat
     finds_nothing("schemathesis.toml", f"{images.url}/openapi.json", *LONG, cwd=tmp_path, **hooks)
 
 
+@pytest.mark.contract
+def test_our_own_description_of_features_of_all_types(typed: Server, tmp_path: Path) -> None:
+    finds_nothing("schemathesis.toml", f"{typed.url}/openapi.json", *SHORT, cwd=tmp_path)
+
+
 @pytest.fixture
 def open_inference(tmp_path: Path) -> Path:
     if not OPEN_INFERENCE.exists():

@@ -29,9 +29,9 @@ from service.inference.vision.gpu import GpuRunner  # noqa: E402
 from service.inference.vision.images import normalise, read, read_pixels  # noqa: E402
 from service.inference.vision.jpeg import JpegDecoder, suits  # noqa: E402
 from service.inference.vision.predictor import TOLERANCES, VisionPredictor, load  # noqa: E402
-from service.inference.vision.torch_network import restore  # noqa: E402
+from service.inference.vision.program import module, restore  # noqa: E402
 from tests.inference.pictures import encode, picture  # noqa: E402
-from tests.inference.test_vision import JPEG, PNG, SPEC, artifact, many, untrained  # noqa: E402
+from tests.inference.test_vision import CLASSES, JPEG, PNG, SPEC, artifact, many, untrained  # noqa: E402
 from tests.support.probe import ROOT, environment  # noqa: E402
 
 pytestmark = [
@@ -49,8 +49,8 @@ class House:
     def __init__(self, options: Options = OPTIONS, spec: Any = SPEC) -> None:
         compute_exactly()
         made = artifact(spec)
-        network = restore(made, spec)
-        self.runner = GpuRunner(network, spec, Cuda(), options)
+        cuda = Cuda()
+        self.runner = GpuRunner(module(restore(made), cuda.name), spec, CLASSES, cuda, options)
         self.predictor = VisionPredictor(made, spec, self.runner, options)
 
     def vectors(self, payloads: list[bytes]) -> Any:

@@ -82,3 +82,10 @@ def gif(frames: int) -> bytes:
 def animation(kind: str) -> bytes:
     """Two different frames as an APNG or an animated WebP."""
     return encode(picture(), kind, save_all=True, append_images=[PIL.Image.new("RGB", picture().size, "red")])
+
+
+def bmp(compression: int) -> bytes:
+    """With a header that says that its pixels are compressed."""
+    file = bytearray(encode(picture().quantize(16), "BMP"))
+    file[30:34] = struct.pack("<I", compression)
+    return bytes(file)

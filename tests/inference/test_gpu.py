@@ -23,9 +23,9 @@ from service.inference.vision.gpu import GpuBatch, GpuRunner
 from service.inference.vision.images import normalise, read_pixels
 from service.inference.vision.jpeg import JpegDecoder, suits
 from service.inference.vision.predictor import TOLERANCES, VisionPredictor, load
-from service.inference.vision.torch_network import restore
+from service.inference.vision.program import module, restore
 from tests.inference.pictures import encode, jpeg_of_scans, jpeg_of_size, picture
-from tests.inference.test_vision import JPEG, PNG, SPEC, artifact, many
+from tests.inference.test_vision import CLASSES, JPEG, PNG, SPEC, artifact, many
 from tests.support.fake_cuda import FakeCuda, Memory
 
 OPTIONS = Options(max_batch_size=8)
@@ -45,10 +45,10 @@ class House:
 
     def __init__(self, options: Options = OPTIONS, memory: int = 1000) -> None:
         made = artifact()
-        network = restore(made, SPEC)
         self.twin, self.clock = FakeCuda(), Clock()
+        network = module(restore(made))
         self.memory = Memory(network, memory)
-        self.runner = GpuRunner(network, SPEC, self.twin, options, self.clock)
+        self.runner = GpuRunner(network, SPEC, CLASSES, self.twin, options, self.clock)
         self.predictor = VisionPredictor(made, SPEC, self.runner, options)
         self.memory.tried.clear()
 
@@ -88,7 +88,7 @@ def test_batches_are_padded_to_powers_of_two_and_the_largest() -> None:
 def test_the_device_normalises_every_value_as_the_cpu_does_to_the_last_bit() -> None:
     spec = SPEC.model_copy(update={"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "size": (16, 16)})
     made = artifact(spec)
-    runner = GpuRunner(restore(made, spec), spec, FakeCuda(), OPTIONS)
+    runner = GpuRunner(module(restore(made)), spec, CLASSES, FakeCuda(), OPTIONS)
     ramp = PIL.Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB")
     with runner.open() as batch:
         assert batch.load(0, encode(ramp)) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import re
 import time
@@ -345,3 +346,71 @@ async def test_a_head_after_hits_has_its_own_time(iris_models: Path, tmp_path: P
             await asyncio.sleep(2.5)
             connection.writer.write(head[30:])
             assert (await connection.reader.readline()) == b"HTTP/1.1 200 OK\r\n"
+
+
+def posted(x: float = 5.1, path: str = "/predict", **headers: str) -> bytes:
+    """A request with a short body, as one read brings it."""
+    flower = {"sepal_length": x, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}
+    body = json.dumps(flower).encode()
+    fields = {"Host": "a", "Content-Type": "application/json", "Content-Length": str(len(body)), **headers}
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + body
+
+
+async def answer_to(connection: Connection, *pieces: bytes) -> bytes:
+    for piece in pieces:
+        connection.writer.write(piece)
+        await connection.writer.drain()
+        await asyncio.sleep(0.01 if len(pieces) > 1 else 0)
+    head = await connection.reader.readuntil(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", head)
+    assert length is not None, head
+    return head + await connection.reader.readexactly(int(length[1]))
+
+
+async def test_a_short_post_is_answered_below_as_the_ordinary_path_answers_it(server: Server) -> None:
+    async with await Connection.open(server.address) as connection:
+        for x in (5.3, 5.4):
+            for _ in range(4):
+                await answer_to(connection, posted(x))
+        before = answered_below(server)
+        for _ in range(20):
+            for x in (5.3, 5.4):
+                special = posted(x, traceparent="00-0-0-00")
+                three = [await answer_to(connection, asked) for asked in (posted(x), special, posted(x))]
+                for one, ordinary, other in zip(*(answer.split(b"\r\n") for answer in three), strict=True):
+                    assert ordinary in (one, other)
+        assert answered_below(server) - before >= 60, "but for the seconds' changes"
+
+
+async def test_a_short_post_is_known_by_all_its_bytes_however_it_arrives(server: Server) -> None:
+    async with await Connection.open(server.address) as connection:
+        right = [await answer_to(connection, posted(x)) for x in (5.5, 7.5) for _ in range(4)]
+        bodies = [answer.partition(b"\r\n\r\n")[2] for answer in (right[0], right[-1])]
+        assert bodies[0] != bodies[1]
+        for x, body in ((5.5, bodies[0]), (7.5, bodies[1])):
+            asked = posted(x)
+            for pieces in ((asked,), (asked[:30], asked[30:]), (asked[:-5], asked[-5:])):
+                assert (await answer_to(connection, *pieces)).endswith(body)
+        connection.writer.write(posted(5.5) + posted(7.5) + posted(5.5))
+        several = [await answer_to(connection) for _ in range(3)]
+        assert [answer.partition(b"\r\n\r\n")[2] for answer in several] == [bodies[0], bodies[1], bodies[0]]
+        await heat(connection, target(5.5))
+        assert b"POST" not in (await answer_to(connection, posted(5.5)))
+        assert (await connection.get(target(5.5))).headers["age"]
+        assert b"\r\nage:" not in await answer_to(connection, posted(5.5))
+
+
+async def test_a_post_that_expired_is_computed_anew(iris_models: Path, tmp_path: Path) -> None:
+    with running_server(tmp_path, models_dir=iris_models, ttl_seconds=2) as server:
+        async with await Connection.open(server.address) as connection:
+            for _ in range(4):
+                assert b"cache-status: predict; " in await answer_to(connection, posted())
+            assert b"predict; hit" in await answer_to(connection, posted())
+            gone = time.monotonic() + 3
+            while time.monotonic() < gone:
+                answer = await answer_to(connection, posted())
+                if b"fwd=uri-miss" in answer:
+                    break
+                await asyncio.sleep(0.05)
+            assert b"fwd=uri-miss" in answer

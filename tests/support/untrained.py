@@ -1,4 +1,4 @@
-"""An image model that has learnt nothing: made in a second, and served like any other."""
+"""An image model that has learnt nothing: made in seconds, and served like any other."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ from pathlib import Path
 
 import torch
 
-from service.inference.manifest import Image
-from service.inference.vision.torch_network import build
-from training import publish
+from training import register_network
 from training.digits import split
-from training.resnet import draft, state_bytes
-
-SPEC = Image(architecture="resnet18", size=(32, 32), mean=(0.3, 0.3, 0.3), std=(0.38, 0.38, 0.38))
+from training.published import build
 
 
 def write_untrained(models: Path, name: str = "digits") -> list[bytes]:
     """Write ``models/name``; returns image files to ask it about, the first of them its example."""
     torch.manual_seed(0)
-    weights = state_bytes(build(SPEC.architecture, SPEC.mode, 10).state_dict())
     files = [file for file, _ in split()[1][:20]]
-    labels = [str(digit) for digit in range(10)]
-    manifest = draft(name, "Untrained.", SPEC, labels, weights, files[0])
-    publish(models, manifest, weights)
+    register_network(
+        build("resnet18", 10),
+        name=name,
+        size=32,
+        classes=[str(digit) for digit in range(10)],
+        mean=(0.3,) * 3,
+        std=(0.38,) * 3,
+        example=files[0],
+        models_dir=models,
+    )
     return files

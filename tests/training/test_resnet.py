@@ -12,18 +12,19 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-import safetensors.torch
 import torch
 from sklearn.datasets import load_digits
 
-from service.inference.artifact import read_artifact
 from service.inference.loading import load_model
+from service.inference.manifest import Image
 from service.inference.predictor import Options, unpack
-from service.inference.vision.torch_network import build
+from service.inference.vision.images import read
 from tests.support.probe import ROOT, environment
-from training import digits, resnet
+from training import digits, published, resnet
+from training.published import build
 
 CPU = Options(device="cpu")
+SMALL = Image(architecture="mobilenet_v3_small", size=(40, 40), mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +100,7 @@ def test_a_folder_of_ones_own_becomes_a_model_named_after_it_and_can_start_from_
 ) -> None:
     torch.manual_seed(0)
     start = tmp_path / "start.pt"
-    torch.save(build("resnet18", "RGB", 1000).state_dict(), start)
+    torch.save(build("resnet18", 1000).state_dict(), start)
     resnet.main(["--data", str(folder), "--weights", str(start), "--epochs", "1", "--out", str(tmp_path / "models")])
     manifest = load_model(tmp_path / "models" / "my-pictures", CPU).manifest
     assert [c.label for c in manifest.classes] == ["blue", "red"]
@@ -109,7 +110,7 @@ def test_a_folder_of_ones_own_becomes_a_model_named_after_it_and_can_start_from_
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: [file.unlink() for file in folder.glob("red/*")], "Found no valid file for the classes red"),
+        (lambda folder: [file.unlink() for file in folder.glob("red/*")], "there is no image of red"),
         (lambda folder: (folder / "red" / "20.png").write_bytes(b"not an image"), "20.png: The image is not a PNG"),
         (lambda folder: [file.unlink() for file in folder.glob("*/2[1-9].*")], "2 images are too few"),
         (lambda folder: folder.rename(folder.with_name("gone")), "My pictures"),
@@ -125,34 +126,79 @@ def test_a_folder_that_cannot_be_learnt_ends_with_one_sentence(
     assert not (tmp_path / "models").exists()
 
 
+def test_hidden_files_and_folders_are_passed_by_and_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "red" / "._20.png").write_bytes(b"what a Mac leaves beside a picture")
+    (folder / ".cache").mkdir()
+    source = resnet.folder_source(folder, None)
+    assert list(source.labels) == ["blue", "red"]
+    assert len(source.train) + len(source.held_out) == 20
+    assert "red/._20.png is hidden, and is passed by." in capsys.readouterr().out
+
+
+def test_a_name_that_no_url_can_have_is_refused_before_anything_is_learnt(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="is no name of a model"):
+        resnet.main(["--data", str(folder), "--name", "My Birds", "--out", str(tmp_path / "models")])
+    assert "epoch" not in capsys.readouterr().out
+
+
+def test_no_epochs_publish_the_weights_as_they_are(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(1)
+    network = build("mobilenet_v3_small", 2).eval()
+    torch.save(network.state_dict(), tmp_path / "birds.pt")
+    monkeypatch.setattr(resnet.published, "spec_of", lambda architecture: SMALL)
+    about = ["--data", str(folder), "--architecture", "mobilenet_v3_small", "--epochs", "0"]
+    resnet.main([*about, "--weights", str(tmp_path / "birds.pt"), "--out", str(tmp_path / "models")])
+    predictor = load_model(tmp_path / "models" / "my-pictures", CPU).predictor
+    file = next(folder.glob("red/*.png")).read_bytes()
+    with torch.inference_mode():
+        eager = torch.softmax(network(torch.from_numpy(read(file, SMALL)).permute(2, 0, 1)[None]), 1)[0].numpy()
+    (found,) = predictor.predict([file])
+    assert isinstance(found, bytes)
+    assert np.abs(unpack(found) - eager).max() <= 1e-5
+    with pytest.raises(SystemExit, match="--epochs 0 publishes --weights as they are: name their file"):
+        resnet.main([*about, "--out", str(tmp_path / "models")])
+
+
 @pytest.fixture(scope="module")
 def published_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What torchvision publishes, but for the numbers: a state dict under a name with its digest."""
     torch.manual_seed(0)
     saved = io.BytesIO()
-    torch.save(build("resnet18", "RGB", 1000).state_dict(), saved)
+    torch.save(build("resnet18", 1000).state_dict(), saved)
     data = saved.getvalue()
     file = tmp_path_factory.mktemp("published") / f"resnet18-{hashlib.sha256(data).hexdigest()[:8]}.pth"
     file.write_bytes(data)
     return file
 
 
-def test_published_weights_are_served_with_their_own_preprocessing_and_labels(
-    published_file: Path, tmp_path: Path
+def test_published_weights_are_served_with_their_own_preprocessing_and_labels_from_a_file_of_any_name(
+    published_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    resnet.main(["--imagenet", "--weights", str(published_file), "--out", str(tmp_path)])
+    file = tmp_path / "any-name.pt"
+    file.write_bytes(published_file.read_bytes())
+    resnet.main(["--imagenet", "--weights", str(file), "--out", str(tmp_path)])
     manifest = load_model(tmp_path / "imagenet", CPU).manifest
     assert manifest.image is not None
     assert (manifest.image.resize, manifest.image.size, manifest.image.mean) == (256, (224, 224), (0.485, 0.456, 0.406))
     assert [manifest.classes[index].label for index in (0, 134, 517)] == ["tench", "crane bird", "crane"]
-    assert manifest.accuracy == pytest.approx(0.69758)
-    state = safetensors.torch.load(read_artifact(tmp_path / "imagenet").weights)
-    assert torch.equal(state["fc.weight"], torch.load(published_file, weights_only=True)["fc.weight"])
+    assert manifest.accuracy is None, "these are not the weights whose accuracy is known"
+    assert "accuracy not known" in capsys.readouterr().out
+
+
+def test_weights_with_the_published_digest_have_the_published_accuracy(
+    published_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(published, "_digest", lambda name: hashlib.sha256(published_file.read_bytes()).hexdigest()[:8])
+    assert published.fetch("resnet18", published_file).accuracy == pytest.approx(0.69758)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("resnet18-00000000.pth", "invalid hash value"), ("resnet18.pth", "has no digest"), ("", "No such file")],
+    [("resnet18-00000000.pth", "does not have the digest in its name"), ("", "No such file")],
 )
 def test_published_weights_of_another_digest_or_none_are_refused(
     published_file: Path, tmp_path: Path, name: str, message: str
@@ -166,7 +212,6 @@ def test_published_weights_of_another_digest_or_none_are_refused(
 
 
 def test_an_unknown_architecture_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="Unknown architecture 'vgg11'; it is one of resnet18"):
-        resnet.main(["--imagenet", "--architecture", "vgg11", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit, match="Unknown architecture"):
-        resnet.main(["--architecture", "vgg11", "--out", str(tmp_path)])
+    for arguments in (["--imagenet"], [], ["--data", str(tmp_path)]):
+        with pytest.raises(SystemExit, match="Unknown architecture 'resnet19'; it is one of alexnet, convnext_base"):
+            resnet.main([*arguments, "--architecture", "resnet19", "--out", str(tmp_path)])

@@ -9,8 +9,6 @@ from typing import Literal
 from service.cache.entry import Entry
 from service.cache.generations import Purged, new_generation
 from service.cache.lease import Compute, Resolved
-from service.cache.redis.auto_pipeline import DeadlineBudget
-from service.cache.redis.codec import Accepts, anything
 
 
 class NoRedis:
@@ -37,18 +35,10 @@ class NoRedis:
         self._on_change()
         return Purged(workers=1, acknowledged=1, seconds=0.0)
 
-    async def get(self, key: str, budget: DeadlineBudget | None = None, accepts: Accepts = anything) -> None:
+    async def get(self, *_: object) -> None:
         return None
 
-    async def put(
-        self,
-        key: str,
-        entry: Entry,
-        *,
-        overwrite: bool = False,
-        budget: DeadlineBudget | None = None,
-        accepts: Accepts = anything,
-    ) -> Entry:
+    async def put(self, key: str, entry: Entry, **_: object) -> Entry:
         return entry
 
     async def delete(self, key: str) -> None:
@@ -60,7 +50,5 @@ class NoRedis:
     async def count(self, model: str, keys: Collection[str], asked: int, hits: int) -> None:
         """Distinct questions are not counted without Redis."""
 
-    async def compute_once(
-        self, key: str, compute: Compute, budget: DeadlineBudget | None = None, accepts: Accepts = anything
-    ) -> Resolved:
+    async def compute_once(self, key: str, compute: Compute, *_: object) -> Resolved:
         return Resolved(await compute(), "computed", stored=False)

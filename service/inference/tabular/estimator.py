@@ -106,8 +106,9 @@ def _in_full_blocks(proba: Proba) -> Proba:
     """Makes a row's answer independent of how many rows are computed with it, to the last bit."""
 
     def padded(rows: Rows) -> NDArray[Any]:
-        missing = -len(rows) % ROWS_PER_BLOCK
-        answers: NDArray[Any] = proba(np.concatenate([rows, rows[:1].repeat(missing, axis=0)]))[: len(rows)]
+        full = len(rows) + -len(rows) % ROWS_PER_BLOCK
+        places = np.arange(full) % len(rows)
+        answers: NDArray[Any] = proba(rows.iloc[places] if hasattr(rows, "iloc") else rows[places])[: len(rows)]
         return answers
 
     return padded

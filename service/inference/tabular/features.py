@@ -1,122 +1,262 @@
-"""The rows of a table model: read from a request, packed as big-endian float64s, unpacked as the array it is given."""
+"""The rows of a table model, as a request has them: from texts (a query string) or JSON to values, each of its type."""
 
 from __future__ import annotations
 
 import difflib
+import math
 import sys
-from collections.abc import Mapping, Sequence
-from struct import Struct
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service.errors import InvalidInput, UnsupportedContent
 from service.inference.manifest import Feature, Manifest
 from service.inference.tabular.cells import Cells
-from service.large_json import LargeArray
+from service.inference.tabular.table import Value, table_of
+from service.large_json import LargeArray, LargeString
 
 MAX_DIGITS = 64
+MAX_CHARACTERS = 100_000
+"""Of a text."""
+MAX_VALUES_NAMED = 10
+"""Of a category, in the sentence that refuses another one."""
+
+MAX_EXACT = 2**53
+"""The largest integer whose neighbours are float64s, too."""
+
+BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+NAMES = {"number": "a number", "integer": "a whole number", "boolean": "true or false", "text": "a text"}
+JSON_TYPES = {"number": "number", "integer": "integer", "boolean": "boolean", "text": "string"}
 
 
 class RowReader:
     """Rows of finite float64s, in the order of the manifest's features."""
 
     def __init__(self, manifest: Manifest, cells: Cells | None) -> None:
-        self._features = manifest.features
-        self._columns = _columns(manifest.features, cells)
+        self.features = manifest.features
+        self.rows = table_of(manifest)
+        """How rows are packed, and made a table."""
+        self._bounds = _bounds(manifest.features, cells)
         self._names = frozenset(f.name for f in manifest.features)
         self._example = manifest.example.inputs
-        self._pack = Struct(f"!{len(manifest.features)}d").pack
 
     @property
     def parameters(self) -> Mapping[str, Mapping[str, Any]]:
-        return {feature.name: self._schema(feature, index) for index, feature in enumerate(self._features)}
+        """Name -> JSON schema."""
+        row = self._example.get("input") or [self._example.get(feature.name) for feature in self.features]
+        return {f.name: _schema(f) | {"example": value} for f, value in zip(self.features, row, strict=True)}
 
-    def read(self, params: Mapping[str, Any], content_type: str | None) -> list[float]:
+    def read(self, params: Mapping[str, Any], content_type: str | None) -> Sequence[Any]:
         """One row; raises InvalidInput."""
         if content_type is None:
             return self._from_strings(params)
-        if content_type == "application/json":
-            return self._from_numbers(params)
-        raise UnsupportedContent(f"This model reads JSON, not {content_type}.")
+        if content_type != "application/json":
+            raise UnsupportedContent(f"This model reads JSON, not {content_type}.")
+        if "input" in params and len(params) == 1:
+            params = self._named(params["input"])
+        return self._from_json(params)
 
-    def pack(self, values: Sequence[float]) -> bytes:
-        """The payload of a row."""
-        return self._pack(*values)
-
-    def table(self, batch: Sequence[bytes]) -> NDArray[np.float64]:
-        """What the model is called with."""
-        return np.frombuffer(b"".join(batch), ">f8").reshape(len(batch), -1).astype(np.float64)
-
-    def _from_strings(self, params: Mapping[str, Any]) -> list[float]:
+    def _from_strings(self, params: Mapping[str, Any]) -> Sequence[Any]:
         if params.keys() != self._names:
             self._refuse_names(params)
         values = []
-        for name, low, high in self._columns:
-            text = params[name]
-            # Of what float() takes, this leaves decimals: no spaces, underscores, "nan" or other alphabets' digits.
-            if len(text) > MAX_DIGITS or text.strip("0123456789.+-eE"):
-                _refuse(name, "must be a decimal number")
-            try:
-                value = float(text)
-            except ValueError:
-                _refuse(name, "must be a decimal number" if text else "is empty")
+        for name, low, high in self._bounds:
+            value = _decimal(name, params[name])
             if not low <= value <= high:
-                _refuse(name, f"must be between {low:g} and {high:g}")
+                _refuse_beyond(name, low, high)
             values.append(value + 0.0)  # -0.0 is 0.0
         return values
 
-    def _from_numbers(self, params: Mapping[str, Any]) -> list[float]:
-        if params.keys() == {"input"}:
-            row = params["input"]
-            if not isinstance(row, list | LargeArray) or len(row) != len(self._columns):
-                _refuse("input", f"must be a list of {len(self._columns)} numbers")
-            params = dict(zip((name for name, _, _ in self._columns), row, strict=True))
-        elif params.keys() != self._names:
+    def _from_json(self, params: Mapping[str, Any]) -> Sequence[Any]:
+        if params.keys() != self._names:
             self._refuse_names(params)
         values = []
-        for name, low, high in self._columns:
+        for name, low, high in self._bounds:
             value = params[name]
             if type(value) is not float and type(value) is not int:  # a bool is an int, but no number
                 _refuse(name, "must be a number")
             if not low <= value <= high:
-                _refuse(name, f"must be between {low:g} and {high:g}")
+                _refuse_beyond(name, low, high)
             values.append(float(value) + 0.0)
         return values
 
-    def _refuse_names(self, params: Mapping[str, Any]) -> NoReturn:
+    def _named(self, row: object) -> dict[str, Any]:
+        if not isinstance(row, list | LargeArray) or len(row) != len(self.features):
+            _refuse("input", f"must be a list of {len(self.features)} values")
+        return dict(zip((f.name for f in self.features), row, strict=True))
+
+    def _refuse_names(self, params: Mapping[str, Any]) -> None:
         for name in (name for name in params if name not in self._names):
             shown = repr(name[:MAX_DIGITS])
             near = difflib.get_close_matches(name[:MAX_DIGITS], self._names, n=1)
-            hint = (
-                f"did you mean {near[0]}?" if near else f"this model takes {', '.join(f.name for f in self._features)}"
-            )
+            known = ", ".join(f.name for f in self.features)
+            hint = f"did you mean {near[0]}?" if near else f"this model takes {known}"
             raise InvalidInput(f"Unknown parameter {shown}: {hint}.", parameter=name)
-        missing = [f.name for f in self._features if f.name not in params]
-        raise InvalidInput(f"Missing parameter{'s' * (len(missing) > 1)} {', '.join(missing)}.", parameter=missing[0])
+        missing = [f.name for f in self.features if f.name not in params and not f.missing]
+        if missing:
+            raise InvalidInput(
+                f"Missing parameter{'s' * (len(missing) > 1)} {', '.join(missing)}.", parameter=missing[0]
+            )
 
-    def _schema(self, feature: Feature, index: int) -> Mapping[str, Any]:
-        schema: dict[str, Any] = {"type": "number"}
-        if feature.minimum is not None:
-            schema["minimum"] = feature.minimum
-        if feature.maximum is not None:
-            schema["maximum"] = feature.maximum
-        row = self._example.get("input")
-        return schema | {"example": row[index] if row else self._example[feature.name]}
+
+class TypedRowReader(RowReader):
+    """Rows whose values are not all finite numbers."""
+
+    def __init__(self, manifest: Manifest, cells: Cells | None) -> None:
+        super().__init__(manifest, cells)
+        self._columns = [
+            (feature.name, _reader(feature, low, high))
+            for feature, (_, low, high) in zip(manifest.features, self._bounds, strict=True)
+        ]
+        self._decoders = [(f.name, _decoder(f)) for f in manifest.features]
+        self._as_floats = manifest.rows == "array"
+
+    def _from_strings(self, params: Mapping[str, Any]) -> Sequence[Any]:
+        self._refuse_names(params)
+        return self._from_json({name: decode(params[name]) for name, decode in self._decoders if name in params})
+
+    def _from_json(self, params: Mapping[str, Any]) -> Sequence[Any]:
+        self._refuse_names(params)
+        values = [read(params.get(name)) for name, read in self._columns]
+        return [math.nan if value is None else float(value) for value in values] if self._as_floats else values
+
+
+def row_reader(manifest: Manifest, cells: Cells | None) -> RowReader:
+    plain = manifest.rows == "array" and all(f.type == "number" and not f.missing for f in manifest.features)
+    return (RowReader if plain else TypedRowReader)(manifest, cells)
+
+
+def _decoder(feature: Feature) -> Callable[[str], Any]:
+    """From the text of a value to the value as JSON has it. A category or a text may be "null", and mean it."""
+    name = feature.name
+    if feature.type == "text":
+        return str
+    if feature.type == "category":
+        named = {str(value): value for value in feature.values}
+        return lambda text: named.get(text, text)
+    decode = {"number": _decimal, "integer": _whole, "boolean": _boolean}[feature.type]
+    return lambda text: None if feature.missing and text in ("", "null") else decode(name, text)
+
+
+def _decimal(name: str, text: str) -> float:
+    # Of what float() takes, this leaves decimals: no spaces, underscores, "nan" or other alphabets' digits.
+    if len(text) > MAX_DIGITS or text.strip("0123456789.+-eE"):
+        _refuse(name, "must be a decimal number")
+    try:
+        return float(text)
+    except ValueError:
+        _refuse(name, "must be a decimal number" if text else "is empty")
+
+
+def _whole(name: str, text: str) -> float | int:
+    value = _decimal(name, text)
+    return int(text) if text.strip("+-").isdigit() else value
+
+
+def _boolean(name: str, text: str) -> bool:
+    return BOOLEANS[text] if text in BOOLEANS else _refuse(name, "must be true or false" if text else "is empty")
+
+
+def _reader(feature: Feature, low: float, high: float) -> Callable[[Any], Value]:
+    """From a value as JSON has it, None where it is absent, to the checked one; raises InvalidInput."""
+    name = feature.name
+    read: Callable[[Any], Value] = {
+        "number": lambda value: _number(name, value, low, high),
+        "integer": lambda value: _integer(name, value, low, high),
+        "boolean": lambda value: value if isinstance(value, bool) else _refuse(name, "must be true or false"),
+        "category": _category(feature),
+        "text": lambda value: _text(name, value),
+    }[feature.type]
+    if not feature.missing:
+        return read
+    # NaN is not equal to itself; no JSON has it, but a tensor may.
+    return lambda value: None if value is None or value != value or value == "" else read(value)
+
+
+def _number(name: str, value: Any, low: float, high: float) -> float:
+    if type(value) is not float and type(value) is not int:  # a bool is an int, but no number
+        _refuse(name, "must be a number")
+    if not low <= value <= high:
+        _refuse_beyond(name, low, high)
+    return float(value) + 0.0
+
+
+def _integer(name: str, value: Any, low: float, high: float) -> int:
+    """JSON has no integers: 3.0 is one, too."""
+    if type(value) is not int and not (type(value) is float and value.is_integer()):
+        _refuse(name, "must be a whole number")
+    if not low <= value <= high:
+        _refuse_beyond(name, low, high)
+    return int(value)
+
+
+def _category(feature: Feature) -> Callable[[Any], Value]:
+    """An answer of the model's own, to what it does not know, would be an error of ours: say what it knows."""
+    known = {(type(value), value): value for value in feature.values}
+    names = [str(value) for value in feature.values]
+
+    def read(value: Any) -> Value:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, str | int) and (type(value), value) in known:
+            return known[type(value), value]
+        near = difflib.get_close_matches(value[:MAX_DIGITS], names, n=1) if isinstance(value, str) else []
+        more = ", …" * (len(names) > MAX_VALUES_NAMED)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        _refuse(feature.name, f"must be one of {', '.join(names[:MAX_VALUES_NAMED])}{more}{hint}")
+
+    return read
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, LargeString):
+        value = "".join(value.pieces())
+    if not isinstance(value, str):
+        _refuse(name, "must be a text")
+    if len(value) > MAX_CHARACTERS:
+        _refuse(name, f"must have at most {MAX_CHARACTERS:,} characters")
+    return value
+
+
+def _schema(feature: Feature) -> dict[str, Any]:
+    kind = JSON_TYPES.get(feature.type) or ("integer" if isinstance(feature.values[0], int) else "string")
+    schema: dict[str, Any] = {"type": [kind, "null"] if feature.missing else kind}
+    if feature.values:
+        schema["enum"] = [*feature.values, *([None] if feature.missing else [])]
+    if feature.type == "text":
+        schema["maxLength"] = MAX_CHARACTERS
+    if feature.minimum is not None:
+        schema["minimum"] = feature.minimum
+    if feature.maximum is not None:
+        schema["maximum"] = feature.maximum
+    return schema | ({"x-seen": feature.seen} if feature.seen else {})
+
+
+def _refuse_beyond(name: str, low: float, high: float) -> NoReturn:
+    _refuse(name, f"must be between {low:g} and {high:g}")
 
 
 def _refuse(name: str, what: str) -> NoReturn:
     raise InvalidInput(f"Parameter {name} {what}.", parameter=name)
 
 
-def _columns(features: Sequence[Feature], cells: Cells | None) -> list[tuple[str, float, float]]:
-    """Name, lowest and highest value of each feature: the manifest's bounds, and what the model can compute with."""
-    largest = sys.float_info.max
-    lowest, highest = (
-        (cells.lowest, cells.highest) if cells else ([-largest] * len(features), [largest] * len(features))
-    )
+def _bounds(features: Sequence[Feature], cells: Cells | None) -> list[tuple[str, float, float]]:
+    """Name, lowest and highest value of each feature: the manifest's, and what the model or the column can hold."""
+    holds = [_range(f) for f in features]
+    lowest, highest = (cells.lowest, cells.highest) if cells else zip(*holds, strict=True)
     return [
         (f.name, max(low, low if f.minimum is None else f.minimum), min(high, high if f.maximum is None else f.maximum))
         for f, low, high in zip(features, lowest, highest, strict=True)
     ]
+
+
+def _range(feature: Feature) -> tuple[float, float]:
+    if feature.type == "integer":
+        dtype = (feature.dtype or "int64").lower()
+        if dtype in ("float64", "object"):  # since some values are missing
+            return -MAX_EXACT, MAX_EXACT
+        bounds = np.iinfo(dtype.removesuffix("[pyarrow]"))
+        return int(bounds.min), int(bounds.max)
+    largest = float(np.finfo(np.float32).max) if feature.dtype in ("float32", "Float32") else sys.float_info.max
+    return -largest, largest

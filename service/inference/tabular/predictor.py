@@ -12,8 +12,9 @@ from service.errors import PredictionFailed
 from service.inference.artifact import Artifact, fingerprint, library_versions
 from service.inference.predictor import Options, Prediction, Question, pack
 from service.inference.tabular.cells import find_cells
-from service.inference.tabular.estimator import Proba, check_model, own_proba, run_single_threaded, unpickle
-from service.inference.tabular.features import RowReader
+from service.inference.tabular.estimator import Proba, check_model, own_proba, run_single_threaded
+from service.inference.tabular.features import row_reader
+from service.inference.tabular.files import load_estimator
 from service.inference.tabular.forest import LeafTable, fast_forest
 
 VERSION = "1"
@@ -25,11 +26,14 @@ longer to hand the batch to each other, and fight for the interpreter while they
 
 
 def load(artifact: Artifact, options: Options) -> TabularPredictor:
-    """Unpickle the weights, whose digest is already checked; raises ConfigurationError."""
+    """Of weights whose digest is already checked; raises ConfigurationError."""
     manifest = artifact.manifest
     where = f"The model {manifest.name} ({manifest.weights.file})"
-    model = unpickle(artifact.weights, where)
-    check_model(model, len(manifest.features), [c.value for c in manifest.classes], where)
+    extension = manifest.weights.file.rpartition(".")[2]
+    model = load_estimator(artifact.weights, extension, options.trusted_types, where)
+    # Of a DataFrame a model may pass some columns over: the example shows whether it has what it needs.
+    count = getattr(model, "n_features_in_", 0) if manifest.rows == "frame" else len(manifest.features)
+    check_model(model, count, [c.value for c in manifest.classes], where)
     return TabularPredictor(model, artifact, options.max_batch_size)
 
 
@@ -47,14 +51,16 @@ class TabularPredictor:
         warnings.filterwarnings("ignore", message="X does not have valid feature names")
         self._classes = len(manifest.classes)
         self._own_proba = own_proba(model)
-        self._proba = fast_forest(model) or self._own_proba
+        are_finite = manifest.rows == "array" and not any(f.missing for f in manifest.features)
+        self._proba = (fast_forest(model) if are_finite else None) or self._own_proba
         self.runs_on_loop = _is_quick(self._proba, max_batch_size)
-        self._cells = find_cells(model)
-        self._reader = RowReader(manifest, self._cells)
+        self._cells = find_cells(model) if are_finite else None
+        self._reader = row_reader(manifest, self._cells)
+        self._rows = self._reader.rows
         self._head = pack(np.zeros(self._classes))[: -8 * self._classes]
         self.cells = self._cells.count if self._cells else None
         self.key_kind: Literal["exact", "cells", "digest"] = "cells" if self._cells else "exact"
-        libraries = library_versions("numpy", "scikit-learn")
+        libraries = library_versions("numpy", "scikit-learn", *self._rows.libraries)
         self.fingerprint = fingerprint(
             artifact, preprocessing=f"tabular-{VERSION}-{self.key_kind}", libraries=libraries
         )
@@ -64,11 +70,11 @@ class TabularPredictor:
         return self._reader.parameters
 
     def parse(self, params: Mapping[str, Any], body: bytes, content_type: str | None) -> Question:
-        """One row, from decimals (a query string) or numbers (JSON; also ``{"input": [...]}`` in feature order)."""
+        """One row, from texts (a query string) or values (JSON; also ``{"input": [...]}`` in feature order)."""
         values = self._reader.read(params, content_type)
-        payload = self._reader.pack(values)
+        payload = self._rows.pack(values)
         if self._cells is None:
-            return Question(b"x" + payload, payload)
+            return Question(self._rows.mark + payload, payload)
         return Question(b"c" + self._cells.representative(values), payload)
 
     def predict(self, batch: Sequence[bytes]) -> Sequence[Prediction | Exception]:
@@ -83,7 +89,7 @@ class TabularPredictor:
         return self._answers(self._own_proba, [payload])[0]
 
     def _answers(self, proba: Proba, batch: Sequence[bytes]) -> list[Prediction | Exception]:
-        answers = np.ascontiguousarray(proba(self._reader.table(batch)), dtype="<f8")
+        answers = np.ascontiguousarray(proba(self._rows.table(batch)), dtype="<f8")
         if answers.shape != (len(batch), self._classes):
             return [PredictionFailed(f"the model's answer has the shape {answers.shape}") for _ in batch]
         raw, size = answers.tobytes(), 8 * self._classes

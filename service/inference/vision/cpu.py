@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,7 @@ from service.inference.artifact import Artifact
 from service.inference.manifest import Image
 from service.inference.vision.image_input import array_of
 from service.inference.vision.images import read
-from service.inference.vision.runner import Vector
-from service.inference.vision.state_dict import network_of
+from service.inference.vision.runner import Compute, Vector
 
 CHUNK = 8
 """Images computed at once: larger numbers are no faster, and keep decoding and computing from overlapping."""
@@ -33,34 +33,64 @@ class CpuRunner:
 
     def __init__(self, artifact: Artifact, spec: Image, threads: int) -> None:
         self._spec = spec
-        if has_openvino():
-            try:
-                from service.inference.vision import graph
-            except ImportError as error:
-                raise ConfigurationError(f"openvino is broken ({error}): install it anew or remove it.") from error
-            network, state = network_of(artifact, spec)
-            graph.fold(network, state)
+        self.libraries: tuple[str, ...]
+        if artifact.file("xml") is not None and has_openvino():
             # One for a lone image: knowing the number makes it a thirtieth faster.
-            self._lone, self._many = (graph.compute(network, state, spec, threads, images) for images in (1, -1))
-            self.kernels, self.chunk = "openvino", CHUNK
-            self.libraries: tuple[str, ...] = ("openvino",)
+            computes = compiled(artifact, spec, threads, (1, -1) if spec.batched else (1,))
+            self._lone, self._many = computes[0], computes[-1]
+            self.kernels, self.chunk, self.libraries = "openvino", CHUNK if spec.batched else 1, ("openvino",)
         else:
-            from service.inference.vision import torch_network
+            if artifact.file("xml") is not None and artifact.file("pt2") is None:
+                raise ConfigurationError(f"Model {artifact.manifest.name} needs the package openvino.")
+            from service.inference.vision import program
 
-            torch_network.use_threads(threads)
-            self._lone = self._many = torch_network.compute(torch_network.restore(artifact, spec))
+            program.use_threads(threads)
+            self._lone = self._many = program.compute(program.restore(artifact))
             self.kernels, self.chunk = "torch", 1  # its kernels are not batch-invariant
-            self.libraries = torch_network.LIBRARIES
+            self.libraries = program.LIBRARIES
 
     @contextmanager
     def open(self) -> Iterator[CpuBatch]:
         yield CpuBatch(self, self._spec)
 
     def run(self, images: Sequence[NDArray[np.float32]]) -> list[Vector]:
-        """The probabilities of each image, height × width × channels."""
-        if len(images) == 1:
-            return list(self._lone(images[0][np.newaxis]))
-        return list(self._many(np.stack(images)))
+        """What the network says to each image, height × width × channels."""
+        if len(images) > 1 and self.chunk > 1:
+            return list(self._many(np.stack(images)))
+        return [self._lone(image[np.newaxis])[0] for image in images]
+
+
+def compiled(artifact: Artifact, spec: Image, threads: int, counts: Sequence[int]) -> list[Compute]:
+    """The network for each count of images at a time, -1 being any; raises ConfigurationError."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise ConfigurationError(f"openvino is broken ({error}): install it anew or remove it.") from error
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",  # or it would take bfloat16 where the CPU has it
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,  # several workers would be pinned to the same cores
+    }
+    core, name = openvino.Core(), artifact.manifest.name
+    try:
+        network = core.read_model(artifact.file("xml"), artifact.file("bin"))
+        computes = []
+        for count in counts:
+            network.reshape([count, *spec.size, len(spec.mode)])
+            computes.append(_infer(core.compile_model(network, "CPU", settings).create_infer_request()))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigurationError(f"OpenVINO cannot compute {name} ({reason:.200}): register it again.") from error
+    return computes
+
+
+def _infer(request: Any) -> Compute:
+    def infer(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        answers: NDArray[np.float32] = request.infer([images], share_inputs=True)[0]
+        return answers
+
+    return infer
 
 
 class CpuBatch:

@@ -17,8 +17,7 @@ from queue import SimpleQueue
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torchvision.models.resnet import ResNet
+from torch import Tensor, nn
 
 from service.errors import DeviceLost, InvalidInput, Overloaded, ServiceError
 from service.inference.manifest import Image
@@ -29,7 +28,6 @@ from service.inference.vision.image_input import array_of
 from service.inference.vision.images import read_pixels
 from service.inference.vision.jpeg import JpegDecoder, suits
 from service.inference.vision.runner import Vector
-from service.inference.vision.torch_network import LIBRARIES, fold
 
 logger = logging.getLogger(__name__)
 
@@ -38,29 +36,30 @@ class GpuRunner:
     """Runs a network on a GPU. To the last bit, an answer depends on the size that its batch is padded to alone."""
 
     slots = 2
-    kernels = "folded"
-    libraries = LIBRARIES
+    kernels = "program"
+    libraries: tuple[str, ...] = ("torch", "torchvision")
 
     def __init__(
         self,
-        network: ResNet,
+        network: nn.Module,
         spec: Image,
+        width: int,
         device: Device,
         options: Options,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``network``: on that device, for images × height × width × channels. ``width``: numbers an answer has."""
         self.device = device.name.type
         self.chunk = options.max_batch_size
         self.limit = BatchLimit(buckets(options.max_batch_size), clock)
         self._spec = spec
         self._device = device
         self._dtype: torch.dtype = getattr(torch, options.precision)
-        classes = network.fc.out_features
-        self._network = fold(network, spec).to(device.name, self._dtype, memory_format=torch.channels_last)
+        self._network = network.to(self._dtype).to(memory_format=torch.channels_last)
         self._decoder = JpegDecoder(spec, device) if options.decode == "gpu" else None
         shape = (options.max_batch_size, *spec.size, len(spec.mode))
         self._images = torch.zeros(shape, device=device.name)
-        self._answers = torch.zeros(options.max_batch_size, classes, device=device.name)
+        self._answers = torch.zeros(options.max_batch_size, width, device=device.name)
         self._white, self._mean, self._std = (
             torch.tensor(values, dtype=torch.float32, device=device.name)
             for values in ((255.0,) * len(spec.mode), spec.mean, spec.std)
@@ -69,7 +68,7 @@ class GpuRunner:
         self._lost = False
         self._free: SimpleQueue[Slot] = SimpleQueue()
         for _ in range(self.slots):
-            self._free.put(Slot(device, shape, classes))
+            self._free.put(Slot(device, shape, width))
         # The largest first: the others then fit into its memory.
         self._steps = {size: self._captured(size) for size in reversed(self.limit.sizes)}
 
@@ -128,12 +127,10 @@ class GpuRunner:
             return step
 
     def _step(self, size: int) -> Launch:
-        # Channels-last is this very layout under another name, so nothing is copied.
-        images, answers = self._images[:size].permute(0, 3, 1, 2), self._answers[:size]
+        images, answers = self._images[:size], self._answers[:size]
 
         def step() -> None:
-            logits: Tensor = self._network(images.to(self._dtype))
-            answers.copy_(torch.softmax(logits.float(), dim=1))
+            answers.copy_(self._network(images.to(self._dtype)))
 
         return step
 
@@ -141,11 +138,11 @@ class GpuRunner:
 class Slot:
     """The memory of one batch under way; what earlier batches left in it is never read."""
 
-    def __init__(self, device: Device, shape: tuple[int, ...], classes: int) -> None:
+    def __init__(self, device: Device, shape: tuple[int, ...], width: int) -> None:
         self.host = torch.zeros(shape, dtype=torch.uint8)
         self.rows: NDArray[np.uint8] = self.host.numpy()
         self.pixels = torch.zeros(shape, dtype=torch.uint8, device=device.name)
-        self.answers = torch.zeros(shape[0], classes)
+        self.answers = torch.zeros(shape[0], width)
 
 
 class GpuBatch:

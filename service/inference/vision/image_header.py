@@ -5,50 +5,64 @@ A stranger's file may name any size and hold any number of parts, so the reading
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+
+import PIL.Image
 
 from service.errors import InvalidInput, UnsupportedContent
 
-MAX_PIXELS = 16_000_000
 MAX_PARTS = 4_000
 """Most chunks or segments; a 10 MiB PNG in libpng's 8 KiB chunks has 1,280."""
 
 _JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
 _JPEG_ENDS = frozenset({0xD9, 0xDA})
+_GIF_FRAME, _GIF_EXTENSION = 0x2C, 0x21
+
+
+_RAW_BMPS = (0, 3)
+"""Compression of a BMP: none, or none with masks. Pillow takes seconds for the pixels of others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    format: Literal["PNG", "JPEG", "WEBP"]
+    """``format``: as Pillow calls it."""
+
+    format: str
     width: int
     height: int
     frames: int = 1
 
+    @property
+    def pixels(self) -> int:
+        return self.width * self.height
+
 
 def read_header(file: bytes) -> Header:
-    """The file's own statement, checked against the limits; raises UnsupportedContent or InvalidInput."""
-    header = _reader(file)(file)
+    """The file's own statement; raises UnsupportedContent or InvalidInput."""
+    try:
+        header = _reader(file)(file)
+    except (struct.error, IndexError):
+        raise damaged("image") from None
     if header.frames > 1:
         raise InvalidInput("The image is animated; one frame is expected.", parameter="image")
-    if not 0 < header.width * header.height <= MAX_PIXELS:
-        size = f"{header.width} × {header.height}"
-        raise InvalidInput(f"The image has {size} pixels; 1 to {MAX_PIXELS:,} are expected.", parameter="image")
+    if header.width < 1 or header.height < 1:
+        raise InvalidInput("The image has no pixels.", parameter="image")
     return header
 
 
 def _reader(file: bytes) -> Callable[[bytes], Header]:
     """By content: names and media types are only claims."""
-    if file.startswith(b"\x89PNG\r\n\x1a\n"):
-        return _png
-    if file.startswith(b"\xff\xd8\xff"):
-        return _jpeg
+    for start, reader in _READERS.items():
+        if file.startswith(start):
+            return reader
     if file.startswith(b"RIFF") and file[8:12] == b"WEBP":
         return _webp
-    raise UnsupportedContent("The image is not a PNG, JPEG or WebP file.", parameter="image")
+    raise UnsupportedContent("The image is not a PNG, JPEG, WebP, GIF, BMP or TIFF file.", parameter="image")
 
 
 def _png(file: bytes) -> Header:
@@ -122,6 +136,45 @@ def _webp_frames(file: bytes) -> int:
         frames += kind == b"ANMF"
         start += 8 + size + size % 2
     return frames
+
+
+def _gif(file: bytes) -> Header:
+    """Its first frame is what is seen of it; what comes before that has a bound, too."""
+    width, height, flags = struct.unpack_from("<2HB", file, 6)
+    start, inside = 13 + (2 << (flags & 7)) * 3 * (flags >> 7), False
+    for _ in range(MAX_PARTS):
+        byte = file[start]
+        if inside:  # an extension, of blocks that say how long they are; the last is empty
+            start, inside = start + 1 + byte, byte > 0
+        elif byte == _GIF_FRAME:
+            return Header("GIF", width, height)
+        elif byte == _GIF_EXTENSION:
+            start, inside = start + 2, True
+        else:
+            break
+    raise damaged("GIF")
+
+
+def _by_pillow(name: str, file: bytes) -> Header:
+    """BMP and TIFF: Pillow reads no more of them than a table; of several pictures it is the first that counts."""
+    try:
+        picture = PIL.Image.open(io.BytesIO(file), formats=(name,))
+    except Exception as error:  # as in images.decode
+        raise damaged(name) from error
+    if name == "BMP" and picture.info.get("compression", 0) not in _RAW_BMPS:
+        raise UnsupportedContent("The BMP file is compressed.", parameter="image")
+    return Header(name, *picture.size)
+
+
+_READERS: dict[bytes, Callable[[bytes], Header]] = {
+    b"\x89PNG\r\n\x1a\n": _png,
+    b"\xff\xd8\xff": _jpeg,
+    b"GIF87a": _gif,
+    b"GIF89a": _gif,
+    b"BM": partial(_by_pillow, "BMP"),
+    b"II*\0": partial(_by_pillow, "TIFF"),
+    b"MM\0*": partial(_by_pillow, "TIFF"),
+}
 
 
 def damaged(name: str) -> InvalidInput:

@@ -22,25 +22,30 @@ from service.inference.predictor import Question
 from service.inference.vision.image_header import read_header
 from service.large_json import LargeArray, LargeString
 
-UPLOADS = ("image/png", "image/jpeg", "image/webp")
+UPLOADS = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/tiff")
+ALIASES = ("image/jpg", "application/octet-stream")
+"""Types that are announced for images as well: the content decides."""
+
 MAX_IMAGE_BYTES = 10 * 2**20
 FORMS = ("image", "sha256", "input")
-MAX_MAGNITUDE = 1_000_000
-"""Normalised pixels are a few units large; the sums of a network stay finite far beyond this."""
+SLACK = 0.01
+"""How far a normalised value may be beyond black or white, as a part of the way between them: for rounding."""
 
 ARRAY = b"array <f4"
 """What no image file starts with."""
 
 _TO_STANDARD = str.maketrans("-_", "+/")
 _DIGEST = re.compile("[0-9A-Fa-f]{64}")
+_DATA_URL = re.compile(r"data:[\w/+.;=-]{0,100}?;base64,", re.I | re.A)
+_LINE_BREAKS = str.maketrans("", "", "\r\n")
 
 
-def parse(params: Mapping[str, Any], body: bytes, content_type: str | None, spec: Image) -> Question:
+def parse(params: Mapping[str, Any], body: bytes, content_type: str | None, spec: Image, max_pixels: int) -> Question:
     """As Predictor.parse. Nothing is decoded here beyond base64 and the file's header."""
-    if content_type in UPLOADS:
+    if content_type in UPLOADS + ALIASES:
         for name in params:
             raise InvalidInput(f"Unknown parameter {name!r:.80} beside an image.", parameter=name)
-        return image_question(body)
+        return image_question(body, max_pixels)
     if content_type not in (None, "application/json"):
         raise UnsupportedContent(f"This model reads {', '.join(UPLOADS)} and JSON, not {content_type}.")
     for name in params:
@@ -52,19 +57,22 @@ def parse(params: Mapping[str, Any], body: bytes, content_type: str | None, spec
     if name == "input":
         return array_question(value, spec)
     if name == "image" and isinstance(value, str | LargeString):
-        return image_question(decode_base64(value))
+        return image_question(decode_base64(value), max_pixels)
     if not isinstance(value, str):
         raise InvalidInput(f"Parameter {name} must be a string.", parameter=name)
     return digest_question(value)
 
 
-def image_question(file: bytes) -> Question:
+def image_question(file: bytes, max_pixels: int) -> Question:
     """A file whose header is within the limits; raises InvalidInput."""
     if len(file) > MAX_IMAGE_BYTES:
         raise PayloadTooLarge(f"The image is larger than {MAX_IMAGE_BYTES:,} bytes.", parameter="image")
     if not file:
         raise InvalidInput("The image is empty.", parameter="image")
-    read_header(file)
+    header = read_header(file)
+    if header.pixels > max_pixels:
+        size = f"{header.width} × {header.height}"
+        raise InvalidInput(f"The image has {size} pixels; at most {max_pixels:,} are read.", parameter="image")
     digest = hashlib.sha256(file)
     return Question(b"i" + digest.digest(), file, digest.hexdigest())
 
@@ -80,24 +88,42 @@ def array_question(value: Any, spec: Image) -> Question:
     """A normalised channels × height × width array: nested lists or numpy."""
     shape = (len(spec.mode), *spec.size)
     array = _to_float32(value, shape)
-    if not np.abs(array).max() <= MAX_MAGNITUDE:  # nor when it is nan
-        raise InvalidInput(f"Parameter input must be numbers of at most ±{MAX_MAGNITUDE:,}.", parameter="input")
+    _check_normalised(array, spec)
     payload = ARRAY + struct.pack("<3I", *shape) + (array + np.float32(0)).astype("<f4").tobytes()  # -0.0 is 0.0
     return Question(b"a" + hashlib.sha256(payload).digest(), payload)
 
 
+def _check_normalised(array: NDArray[np.float32], spec: Image) -> None:
+    """Raises InvalidInput for values that no pixel has once it is normalised: they are none, or not normalised."""
+    for channel, mean, std in zip(array, spec.mean, spec.std, strict=True):
+        lowest, highest = -(mean + SLACK) / std, (1 - mean + SLACK) / std
+        if not lowest <= channel.min() <= channel.max() <= highest:  # nor when one is nan
+            raise InvalidInput(
+                "Parameter input is an array of normalised pixels, (value / 255 - mean) / std: "
+                f"for a mean of {mean} and a std of {std}, of numbers from {lowest:.3f} to {highest:.3f}.",
+                parameter="input",
+            )
+
+
 def decode_base64(text: str | LargeString) -> bytes:
-    """Of either alphabet, padded or not; raises InvalidInput."""
-    decoded, rest = [], ""
+    """Of either alphabet, padded or not, with line breaks or without, or as a ``data:`` URL; raises InvalidInput."""
+    decoded, rest, first = [], "", True
     for piece in text.pieces() if isinstance(text, LargeString) else ():
-        rest += piece
+        rest += _digits(piece, first)
+        first = False
         end = (len(rest) - 1) // 4 * 4  # something is left for the end, where padding may be
         if "=" in rest[:end]:
             raise _no_base64()
         decoded.append(_decode_base64(rest[:end]))
         rest = rest[end:]
-    digits = (text if isinstance(text, str) else rest).removesuffix("=").removesuffix("=")
+    digits = (_digits(text, True) if isinstance(text, str) else rest).removesuffix("=").removesuffix("=")
     return b"".join((*decoded, _decode_base64(digits + "=" * (-len(digits) % 4))))
+
+
+def _digits(piece: str, first: bool) -> str:
+    """Without line breaks, and without what a ``data:`` URL begins with."""
+    url = _DATA_URL.match(piece) if first and piece.startswith("data:") else None
+    return (piece[url.end() :] if url else piece).translate(_LINE_BREAKS)
 
 
 def _decode_base64(digits: str) -> bytes:

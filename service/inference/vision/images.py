@@ -11,17 +11,22 @@ import PIL.Image
 from numpy.typing import NDArray
 from PIL import ImageOps
 
-from service.errors import InvalidInput
+from service.errors import InvalidInput, UnsupportedContent
 from service.inference.manifest import Image
 from service.inference.vision.completeness import jpeg_is_complete, png_is_complete
-from service.inference.vision.image_header import MAX_PIXELS, damaged, read_header
+from service.inference.vision.image_header import damaged, read_header
 from service.inference.vision.jpeg_scans import find_scans
 
 # What Pillow has to say about a stranger's file is no line for our log.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+PIL.Image.MAX_IMAGE_PIXELS = None  # the operator's bound is kept where an image is parsed
 
-PREPROCESSING_VERSION = 1
+PREPROCESSING_VERSION = 2
 """Part of every fingerprint: raise it with any change that can move a bit of a tensor."""
+
+MAX_RESIZED_PIXELS = 16_000_000
+MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I;16", "I;16B", "I;16L"})
+"""Pixels as Pillow names them. Of others, such as a TIFF's floats, nobody says what is black and what white."""
 
 MAX_JPEG_SCANS = 100
 """A progressive JPEG may repeat its passes over all pixels; ten are usual, and thousands an attack on the CPU."""
@@ -38,7 +43,7 @@ def read_pixels(file: bytes, spec: Image) -> NDArray[np.uint8]:
 
 
 def decode(file: bytes) -> PIL.Image.Image:
-    """The picture upright, in whatever mode the file has; raises InvalidInput."""
+    """The picture, of several the first, upright and in whatever mode the file has; raises InvalidInput."""
     header = read_header(file)
     scans = find_scans(file, MAX_JPEG_SCANS) if header.format == "JPEG" else None
     if scans is not None and len(scans.ends) > MAX_JPEG_SCANS:
@@ -63,6 +68,8 @@ def decode(file: bytes) -> PIL.Image.Image:
 
 def convert(picture: PIL.Image.Image, mode: str) -> PIL.Image.Image:
     """To 8-bit grey or colour. Transparent parts become white, as on paper; 16-bit grey keeps its high byte."""
+    if picture.mode not in MODES and (picture.mode, picture.format) != ("I", "PNG"):
+        raise UnsupportedContent(f"Pixels of the kind {picture.mode} are not read.", parameter="image")
     if picture.mode.startswith("I"):  # Pillow's own conversion would clip instead of scale
         picture = PIL.Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.has_transparency_data:
@@ -76,7 +83,7 @@ def crop(picture: PIL.Image.Image, spec: Image) -> NDArray[np.uint8]:
     """height × width × channels, resized and cut as ``place`` says, which may raise InvalidInput."""
     height, width = spec.size
     resized, (left, top) = place(picture.size, spec)
-    picture = picture.resize(resized, PIL.Image.Resampling.BILINEAR)
+    picture = picture.resize(resized, PIL.Image.Resampling[spec.interpolation.upper()])
     if picture.size != (width, height):
         picture = picture.crop((left, top, left + width, top + height))
     return np.asarray(picture).reshape(height, width, -1)
@@ -92,7 +99,7 @@ def place(size: tuple[int, int], spec: Image) -> tuple[tuple[int, int], tuple[in
     if spec.resize is None:
         return (width, height), (0, 0)
     short, long = sorted(size)
-    if spec.resize * spec.resize * long // short > MAX_PIXELS:
+    if spec.resize * spec.resize * long // short > MAX_RESIZED_PIXELS:
         raise InvalidInput("The image is too long and narrow.", parameter="image")
     across, down = (spec.resize * side // short for side in size)
     return (across, down), (round((across - width) / 2), round((down - height) / 2))

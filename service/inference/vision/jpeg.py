@@ -141,6 +141,6 @@ class JpegDecoder:
         height, width = self._spec.size
         (across, down), (left, top) = place((pictures.shape[3], pictures.shape[2]), self._spec)
         if (down, across) != tuple(pictures.shape[2:]):
-            resized = interpolate(pictures.float(), (down, across), mode="bilinear", antialias=True)
+            resized = interpolate(pictures.float(), (down, across), mode=self._spec.interpolation, antialias=True)
             pictures = resized.round_().clamp_(0, 255).byte()
         return pictures[:, :, top : top + height, left : left + width].permute(0, 2, 3, 1)

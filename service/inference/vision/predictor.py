@@ -1,4 +1,4 @@
-"""Any torchvision ResNet, on images or arrays. torch is imported only where it is needed."""
+"""Any network, on images or arrays. torch is imported only where it is needed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal
 
@@ -42,14 +43,18 @@ def load(artifact: Artifact, options: Options) -> VisionPredictor:
     manifest = artifact.manifest
     if manifest.image is None:
         raise ConfigurationError(f"Model {manifest.name} is of the kind vision, but its manifest has no image.")
-    _check_spec(manifest.image, manifest.name)
+    check_spec(manifest.image, manifest.name)
+    if artifact.file("xml") is None and artifact.file("pt2") is None:
+        raise ConfigurationError(
+            f"Model {manifest.name} is of an older version: make it again with training.resnet or training.register."
+        )
     device = resolve_device(options.device)
     _check_options(options, device)
-    runner: Runner = (
-        CpuRunner(artifact, manifest.image, max(1, options.threads))
-        if device == "cpu"
-        else _on_gpu(artifact, manifest.image, options)
-    )
+    runner: Runner
+    if device == "cpu":
+        runner = CpuRunner(artifact, manifest.image, max(1, options.threads))
+    else:
+        runner, options = _on_gpu(artifact, manifest.image, options)
     return VisionPredictor(artifact, manifest.image, runner, options)
 
 
@@ -66,22 +71,27 @@ def _check_options(options: Options, device: str) -> None:
         raise ConfigurationError("PREDICT_DECODE=gpu needs a GPU; without one, use pillow.")
 
 
-def _on_gpu(artifact: Artifact, spec: Image, options: Options) -> Runner:
+def _on_gpu(artifact: Artifact, spec: Image, options: Options) -> tuple[Runner, Options]:
+    """And the options as the network can have them: some take one image at a time."""
     from service.inference.vision.cuda import Cuda, compute_exactly, is_out_of_memory
     from service.inference.vision.gpu import GpuRunner
-    from service.inference.vision.torch_network import restore, use_threads
+    from service.inference.vision.program import module, restore, takes_batches, use_threads
 
     use_threads(max(1, options.threads))
     compute_exactly()
+    program, cuda, width = restore(artifact), Cuda(), len(artifact.manifest.example.golden)
+    if not takes_batches(program):
+        options = replace(options, max_batch_size=1)
     try:
-        return GpuRunner(restore(artifact, spec), spec, Cuda(), options)
+        return GpuRunner(module(program, cuda.name), spec, width, cuda, options), options
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         raise ConfigurationError("The GPU has too little free memory: set a smaller PREDICT_MAX_BATCH_SIZE.") from None
 
 
-def _check_spec(spec: Image, name: str) -> None:
+def check_spec(spec: Image, name: str) -> None:
+    """Raises ConfigurationError."""
     channels = len(spec.mode)
     if not len(spec.mean) == len(spec.std) == channels:
         raise ConfigurationError(f"Model {name} takes {spec.mode} images: mean and std need {channels} values each.")
@@ -100,6 +110,7 @@ class VisionPredictor:
         self._spec = spec
         self._runner = runner
         self._most = options.max_batch_size
+        self._max_pixels = options.max_image_pixels
         self._threads = max(1, min(options.threads, MAX_DECODE_THREADS))
         self._pool = ThreadPoolExecutor(self._threads, "decode")
         self.slots = runner.slots
@@ -119,7 +130,7 @@ class VisionPredictor:
         image: dict[str, Any] = {
             "type": "string",
             "contentEncoding": "base64url",
-            "description": "A PNG, JPEG or WebP file in base64url, padding optional.",
+            "description": "A PNG, JPEG, WebP, GIF, BMP or TIFF file in base64url, padding optional.",
         }
         digest: dict[str, Any] = {
             "type": "string",
@@ -134,7 +145,7 @@ class VisionPredictor:
 
     def parse(self, params: Mapping[str, Any], body: bytes, content_type: str | None) -> Question:
         """One image, array or digest; see image_input.py."""
-        return image_input.parse(params, body, content_type, self._spec)
+        return image_input.parse(params, body, content_type, self._spec, self._max_pixels)
 
     def predict(self, batch: Sequence[bytes]) -> Sequence[Prediction | Exception]:
         """Later images are decoded in other threads while earlier ones are computed."""

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from service.errors import InvalidInput, ServiceError
 
 Vector: TypeAlias = NDArray[np.float32]
-"""The probabilities of one image."""
+"""What a network says to one image: probabilities, or other numbers."""
 
 Compute: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""A network as a function: probabilities, images × classes, of images × height × width × channels."""
+"""A network as a function: what it says to each of images × height × width × channels."""
 
 
 class Batch(Protocol):

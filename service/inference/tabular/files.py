@@ -1,0 +1,34 @@
+"""An estimator from the bytes of its file: a pickle, which is executed, or skops' format, of which nothing is."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from service.errors import ConfigurationError
+from service.inference.artifact import REMEDY
+from service.inference.tabular.estimator import unpickle
+
+
+def load_estimator(weights: bytes, extension: str, trusted: Collection[str], where: str) -> Any:
+    """Raises ConfigurationError. ``trusted``: the types that a .skops file may hold, beside those that skops knows."""
+    return _load_skops(weights, trusted, where) if extension == "skops" else unpickle(weights, where)
+
+
+def _load_skops(weights: bytes, trusted: Collection[str], where: str) -> Any:
+    try:
+        from skops.io import get_untrusted_types, loads
+    except ImportError:
+        raise ConfigurationError(f"{where} is a .skops file: install skops into this environment.") from None
+    try:
+        found = get_untrusted_types(data=weights)
+        # Which ones are trusted the operator says, and never the file itself.
+        refused = [name for name in found if name not in trusted]
+        if not refused:
+            return loads(weights, trusted=found)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigurationError(f"{where} cannot be read ({reason}): {REMEDY}.") from None
+    raise ConfigurationError(
+        f"{where} holds {', '.join(refused)}: if you trust it, name it in PREDICT_TRUSTED_TYPES (--trust to register)."
+    )

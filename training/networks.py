@@ -1,0 +1,188 @@
+"""Publish any image network: ``register_network(module, name=…, size=…, classes=…)``, or one from a file:
+
+``python -m training.register weights.safetensors --architecture efficientnet_b0 --classes labels.txt``
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import ValidationError
+from torch import nn
+
+from service.errors import ConfigurationError
+from service.inference.artifact import Artifact, library_versions
+from service.inference.manifest import Class, Example, Image, Manifest, Weights, reason
+from service.inference.vision.cpu import CHUNK, CpuRunner, has_openvino
+from service.inference.vision.predictor import LIBRARIES, check_spec
+from training import publish
+from training.export import Files, export, export_onnx, noise
+from training.published import adopt, build, gradient, read_state, spec_of
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def register_network(
+    module: nn.Module,
+    *,
+    name: str,
+    size: int | tuple[int, int],
+    classes: Sequence[str],
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    **more: Any,
+) -> Manifest:
+    """Publish a trained network from images, normalised and channels × height × width, to one number per class.
+
+    ``mean`` and ``std`` of one value: grey images. ``more``: ``resize`` and ``interpolation`` (see Image); ``output``
+    ("logits" or "probabilities"; default: found out); ``example``, an image file to warm up and measure with;
+    ``models_dir``; ``accuracy`` and ``description``. Raises ConfigurationError; the module stays as it is.
+    """
+    how = {key: more.pop(key) for key in ("resize", "interpolation") if key in more}
+    spec = image_spec(size, mean, std, architecture=type(module).__name__, **how)
+    files = export(module, spec, len(classes), more.pop("output", None))
+    return publish_files(files, name, spec, classes, **more)
+
+
+def image_spec(size: int | tuple[int, int], mean: Sequence[float], std: Sequence[float], **how: Any) -> Image:
+    """Raises ConfigurationError."""
+    sides = (size, size) if isinstance(size, int) else size
+    mode: Literal["L", "RGB"] = "L" if len(mean) == 1 else "RGB"
+    try:
+        spec = Image(size=sides, mode=mode, mean=tuple(mean), std=tuple(std), **how)
+    except ValidationError as error:
+        raise ConfigurationError(f"The network's images: {reason(error)}.") from None
+    check_spec(spec, "of this size")
+    return spec
+
+
+def publish_files(
+    files: Files,
+    name: str,
+    spec: Image,
+    labels: Sequence[str],
+    *,
+    example: bytes | None = None,
+    models_dir: Path = Path("models"),
+    accuracy: float | None = None,
+    description: str = "",
+) -> Manifest:
+    """Publish what ``export`` made; raises ConfigurationError."""
+    made = make(draft(name, spec, labels, example or gradient(), description), files)
+    return publish(models_dir, made.manifest.model_copy(update={"accuracy": accuracy}), made.weights, *made.parts)
+
+
+def draft(name: str, spec: Image, labels: Sequence[str], example: bytes, description: str) -> Manifest:
+    """The manifest up to its files and what is measured; raises ConfigurationError."""
+    try:
+        return Manifest(
+            name=name,
+            kind="vision",
+            weights=Weights.of(b"", "pt2"),
+            image=spec,
+            classes=tuple(Class(value=str(index), label=label) for index, label in enumerate(labels)),
+            cost_seconds=1.0,
+            example=Example(inputs={"image": base64.b64encode(example).decode()}, golden=[0.0] * len(labels)),
+            versions=library_versions("torch", *LIBRARIES, *(("openvino",) if has_openvino() else ())),
+            description=description,
+        )
+    except ValidationError as error:
+        raise ConfigurationError(f"{name}: {reason(error)}.") from None
+
+
+def make(draft: Manifest, files: Files) -> Artifact:
+    """The model with its files, and with what a CPU may compute at once; raises ConfigurationError."""
+    named, *others = (Weights.of(data, extension) for extension, data in files.items())
+    weights, *parts = files.values()
+    manifest = draft.model_copy(update={"weights": named, "parts": tuple(others)})
+    made = Artifact(manifest, weights, tuple(parts))
+    if "xml" not in files or manifest.image is None or is_batch_invariant(made, manifest.image):
+        return made
+    print(f"{draft.name}: an image has other last bits among others than alone, so a CPU computes one at a time.")
+    image = manifest.image.model_copy(update={"batched": False})
+    return Artifact(manifest.model_copy(update={"image": image}), weights, tuple(parts))
+
+
+def is_batch_invariant(made: Artifact, spec: Image) -> bool:
+    """Whether a CPU says the same to an image alone and among others, to the last bit, as far as noise shows it."""
+    try:
+        runner = CpuRunner(made, spec, threads=1)
+    except ConfigurationError:
+        return False  # the graph is for one image only; if it is for none, the next to load it says so
+    images = list(noise(spec, CHUNK))
+    together = np.stack(runner.run(images))
+    parts = [slice(0, 3), *(slice(row, row + 1) for row in range(CHUNK))]
+    return all(np.array_equal(np.stack(runner.run(images[part])), together[part]) for part in parts)
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = _parser().parse_args(arguments)
+    try:
+        manifest = register_file(options)
+    except ConfigurationError as error:
+        sys.exit(str(error))
+    cost = f"{manifest.cost_seconds * 1e3:.1f} ms a prediction"
+    print(f"{options.out / manifest.name}: {len(manifest.classes)} classes, {cost}")
+
+
+def register_file(options: argparse.Namespace) -> Manifest:
+    """Publish a state dict of one of torchvision's networks, or an ONNX file; raises ConfigurationError."""
+    labels, name = _labels(options.classes), options.name or options.file.stem.lower()
+    about = {"models_dir": options.out, "example": options.example and options.example.read_bytes()}
+    if options.file.suffix.lower() == ".onnx":
+        if options.size is None:
+            raise ConfigurationError("Of an ONNX file --size says how large its images are.")
+        spec = image_spec(
+            options.size, options.mean or IMAGENET_MEAN, options.std or IMAGENET_STD, resize=options.resize
+        )
+        return publish_files(export_onnx(options.file, spec, len(labels), options.output), name, spec, labels, **about)
+    if options.architecture is None:
+        raise ConfigurationError("--architecture says which of torchvision's networks these weights belong to.")
+    known = spec_of(options.architecture)
+    own = options.size is not None or options.resize is not None
+    spec = image_spec(
+        options.size or known.size,
+        options.mean or known.mean,
+        options.std or known.std,
+        resize=options.resize if own else known.resize,
+        interpolation=known.interpolation,
+        architecture=options.architecture,
+    )
+    network = build(options.architecture, len(labels))
+    adopt(network, read_state(options.file))
+    return publish_files(export(network, spec, len(labels), options.output), name, spec, labels, **about)
+
+
+def _labels(text: str) -> list[str]:
+    """``x,y``, or a file with a label a line; raises ConfigurationError."""
+    try:
+        lines = Path(text).read_text(encoding="utf-8").splitlines() if Path(text).is_file() else text.split(",")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"--classes {text} cannot be read ({error}).") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training.register", description="Serve your own image network.")
+    parser.add_argument("file", type=Path, help="a state dict (.pt, .safetensors), or an ONNX file, for CPUs only")
+    parser.add_argument("--architecture", help="which of torchvision's networks it is")
+    parser.add_argument("--name", help="what it is called in URLs; default the file's name")
+    parser.add_argument("--classes", required=True, help="x,y, or a file with a label a line, in the network's order")
+    parser.add_argument("--size", type=int, help="side of the square that the network is given")
+    parser.add_argument("--resize", type=int, help="length of the shorter side before the square is cut out")
+    parser.add_argument("--mean", type=_numbers, help="0.5,0.5,0.5: a value per channel; one value: grey images")
+    parser.add_argument("--std", type=_numbers, help="as --mean")
+    parser.add_argument("--output", choices=("logits", "probabilities"), help="default: found out")
+    parser.add_argument("--example", type=Path, help="an image to warm up and measure with")
+    parser.add_argument("--out", type=Path, default=Path("models"), help="where model directories live")
+    return parser
