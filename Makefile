@@ -54,11 +54,12 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: install  ## The lock files, from pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		--extra vision --extra tables pyproject.toml -o requirements.lock
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		--extra vision --extra tables --extra boosting --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml
+
+lock: install  ## The lock files, from pyproject.toml: what serves, what a GPU and training need besides, and all of it
+	$(LOCK) --extra vision --extra tables -o requirements.lock
+	$(LOCK) --extra vision --extra tables --extra torch -c requirements.lock -o requirements-torch.lock
+	$(LOCK) --all-extras -c requirements-torch.lock -o requirements-dev.lock
 
 bench: install train  ## Cold against warm: a table and a chart
 	$(BIN)/python -m benchmarks.cold_warm
