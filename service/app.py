@@ -18,7 +18,7 @@ from urllib.parse import unquote
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.routing import Route, compile_path
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import __version__
 from service.config import Settings, settings_of_process
@@ -58,6 +58,7 @@ class Service(FastAPI):
     The layers alone cost as much as a look-up in L1. With middleware, every request goes through all of it.
     """
 
+    _is_bare = False
     _described: dict[str, str] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,12 +67,18 @@ class Service(FastAPI):
             return
         if b"%2" in scope.get("raw_path", b""):
             scope["path"] = _decoded(scope["raw_path"])
-        endpoint = None if self._has_middleware() else _find(scope)
+        endpoint = _find(scope) if self._is_bare else None
         await (endpoint or Observed(super().__call__))(scope, receive, send)
 
-    def _has_middleware(self) -> bool:
-        """OpenTelemetry's instrumentation adds none, but replaces the method that builds the layers."""
-        return bool(self.user_middleware) or "build_middleware_stack" in self.__dict__
+    def build_middleware_stack(self) -> ASGIApp:
+        """Called once: for the lifespan, or else for the first request.
+
+        OpenTelemetry's instrumentation is no middleware but has replaced this method. FastAPI's own tracing is neither.
+        """
+        telemetry = getattr(self, "_native_telemetry", None)
+        is_traced = "build_middleware_stack" in vars(self) or (telemetry is not None and telemetry.enabled())
+        self._is_bare = not self.user_middleware and not is_traced
+        return super().build_middleware_stack()
 
     def openapi(self) -> dict[str, Any]:
         """Made once for the models that are served, since that takes a quarter of a second."""
@@ -90,8 +97,8 @@ def _decoded(raw_path: bytes) -> str:
 
 def _find(scope: Scope) -> Endpoint | None:
     path = scope["path"]
-    if path in FIXED:
-        return FIXED[path]
+    if (fixed := FIXED.get(path)) is not None:
+        return fixed
     for pattern, endpoint in PATTERNS:
         if match := pattern.match(path):
             scope["path_params"] = match.groupdict()
@@ -133,7 +140,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
 
 
 def _allow_origins(app: FastAPI, origins: list[str]) -> None:
-    app.middleware_stack = None  # It was built for the lifespan, before there were settings, and is built anew.
+    app.middleware_stack = None  # It was built for the lifespan, before there were settings.
     app.add_middleware(
         CORSMiddleware,
         allow_origins=origins,
@@ -141,6 +148,7 @@ def _allow_origins(app: FastAPI, origins: list[str]) -> None:
         allow_headers=CORS_HEADERS,
         expose_headers=CORS_EXPOSED,
     )
+    app.middleware_stack = app.build_middleware_stack()
 
 
 def _error_renderer(path: str) -> ErrorRenderer:

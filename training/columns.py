@@ -25,7 +25,8 @@ IMPUTERS = ("sklearn.impute.",)
 
 def takes_texts(model: Any) -> bool:
     """Whether it is fitted on a list of texts and not on a table."""
-    return hasattr(_steps(model)[0], "build_analyzer")
+    first = _steps(model)[0]
+    return all(hasattr(part, "build_analyzer") for _, part in getattr(first, "transformer_list", [("", first)]))
 
 
 def fitted_names(model: Any) -> list[str]:
@@ -148,13 +149,14 @@ def merged(data: Column, model: Column) -> Column:
 
 
 def table_of(X: Any, model: Any) -> Any:
-    """A DataFrame of what was given to ``fit``."""
+    """A DataFrame of what was given to ``fit``: a DataFrame (of polars, too), an array, or a list of texts."""
     import pandas as pd
 
+    X = X.to_pandas() if hasattr(X, "to_pandas") else X
     if isinstance(X, pd.DataFrame):
         return X.set_axis([str(name) for name in X.columns], axis=1)
     if takes_texts(model):
-        return pd.DataFrame({"text": list(X)})
+        return pd.DataFrame({str(getattr(X, "name", None) or "text"): list(X)})
     table = pd.DataFrame(X)
     names = fitted_names(model)
     return table.set_axis(names, axis=1) if len(names) == len(table.columns) else table.add_prefix("x")

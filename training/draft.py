@@ -117,7 +117,7 @@ def draft(name: str, source: Source, X: Any, y: Any, details: Details) -> tuple[
         made = _manifest(name, source, features, rows, values, details)
     except ValidationError as error:
         raise ConfigurationError(f"{name}: {reason(error)}.") from None
-    if y is None or not rows:
+    if y is None or not rows or not values:
         return made, 0
     return made.model_copy(update={"accuracy": _accuracy(source.model, made, rows, y)}), len(rows)
 
@@ -192,7 +192,11 @@ def _middle(feature: Feature) -> Value:
     return round(middle) if feature.type == "integer" else middle
 
 
-def _accuracy(model: Any, draft: Manifest, rows: list[list[Value]], y: Any) -> float:
+def _accuracy(model: Any, made: Manifest, rows: list[list[Value]], y: Any) -> float:
     """Of the answers to all rows, as the service will ask."""
-    predicted = np.asarray(model.predict(columns.called(draft.rows, draft.features, rows)))
+    try:
+        predicted = np.asarray(model.predict(columns.called(made.rows, made.features, rows)))
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigurationError(f"The model fails on the data ({reason:.300}).") from None
     return float(np.mean(predicted.ravel() == np.asarray(y).ravel()))

@@ -14,7 +14,7 @@ from fastapi.routing import APIRoute
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http.endpoint import CURRENT, NO_STORE, Headers, Reply, Request, check_if_match, is_named
+from service.http.endpoint import CURRENT, Headers, Reply, Request, check_if_match, is_named
 from service.logs import current_request
 from service.runtime import Runtime
 
@@ -113,6 +113,3 @@ def as_response(reply: Reply) -> Response:
         response.headers["content-type"] = reply.content_type.decode()
     response.raw_headers += reply.headers
     return response
-
-
-NO_CONTENT = Reply(status=204, content_type=None, headers=[NO_STORE])

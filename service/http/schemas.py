@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from service.http.predict import MAX_BATCH_ROWS
 
@@ -30,10 +30,8 @@ ERRORS = {
 }
 
 
-class Exact(BaseModel):
+class Exact(BaseModel, extra="forbid"):
     """An object with no other members than these."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class Problem(BaseModel):

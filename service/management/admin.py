@@ -20,7 +20,7 @@ from service.http.endpoint import Request
 from service.http.json_body import load_object
 from service.http.operations import CurrentRequest, CurrentRuntime, Operation
 from service.http.schemas import problems
-from service.management.schemas import CachedEntry, CacheStats, KeyOfQuestion, L1Stats, L2Stats, Purged, PurgeRequest
+from service.management.schemas import CachedEntry, CacheStats, KeyOfQuestion, Purged, PurgeRequest
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ async def key_of(request: CurrentRequest) -> KeyOfQuestion:
 @router.get("/cache/stats", summary="The caches' sizes")
 async def cache_stats(runtime: CurrentRuntime) -> CacheStats:
     l1, l2 = runtime.pipeline.l1, runtime.pipeline.l2
-    return CacheStats(l1=L1Stats(entries=len(l1), bytes=l1.bytes_used), l2=L2Stats(state=l2.state))
+    return CacheStats(l1={"entries": len(l1), "bytes": l1.bytes_used}, l2={"state": l2.state})
 
 
 @router.get("/cache/{key}", summary="What the caches have under a key", responses=problems(404, 422, 503))

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from service.http.schemas import Exact, Share
+from service.inference.manifest import Class
 
 
 class Alive(BaseModel):
@@ -17,11 +18,6 @@ class Readiness(BaseModel):
     status: Literal["ready", "draining"]
     cache: str
     models: list[str]
-
-
-class ClassInfo(Exact):
-    value: str
-    label: str
 
 
 class Economics(Exact):
@@ -55,7 +51,7 @@ class ModelInfo(BaseModel):
     lease: bool
     cost_seconds: float
     accuracy: float | None
-    classes: Annotated[list[ClassInfo], Field(min_length=1)]
+    classes: Annotated[tuple[Class, ...], Field(min_length=1)]
     parameters: dict[str, Any]
     example: dict[str, Any]
     trained_with: dict[str, str]
@@ -96,15 +92,6 @@ class CachedEntry(BaseModel):
     bytes: int
 
 
-class L1Stats(BaseModel):
-    entries: int
-    bytes: int
-
-
-class L2Stats(BaseModel):
-    state: str
-
-
 class CacheStats(BaseModel):
-    l1: L1Stats
-    l2: L2Stats
+    l1: dict[str, int]
+    l2: dict[str, str]

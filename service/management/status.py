@@ -10,7 +10,7 @@ from fastapi.responses import PlainTextResponse, Response
 from service.http.operations import CurrentRuntime, Operation
 from service.http.schemas import problems
 from service.lookup import Model
-from service.management.schemas import Alive, Audit, ClassInfo, Economics, ModelInfo, ModelList, ModelReport, Readiness
+from service.management.schemas import Alive, Audit, Economics, ModelInfo, ModelList, ModelReport, Readiness
 from service.metrics import CONTENT_TYPE
 
 router = APIRouter(route_class=Operation, tags=["status"])
@@ -74,7 +74,7 @@ def _facts(model: Model) -> dict[str, object]:
         "lease": model.leased,
         "cost_seconds": manifest.cost_seconds,
         "accuracy": manifest.accuracy,
-        "classes": [ClassInfo(value=part.value, label=part.label) for part in manifest.classes],
+        "classes": manifest.classes,
         "parameters": dict(predictor.parameters),
         "example": manifest.example.inputs,
         "trained_with": manifest.versions,

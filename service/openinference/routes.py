@@ -23,7 +23,6 @@ from service.openinference.schemas import (
     Health,
     IndexedModel,
     IndexRequest,
-    ModelConfig,
     ModelMetadata,
     ModelReadiness,
     ServerMetadata,
@@ -90,23 +89,23 @@ async def model_ready(model: NamedModel, runtime: CurrentRuntime) -> ModelReadin
     return ModelReadiness(name=model.name, ready=True)
 
 
-async def config(model: NamedModel, runtime: CurrentRuntime) -> ModelConfig:
+async def config(model: NamedModel, runtime: CurrentRuntime) -> dict[str, Any]:
     """The same in the words of Triton's model configuration, whose dimensions leave the batch out."""
     inputs, outputs = describe_inputs(model.manifest), describe_outputs(model.manifest)
     most = model.manifest.max_batch_size or runtime.settings.max_batch_size
-    return ModelConfig(
-        name=model.name,
-        platform=PLATFORMS.get(model.manifest.kind, model.manifest.kind),
-        backend=model.manifest.kind,
-        version_policy={"latest": {"num_versions": 1}},
-        max_batch_size=MAX_BATCH_ROWS,
-        input=[
+    return {
+        "name": model.name,
+        "platform": PLATFORMS.get(model.manifest.kind, model.manifest.kind),
+        "backend": model.manifest.kind,
+        "version_policy": {"latest": {"num_versions": 1}},
+        "max_batch_size": MAX_BATCH_ROWS,
+        "input": [
             _configured(tensor) | {"optional": may_be_left_out(model.manifest, tensor["name"])} for tensor in inputs
         ],
-        output=[_configured(tensor) for tensor in outputs],
-        dynamic_batching={"preferred_batch_size": [most]},
-        response_cache={"enable": True},
-    )
+        "output": [_configured(tensor) for tensor in outputs],
+        "dynamic_batching": {"preferred_batch_size": [most]},
+        "response_cache": {"enable": True},
+    }
 
 
 async def stats(model: NamedModel, runtime: CurrentRuntime) -> Statistics:

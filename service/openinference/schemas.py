@@ -49,34 +49,9 @@ class ModelMetadata(BaseModel):
     properties: dict[str, str]
 
 
-class ModelConfig(BaseModel):
-    """Of Triton's configuration, what its clients look at."""
-
-    name: str
-    platform: str
-    backend: str
-    version_policy: dict[str, Any]
-    max_batch_size: int
-    input: list[dict[str, Any]]
-    output: list[dict[str, Any]]
-    dynamic_batching: dict[str, list[int]]
-    response_cache: dict[str, bool]
-
-
 class Duration(BaseModel):
     count: Count
     ns: Count
-
-
-class InferenceStatistics(BaseModel):
-    success: Duration
-    fail: Duration
-    queue: Duration
-    compute_input: Duration
-    compute_infer: Duration
-    compute_output: Duration
-    cache_hit: Duration
-    cache_miss: Duration
 
 
 class ModelStatistics(BaseModel):
@@ -85,7 +60,7 @@ class ModelStatistics(BaseModel):
     last_inference: Count
     inference_count: Count
     execution_count: Count
-    inference_stats: InferenceStatistics
+    inference_stats: dict[str, Duration]
     batch_stats: list[Any]
 
 

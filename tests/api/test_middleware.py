@@ -57,7 +57,7 @@ def added(app: FastAPI, spans: list[tuple[str, str, int]]) -> None:
 
 
 def instrumented(app: FastAPI, spans: list[tuple[str, str, int]]) -> None:
-    """As FastAPIInstrumentor does it: around all layers, and none of the app's ``user_middleware``."""
+    """As OpenTelemetry's FastAPIInstrumentor: around all layers, and none of the app's ``user_middleware``."""
     build = app.build_middleware_stack
     app.build_middleware_stack = MethodType(lambda self: Tracing(build(), spans), app)  # type: ignore[method-assign]
 
@@ -96,6 +96,16 @@ async def test_every_request_is_traced_and_counted_once(add: Callable[..., None]
         status = 404 if route == "unknown" else 200
         count = 5 if "predict" in route else 1
         assert f'predict_requests_total{{route="{route}",status="{status}"}} {count}' in metrics
+
+
+async def test_fastapis_own_tracing_sees_every_request(iris_models: Path) -> None:
+    app = create_app(load_settings({"PREDICT_MODELS_DIR": str(iris_models)}))
+    app._native_telemetry.config["tracer_provider"] = trace.NoOpTracerProvider()
+    state: dict[str, Any] = {}
+    async with served(app, state) as client:
+        for target in TARGETS:
+            await client.get(target)
+    assert not state["hits"].by_target
 
 
 async def test_without_any_the_hit_path_is_entered(iris_models: Path) -> None:

@@ -12,8 +12,11 @@ import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.feature_extraction import DictVectorizer
+from sklearn.feature_extraction.text import HashingVectorizer, TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import GaussianNB
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 from service.errors import ConfigurationError
@@ -174,6 +177,21 @@ def test_texts_of_an_array_without_names(tmp_path: Path) -> None:
     assert manifest.rows == "objects"
     assert manifest.features[1].values == ("x", "y")
     assert answer(tmp_path, ["b", "y"]) == model.predict_proba(X)[1].tolist()
+
+
+def test_texts_go_through_whatever_makes_numbers_of_them(tmp_path: Path) -> None:
+    _, table = own_models.mood()
+    parts = FeatureUnion([("words", TfidfVectorizer()), ("hashes", HashingVectorizer(n_features=16))])
+    model = make_pipeline(parts, LogisticRegression()).fit(table["comment"], table["label"])
+    assert [f.name for f in registered(tmp_path, model, table["comment"], table["label"]).features] == ["comment"]
+    assert answer(tmp_path, ["no fun"]) == model.predict_proba(["no fun"])[0].tolist()
+
+
+def test_data_that_the_model_fails_on_are_refused(tmp_path: Path) -> None:
+    rows = [{"x": 1.0, "port": "C"}, {"x": 2.0, "port": "Q"}] * 3
+    model = make_pipeline(DictVectorizer(), LogisticRegression()).fit(rows, [0, 1] * 3)
+    with pytest.raises(ConfigurationError, match=r"The model fails on the data \(AttributeError"):
+        registered(tmp_path, model, rows, [0, 1] * 3)
 
 
 @pytest.mark.parametrize(
