@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from service.bodies import FILES_WORTH
 from service.errors import (
     MalformedRequest,
     MethodNotAllowed,
@@ -29,7 +30,7 @@ from service.lookup import DEFAULT, CacheDirectives
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-    from service.lookup import Answer, Model
+    from service.cache.entry import Entry
     from service.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -54,14 +55,33 @@ class Reply:
     status: int = 200
     content_type: bytes | None = b"application/json"
     headers: Headers = field(default_factory=list)
-    hot: tuple[Model, Answer] | None = None
-    """Set on a hit in L1 that depends on nothing but the request's target, for the hit path to enter."""
+    hot: Hot | None = None
+    """Set on a hit in L1 that depends on nothing but what the hit path's key has, for the hit path to enter."""
+
+
+@dataclass(slots=True)
+class Hot:
+    """How the hit path makes the same answer again, from the entry that L1 has under ``key``.
+
+    ``entry``: the one that the answer is from, if any. ``varying``: the headers that change with the clock's reading;
+    they come before all others. ``id_at``: where the answer repeats the id that the request's body has; None: nowhere,
+    or it may be another one.
+    """
+
+    model: str
+    key: str
+    entry: Entry | None
+    varying: Callable[[float], Headers] = lambda now: []
+    id_at: int | None = None
 
 
 class Request:
-    """What a handler needs of the ASGI scope, computed when it is first read."""
+    """What a handler needs of the ASGI scope, computed when it is first read. ``sent``: the body as it was received."""
 
-    __slots__ = ("_body_bytes", "_headers", "_receive", "method", "name", "path", "query", "route", "runtime", "scope")
+    __slots__ = (
+        *("_body_bytes", "_headers", "_receive"),
+        *("method", "name", "path", "query", "route", "runtime", "scope", "sent"),
+    )
 
     def __init__(self, scope: Scope, receive: Receive, route: str = "unknown") -> None:
         self.scope = scope
@@ -74,6 +94,7 @@ class Request:
         self._headers: dict[bytes, bytes] | None = None
         self.name = RequestId(self.given_id)
         self._body_bytes = 0
+        self.sent = b""
 
     def path_parameter(self, name: str) -> str | None:
         value: str | None = self.scope.get("path_params", {}).get(name)
@@ -134,7 +155,8 @@ class Request:
             if size > limit:
                 raise PayloadTooLarge(too_large)
             more = message.get("more_body", False)
-        return await self.runtime.bodies.work(partial(b"".join, parts), size)
+        self.sent = await self.runtime.bodies.work(partial(b"".join, parts), size * FILES_WORTH)
+        return self.sent
 
     def refused(self, error: ServiceError) -> None:
         """Log that an error answers this request or one of its rows, if the error concerns the operator."""
@@ -214,7 +236,7 @@ class Endpoint:
         if is_named(request, reply.status, headers):
             headers.append((b"x-request-id", request.id))
         if reply.hot is not None and "received" in scope:
-            scope["state"]["hits"].enter(self.route, *scope["received"], scope["headers"], reply)
+            scope["state"]["hits"].enter(request, reply)
         # Our protocol can write a whole answer at once. Any other server gets ASGI's messages.
         if reply.status >= 400 or "respond" not in scope or not scope["respond"](reply.status, headers, reply.body):
             await send({"type": "http.response.start", "status": reply.status, "headers": headers})

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import orjson
 
+from service.bodies import FILES_WORTH
 from service.errors import InvalidInput, NotCached, PreconditionFailed, ServiceError, UnsupportedContent
-from service.http.caching import batch_status, cache_control, entity_tag, response_headers, server_timing
+from service.http.caching import batch_status, cache_control, cache_status, entity_tag, response_headers, server_timing
 from service.http.coding import read_content
 from service.http.directives import matches
-from service.http.endpoint import Headers, Reply, Request, describe
+from service.http.endpoint import Headers, Hot, Reply, Request, describe
 from service.http.json_body import is_array, load_object
 from service.http.multipart import FILE, FORM, check_origin, read_form, read_question
 from service.http.query import parse_query
@@ -65,12 +66,8 @@ def get(request: Request) -> Awaitable[Reply]:
 async def post(request: Request) -> Reply:
     """HTTP caches must not keep the answer to a POST, so it has only Cache-Status (RFC 9110, 9.3.3)."""
     parsed = await _read(request)
-    directives = request.directives
-    answer = await request.runtime.pipeline.answer(parsed.model, parsed.question, directives)
-    reply = _reply(request, answer, parsed)
-    reply.headers = [header for header in reply.headers if header[0] not in (b"cache-control", b"age")]
-    reply.hot = (parsed.model, answer) if answer.source == "l1" else None
-    return _located(reply, parsed)
+    answer = await request.runtime.pipeline.answer(parsed.model, parsed.question, request.directives)
+    return _located(_reply(request, answer, parsed, lambda now: [(b"cache-status", cache_status(answer, now))]), parsed)
 
 
 async def query(request: Request) -> Reply:
@@ -147,7 +144,7 @@ async def _read(request: Request) -> Parsed:
     body = await read_content(request, request.runtime.settings.max_body_bytes)
     given = request.header(b"content-type") or b""
     read = partial(_read_body, request.runtime, request.path_parameter("name"), params, body, given, content_type)
-    return await request.runtime.bodies.work(read, len(body))
+    return await request.runtime.bodies.work(read, len(body) * (1 if content_type == JSON else FILES_WORTH))
 
 
 def _read_body(
@@ -210,14 +207,17 @@ async def _cached_reply(request: Request, parsed: Parsed) -> Reply:
         raise PreconditionFailed
     unchanged = None if condition is None else await _unchanged(request, parsed, condition, tag)
     if unchanged is not None and not directives.fresh:
-        return _not_modified(unchanged, tag)
+        reply = _not_modified(unchanged, tag)
+        if condition != b"*":
+            reply.hot = Hot(model.name, runtime.pipeline.key(model, question), None)
+        return reply
     answer = await runtime.pipeline.answer(model, question, directives)
     if unchanged is not None:
         return _not_modified(response_headers(answer, runtime.settings, runtime.clock()), tag)
-    reply = _reply(request, answer, parsed)
+    reply = _reply(request, answer, parsed, partial(response_headers, answer, runtime.settings))
     reply.headers += _tagged(tag)
-    if answer.source == "l1" and request.method == "GET":
-        reply.hot = (model, answer)
+    if condition is not None:  # which no later request need have
+        reply.hot = None
     return reply
 
 
@@ -247,12 +247,16 @@ def _tagged(tag: bytes | None) -> Headers:
     return [] if tag is None else [(b"etag", b"W/" + tag)]
 
 
-def _reply(request: Request, answer: Answer, parsed: Parsed) -> Reply:
+def _reply(request: Request, answer: Answer, parsed: Parsed, varying: Callable[[float], Headers]) -> Reply:
+    """``varying``: the headers of caching, which change with the clock."""
     runtime = request.runtime
-    headers = response_headers(answer, runtime.settings, runtime.clock())
+    headers = varying(runtime.clock())
     if not answer.hit and runtime.settings.server_timing:
         headers.append(server_timing(answer))
-    return Reply(_rendering(request, answer, parsed.model, parsed.top_k), headers=headers)
+    reply = Reply(_rendering(request, answer, parsed.model, parsed.top_k), headers=headers)
+    if answer.source == "l1" and request.content_type != FORM:  # a form's answer depends on where it comes from
+        reply.hot = Hot(parsed.model.name, answer.key, answer.entry, varying)
+    return reply
 
 
 def _rendering(request: Request, answer: Answer, model: Model, top_k: int) -> bytes:

@@ -14,7 +14,7 @@ import orjson
 from service.errors import InvalidInput, MalformedRequest, ServiceError, UnknownModel
 from service.http.caching import batch_status
 from service.http.coding import encode, negotiate, read_content
-from service.http.endpoint import Endpoint, Reply, Request, error_headers
+from service.http.endpoint import Endpoint, Hot, Reply, Request, error_headers
 from service.http.predict import MAX_BATCH_BYTES
 from service.inference.predictor import Question
 from service.lookup import Answer, Model
@@ -47,15 +47,16 @@ async def infer(request: Request) -> Reply:
     if (version := request.path_parameter("version")) is not None:
         check_version(model, version)
     body = await read_content(request, MAX_BATCH_BYTES)  # whatever the media type says: Triton's client sends none
-    inference, asked = await request.runtime.bodies.work(
-        partial(_read, model, body, request.header(b"inference-header-content-length")), len(body)
-    )
+    length = request.header(b"inference-header-content-length")
+    inference, asked = await request.runtime.bodies.work(partial(_read, model, body, length), len(body))
     wanted = wanted_outputs(inference)
     answers = await request.runtime.pipeline.answer_many(model, asked, request.directives)
     predictions = _predictions(answers)
     render = partial(_inferred, model, inference, wanted, predictions)
     reply = await request.runtime.bodies.work(render, sum(map(len, predictions)))
     reply.headers.append((b"cache-status", batch_status(answers)))
+    if len(answers) == 1 and isinstance(answer := answers[0], Answer) and answer.source == "l1":
+        reply.hot = Hot(model.name, answer.key, answer.entry, id_at=_place_of_id(inference, body, length, reply))
     return await _encoded(request, reply)
 
 
@@ -79,6 +80,15 @@ def _inferred(model: Model, inference: Inference, wanted: list[Wanted], predicti
     return Reply(head + binary, content_type=b"application/octet-stream", headers=[length])
 
 
+def _place_of_id(inference: Inference, body: bytes, length: bytes | None, reply: Reply) -> int | None:
+    """Where the reply has the request's id, if no other member of the request could be one."""
+    text = body if length is None else body[: int(length)]
+    if inference.id is None or text.count(b'"id"') != 1 or b"\\" in text:
+        return None
+    end = dict(reply.headers).get(b"inference-header-content-length", b"%d" % len(reply.body))
+    return int(end) - len(f'{inference.id}"}}')
+
+
 def _read(model: Model, body: bytes, header_length: bytes | None) -> tuple[Inference, list[Question]]:
     inference = read_inference(body, header_length)
     return inference, questions(model, inference.inputs)
@@ -94,6 +104,8 @@ async def _encoded(request: Request, reply: Reply) -> Reply:
             # The reply, too, is this request's own.
             reply.body = await asyncio.to_thread(encode, reply.body, coding)
         reply.headers.append((b"content-encoding", coding.encode()))
+        if reply.hot is not None:
+            reply.hot.id_at = None
     return reply
 
 

@@ -26,11 +26,12 @@ from service.config import Settings
 from service.errors import ServiceError
 from service.server.closing import Lingering, refusal
 from service.server.cycle import Cycle
-from service.server.hit_table import MAX_HEAD_BYTES, Hit, HitTable, is_plain
+from service.server.hit_table import Hit, HitTable
+from service.server.request_key import WITH_BODY, mask_id, request_key
 from service.server.request_reader import RequestReader
 from service.server.timeouts import BODY, NOTHING, REFUSED
 
-NO_HEADS: Mapping[bytes, Hit] = {}
+NO_HITS: Mapping[bytes, Hit] = {}
 
 
 def protocol_class(settings: Settings) -> type[Connection]:
@@ -50,8 +51,9 @@ class Connection(RequestReader):
     """``running``: the request being answered. ``pipeline``: the requests behind it, newest first. ``cycle``: the
     newest of all; its body may still be arriving.
 
-    ``_hot``: the heads that the next read is compared with. After a hit that was written completely these are all heads
-    of the hit table: no request runs, arrives or waits here. Otherwise there are none.
+    ``_hot``: the requests that the next read is compared with. After a hit that was written completely these are all
+    that the hit table has: no request runs, arrives or waits here. Otherwise there are none. ``_key``: what the answer
+    depends on besides the body. ``_postponed``: the newest request may be a hit once its body has arrived.
     """
 
     # Every hit reads these. A slot is twice as fast as the dictionary, which has more keys than Python can share.
@@ -65,7 +67,9 @@ class Connection(RequestReader):
         self._hits: HitTable | None = self.app_state.get("hits")
         if self._hits is not None:
             self._hits.server_state = self.server_state
-        self._hot = NO_HEADS
+        self._hot = NO_HITS
+        self._key: bytes | None = None
+        self._postponed = False
         # Makes a deadline by the loop's clock out of time.monotonic(): the two clocks may start at different times.
         self._idle_offset = self.idle_seconds + self.loop.time() - monotonic()
         self.running: Cycle | None = None
@@ -100,7 +104,7 @@ class Connection(RequestReader):
                 except OSError:  # a full buffer, or a lost connection: the transport takes care of both
                     sent = 0
                 if sent < len(whole):
-                    self._hot = NO_HEADS
+                    self._hot = NO_HITS
                     self.transport.write(whole[sent:])
                 return
         super().data_received(data)
@@ -108,24 +112,31 @@ class Connection(RequestReader):
     # What the reader calls
 
     def on_message_begin(self) -> None:
-        self._hot = NO_HEADS
+        self._hot = NO_HITS
+        self._key, self._postponed = None, False
         super().on_message_begin()
 
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        if self._postponed:
+            self._postponed = False
+            if not self._answer_postponed(self.cycle):
+                self._start_asgi_task(self.cycle, self.app)
+
     def _begin(self, version: str) -> None:
-        if self._hits is not None:
-            # Only a head that one read brought as a whole may enter the hit table.
-            head = b"" if self._reads or self._behind_body else self._received
-            # A body is part of what is asked: all that was read then stands in the target's place.
-            target = head if self.scope["method"] == "POST" else self.url
-            self.scope["received"] = target, head  # type: ignore[typeddict-unknown-key]
+        if self._key is not None:
+            # Only what one read brought as a whole may enter the hit table as it was received.
+            received = b"" if self._reads or self._behind_body else self._received
+            self.scope["received"] = self._key, received, self.url  # type: ignore[typeddict-unknown-key]
         previous = self.cycle
         self.cycle = cycle = self._new_cycle(version, self.parser.should_keep_alive())
-        self.scope["respond"] = cycle.respond  # type: ignore[typeddict-unknown-key]
-        if previous is None or previous.response_complete:
-            self._start_asgi_task(cycle, self.app)
-        else:
+        if previous is not None and not previous.response_complete:
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, self.app))
+        elif self._hits is not None and self._key in self._hits.awaited:
+            self._postponed = True
+        else:
+            self._start_asgi_task(cycle, self.app)
 
     def _new_cycle(self, version: str, keep_alive: bool) -> Cycle:
         return Cycle(
@@ -142,22 +153,36 @@ class Connection(RequestReader):
             on_response=self.on_response_complete,
         )
 
-    def _answer_at_once(self) -> bool:
+    def _answer_at_once(self, method: bytes) -> bool:
         hits = self._hits
-        if hits is None or self._hosts != 1 or self.running is not None:
+        if hits is None or self._hosts != 1:
             return False
-        hit = hits.by_target.get(self.url)
-        if hit is None or not is_plain(self.headers) or self.flow.write_paused or self.transport.is_closing():
+        self._key = request_key(method, self.url, self.headers)
+        if self._key is None or self.running is not None or method in WITH_BODY:
             return False
-        if not hits.current(hit):
+        hit = hits.by_key.get(self._key)
+        return hit is not None and self._answer(hits, hit)
+
+    def _answer_postponed(self, cycle: RequestResponseCycle) -> bool:
+        """Answer the request whose body has now arrived, if it is a hit."""
+        assert self._hits is not None and self._key is not None
+        body, identifier = mask_id(self._key, bytes(cycle.body))
+        hit = self._hits.by_key.get(self._key + body)
+        if hit is None or not cycle.keep_alive or not self._answer(self._hits, hit, identifier):
             return False
-        answer = hit.whole
+        cycle.response_started = cycle.response_complete = True
+        return True
+
+    def _answer(self, hits: HitTable, hit: Hit, identifier: bytes | None = None) -> bool:
+        if self.flow.write_paused or self.transport.is_closing() or not hits.current(hit):
+            return False
+        answer = hit.whole if identifier is None else hit.answer_to(identifier)
         sent = 0
         if not self.transport.get_write_buffer_size():
             with suppress(OSError):
                 sent = write(self._fd, answer)
         if sent == len(answer):
-            self._hot = hits.by_head
+            self._hot = hits.by_spelling
         else:
             self.transport.write(answer[sent:])
         self._deadline = self.loop.time() + self.idle_seconds
@@ -170,6 +195,7 @@ class Connection(RequestReader):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         assert isinstance(cycle, Cycle)
         self.running = cycle
+        cycle.scope["respond"] = cycle.respond  # type: ignore[typeddict-unknown-key]
         cycle.task = task = self.loop.create_task(cycle.run_asgi(app))
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)
@@ -189,14 +215,6 @@ class Connection(RequestReader):
             self.flow.resume_reading()
             if self._arriving == NOTHING:
                 self._set_deadline(self.loop.time() + self.idle_seconds)
-                self._expect_the_like(cycle)
-
-    def _expect_the_like(self, cycle: Cycle | None) -> None:
-        """After a short POST compare the next read with the hits' bytes: the parser comes too late for its body."""
-        if cycle is None or self._hits is None or cycle.scope["method"] != "POST":
-            return
-        if len(self._received) <= MAX_HEAD_BYTES and not self.transport.get_write_buffer_size():
-            self._hot = self._hits.by_head
 
     # Refusals
 

@@ -1,9 +1,10 @@
 """The hit path: answers from L1 below ASGI, with bytes that are ready.
 
-The ordinary path enters a hit into the table: a GET whose answer depends on nothing but its target. The protocol then
-finds the hit by the whole request head as it was received, before any parsing. If the heads differ in every request, or
-the request before was no hit, it finds the hit by the parsed target. Every other request takes the ordinary path. While
-the service drains all of them do, because every answer then says that its connection closes.
+The ordinary path enters a hit into the table: an answer that depends on nothing but what ``request_key`` takes from its
+request, and the body. The protocol then finds the hit by all the bytes of the request as one read brought them, before
+any parsing. If they differ in every request, arrive in several reads, or the request before was no hit, it finds the
+hit by the parsed request. Every other request takes the ordinary path. While the service drains all of them do, because
+every answer then says that its connection closes.
 
 L1 stays the authority. A hit holds its entry's slot, and the table drops what was evicted, purged or replaced or has
 expired; while purges cannot reach this worker, it drops everything. The functions of the ordinary path make the bytes,
@@ -12,41 +13,28 @@ again whenever Age, the time left or the date has changed. Each time L1 is asked
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
 from service.cache.memory import Slot
-from service.http.caching import response_headers
-from service.http.endpoint import Headers, Reply
-from service.lookup import Answer
+from service.http.endpoint import Headers, Hot, Reply, Request
 from service.runtime import Runtime
+from service.server.request_key import MAX_HEAD_BYTES, mask_id
 
 if TYPE_CHECKING:
     from uvicorn.server import ServerState
 
-SPECIAL = frozenset(
-    (
-        *(b"cache-control", b"if-match", b"if-none-match", b"authorization", b"expect", b"upgrade", b"traceparent"),
-        *(b"content-length", b"transfer-encoding"),
-    )
-)
-"""Headers on which an answer may depend, or which announce a body or another protocol."""
-
-MAX_HEAD_BYTES = 4096
-MAX_HEADS = 4
-"""Heads of one hit. A flood of different heads must not grow the table."""
+MAX_SPELLINGS = 4
+"""Requests as they were received, of one hit. A flood of different ones must not grow the table."""
 
 MAX_NEWCOMERS = 4096
-"""Targets that have been a hit once. Only a second hit enters a target, because many targets are never asked again."""
+"""Requests that have been a hit once. Only a second hit enters one, because many are never made again."""
 
 OVERHEAD = 1000
-"""Bytes that CPython spends on a hit, beside its target, heads and answer."""
-
-POST = b"POST "
-NOT_POSTED = frozenset((b"cache-control", b"age"))
-"""Headers that the answer to a POST leaves out, as no HTTP cache may keep it."""
-
-VARYING = frozenset((b"cache-status", b"cache-control", b"age"))
+"""Bytes that CPython spends on a hit, beside its key, the requests as they were received, and its answer."""
 
 NEVER = 2**60
 """A gap so long that no worker reaches its end."""
@@ -82,195 +70,189 @@ class HitCounter:
 
 @dataclass(slots=True, eq=False)
 class Hit:
-    """The answer to one target from one entry. ``until``: the clock's reading at which its bytes must be made again."""
+    """The answer to one request from one entry. ``until``: the clock's reading at which its bytes must be made again.
 
-    target: bytes
-    key: str
+    ``awaited``: the part of the key before the body, if a body may still arrive when the head is known. ``fixed``: the
+    headers that never change. ``id_size``: the length of the id in the body, which each request has its own of.
+    """
+
+    key: bytes
+    awaited: bytes
+    hot: Hot
     kept: Slot
+    status: int
     fixed: Headers
     body: bytes
     tally: HitCounter
-    heads: list[bytes] = field(default_factory=list)
+    id_size: int
+    spellings: list[bytes] = field(default_factory=list)
     until: float = 0.0
     server_headers: Headers | None = None
     whole: bytes = b""
 
     @property
     def cost(self) -> int:
-        return OVERHEAD + len(self.kept.entry.value) + len(self.target) + 2 * len(self.body) + sum(map(len, self.heads))
+        received = sum(map(len, self.spellings))
+        return OVERHEAD + len(self.kept.entry.value) + len(self.key) + 2 * len(self.body) + received
 
-
-def is_plain(headers: Headers) -> bool:
-    """Whether the answer depends on none of the headers."""
-    return all(
-        name not in SPECIAL and (name != b"connection" or value.lower() == b"keep-alive") for name, value in headers
-    )
-
-
-def is_whole(received: bytes, headers: Headers) -> bool:
-    """Whether what was received is one request with its whole body, and no more."""
-    length = next((value for name, value in headers if name == b"content-length"), b"0")
-    end = received.find(b"\r\n\r\n") + 4
-    return end > 3 and length.isdigit() and end + int(length) == len(received)
+    def answer_to(self, identifier: bytes) -> bytes:
+        """The bytes with the id of this request in the place of the one they were made with."""
+        start = len(self.whole) - len(self.body) + (self.hot.id_at or 0)
+        return self.whole[:start] + identifier + self.whole[start + self.id_size :]
 
 
 class HitTable:
-    """One worker's hits, bounded in bytes. The oldest goes first, and a target that is still in use comes back.
+    """One worker's hits, bounded in bytes. The oldest goes first, and a request that is still made comes back.
 
-    ``by_head``: the hits whose bytes are ready. ``server_state``: uvicorn's, which has the Date header.
+    ``by_spelling``: the hits whose bytes are ready, by their requests as they were received. ``awaited``: how many keys
+    begin so and end with a body. ``server_state``: uvicorn's, which has the Date header.
     """
 
     server_state: ServerState
 
     def __init__(self, runtime: Runtime) -> None:
-        self._runtime, self._settings, self._metrics = runtime, runtime.settings, runtime.metrics
+        self._runtime, self._metrics = runtime, runtime.metrics
         self._clock = runtime.clock
         self._l1, self._l2 = runtime.pipeline.l1, runtime.pipeline.l2
         self._auditor, self._economics = runtime.auditor, runtime.economics
         self._max_bytes = runtime.settings.hit_path_bytes
-        self.by_head: dict[bytes, Hit] = {}
-        self.by_target: dict[bytes, Hit] = {}
+        self.by_spelling: dict[bytes, Hit] = {}
+        self.by_key: dict[bytes, Hit] = {}
+        self.awaited: Counter[bytes] = Counter()
         self.bytes_used = 0
         self._newcomers: set[int] = set()
-        self._tallies: dict[tuple[str, str], HitCounter] = {}
+        self._tallies: dict[tuple[str, str, int, int], HitCounter] = {}
 
-    def enter(self, route: str, target: bytes, received: bytes, headers: Headers, reply: Reply) -> None:
-        """Remember an answer from L1. ``received``: the one read from the socket that brought the request. That is the
-        ``target``, too, of a request with a body."""
-        posted = target.startswith(POST)
-        if posted:
-            if not is_whole(target, headers):
-                return
-            headers = [header for header in headers if header[0] != b"content-length"]
-        if reply.hot is None or self._runtime.draining or not is_plain(headers) or not target:
+    def enter(self, request: Request, reply: Reply) -> None:
+        """Remember an answer from L1, with the request's key and the one read that brought it, if it was one."""
+        head, received, _ = request.scope["received"]
+        hot = reply.hot
+        body, identifier = mask_id(head, request.sent)
+        if hot is None or self._runtime.draining or len(head) > MAX_HEAD_BYTES:
             return
-        model, answer = reply.hot
-        hit, kept = self.by_target.get(target), self._l1.find(answer.key)
-        if kept is None or kept.entry is not answer.entry or len(target) > MAX_HEAD_BYTES:
+        if identifier is not None and hot.id_at is None:
+            return
+        key = head + body
+        hit, kept = self.by_key.get(key), self._l1.find(hot.key)
+        if kept is None or (hot.entry is not None and kept.entry is not hot.entry):
             return
         if self._clock() >= self._l2.valid_until:  # the key may have no generation, so no purge would reach the hit
             return
-        if hit is None and self._is_new(target):
+        if hit is None and self._is_new(key):
             return
-        # A head with a request id does not come again.
-        named = any(name == b"x-request-id" for name, _ in headers)
-        is_head = (posted or self._is_head(received, target)) and not named
-        if hit is not None and hit.kept is kept and (not is_head or received in hit.heads):
-            if posted:
-                self._go_on(hit)
-            return
-        if posted and named:
+        is_spelling = identifier is None and _is_whole(request, received)
+        if hit is not None and hit.kept is kept and (not is_spelling or received in hit.spellings):
             return
         if hit is None or hit.kept is not kept:
-            fixed = [header for header in reply.headers if header[0] not in VARYING]
-            hit = Hit(target, answer.key, kept, fixed, reply.body, self._tally(route, model.name))
-        self._forget(target)
-        if is_head:
-            hit.heads = [*hit.heads, received][-MAX_HEADS:]
+            hit = self._hit(request, reply, hot, kept, key)
+            hit.awaited = head if body else b""
+            hit.id_size = len(identifier or b"")
+        self._forget(key)
+        if is_spelling:
+            hit.spellings = [*hit.spellings, received][-MAX_SPELLINGS:]
         self._remember(hit)
+
+    def _hit(self, request: Request, reply: Reply, hot: Hot, kept: Slot, key: bytes) -> Hit:
+        varying = {name for name, _ in hot.varying(self._clock())}
+        fixed = [header for header in reply.headers if header[0] not in varying]
+        body = b"" if request.method == "HEAD" else reply.body
+        tally = self._tally(request.route, hot.model, reply.status, len(request.sent))
+        return Hit(key, b"", hot, kept, reply.status, fixed, body, tally, 0)
 
     def current(self, hit: Hit) -> bool:
         """Whether to answer with this hit. If so, its bytes are up to date and it has been counted."""
         now = self._clock()
         server_headers = self.server_state.default_headers
-        due = now >= hit.until or hit.kept.evicted or hit.server_headers is not server_headers
-        if due and not self._refresh(hit, now):
-            return False
+        if now >= hit.until or hit.kept.evicted or hit.server_headers is not server_headers:
+            if self._l1.find(hit.hot.key) is not hit.kept or now >= self._l2.valid_until:
+                self._forget(hit.key)
+                return False
+            self._render(hit, now, server_headers)
+            self.by_spelling.update(dict.fromkeys(hit.spellings, hit))
         tally = hit.tally
         if not tally.left:
             tally.start(self._auditor.countdown.gap())
             if self._auditor.has_room:
                 # Only this request leaves the hit path. The requests behind it are still answered here before the audit
                 # runs, because the ordinary path takes ten times as long.
-                self._auditor.countdown.force_sample(hit.key)
+                self._auditor.countdown.force_sample(hit.hot.key)
                 return False
             tally.grant(1)
         tally.left -= 1
         return True
 
-    def _go_on(self, hit: Hit) -> None:
-        """With a request that is known by its bytes alone, which the ordinary path has answered once more."""
-        self._refresh(hit, self._clock())
-        if not hit.tally.left:
-            hit.tally.start(self._auditor.countdown.gap())
-            if self._auditor.has_room:
-                self._auditor.countdown.force_sample(hit.key)  # when the ordinary path is asked again, within a second
-
-    def _refresh(self, hit: Hit, now: float) -> bool:
-        """Make its bytes anew, and have it found by its heads; False when its answer is gone from L1."""
-        if self._l1.find(hit.key) is not hit.kept or now >= self._l2.valid_until:
-            self._forget(hit.target)
-            return False
-        self._render(hit, now, self.server_state.default_headers)
-        self.by_head.update(dict.fromkeys(hit.heads, hit))
-        return True
-
     def invalidate(self) -> None:
         """The server's headers have changed, so every hit's bytes must be made again."""
-        self.by_head.clear()
+        self.by_spelling.clear()
 
     def clear(self) -> None:
-        for target in list(self.by_target):
-            self._forget(target)
+        for key in list(self.by_key):
+            self._forget(key)
 
     def flush(self) -> None:
         """Add the hits since the last flush to the metrics. They have no latencies, being too short to measure."""
-        for (route, model), tally in self._tallies.items():
+        for (route, model, status, size), tally in self._tallies.items():
             if count := tally.count():
                 self.server_state.total_requests += count
-                self._metrics.requests.labels(route, 200).inc(count)
-                self._metrics.cache_results.labels(model, "l1").inc(count)
-                self._economics.add_hits(model, count)
+                self._metrics.requests.labels(route, status).inc(count)
+                self._metrics.body_bytes.inc(count * size)
+                if status == 200:  # a 304 looks nothing up
+                    self._metrics.cache_results.labels(model, "l1").inc(count)
+                    self._economics.add_hits(model, count)
 
-    def _tally(self, route: str, model: str) -> HitCounter:
-        tally = self._tallies.get((route, model))
+    def _tally(self, route: str, model: str, status: int, size: int) -> HitCounter:
+        """``size``: of the requests' bodies."""
+        tally = self._tallies.get((route, model, status, size))
         if tally is None:
-            tally = self._tallies[route, model] = HitCounter()
-            tally.start(self._auditor.countdown.gap())
+            tally = self._tallies[route, model, status, size] = HitCounter()
+            tally.start(self._auditor.countdown.gap() if status == 200 else NEVER)
         return tally
 
-    def _is_new(self, target: bytes) -> bool:
-        number = hash(target)  # who is taken for another is entered one hit early
-        if number in self._newcomers:
-            self._newcomers.remove(number)
+    def _is_new(self, key: bytes) -> bool:
+        name = hash(key)  # whose bytes may be many; two of one hash only enter a little early
+        if name in self._newcomers:
+            self._newcomers.remove(name)
             return False
         if len(self._newcomers) == MAX_NEWCOMERS:
             self._newcomers.clear()
-        self._newcomers.add(number)
+        self._newcomers.add(name)
         return True
-
-    def _is_head(self, received: bytes, target: bytes) -> bool:
-        """Whether the received bytes are exactly the head of this one request."""
-        return (
-            len(received) <= MAX_HEAD_BYTES
-            and received.startswith(b"GET %b HTTP/1.1\r\n" % target)
-            and received.find(b"\r\n\r\n") == len(received) - 4
-        )
 
     def _remember(self, hit: Hit) -> None:
         if hit.cost > self._max_bytes:
             return
-        self.by_target[hit.target] = hit
-        hit.until = 0.0  # so that `current` makes its bytes, and then enters its heads
+        self.by_key[hit.key] = hit
+        self.awaited[hit.awaited] += 1
+        hit.until = 0.0  # so that `current` makes its bytes, and then enters its spellings
         self.bytes_used += hit.cost
         while self.bytes_used > self._max_bytes:
-            self._forget(next(iter(self.by_target)))
+            self._forget(next(iter(self.by_key)))
 
-    def _forget(self, target: bytes) -> None:
-        hit = self.by_target.pop(target, None)
+    def _forget(self, key: bytes) -> None:
+        hit = self.by_key.pop(key, None)
         if hit is not None:
             self.bytes_used -= hit.cost
-            for head in hit.heads:
-                self.by_head.pop(head, None)
+            self.awaited[hit.awaited] -= 1
+            if not self.awaited[hit.awaited]:
+                del self.awaited[hit.awaited]
+            for received in hit.spellings:
+                self.by_spelling.pop(received, None)
 
     def _render(self, hit: Hit, now: float, server_headers: Headers) -> None:
         entry = hit.kept.entry
-        answer = Answer(hit.key, entry, "l1")
-        fresh = response_headers(answer, self._settings, now)
-        if hit.target.startswith(POST):
-            fresh = [header for header in fresh if header[0] not in NOT_POSTED]
-        headers = [*server_headers, *fresh, *hit.fixed]
+        headers = [*server_headers, *hit.hot.varying(now), *hit.fixed]
         fields = b"".join(b"%b: %b\r\n" % header for header in headers)
-        hit.whole = b"HTTP/1.1 200 OK\r\n" + fields + b"\r\n" + hit.body
+        hit.whole = STATUS_LINE[hit.status] + fields + b"\r\n" + hit.body
         hit.server_headers = server_headers
         hit.until = min(hit.kept.until, self._l2.valid_until, now + min(1 - entry.age(now) % 1, entry.left(now) % 1))
+
+
+def _is_whole(request: Request, received: bytes) -> bool:
+    """Whether the received bytes are exactly this one request, and may come again: one with a request id does not."""
+    body, target = request.sent, request.scope["received"][2]
+    return (
+        len(received) <= MAX_HEAD_BYTES + len(body)
+        and received.startswith(b"%b %b HTTP/1.1\r\n" % (request.method.encode(), target))
+        and received.find(b"\r\n\r\n") + 4 + len(body) == len(received)
+        and request.header(b"x-request-id") is None
+    )

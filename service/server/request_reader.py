@@ -53,8 +53,8 @@ class RequestReader(TimedProtocol):
 
     # What a connection does with a request that has been read.
 
-    def _answer_at_once(self) -> bool:
-        """Answer the GET that was read from what is ready, or return False."""
+    def _answer_at_once(self, method: bytes) -> bool:
+        """Answer the request whose head was read, if it has no body and its answer is ready; or return False."""
         raise NotImplementedError
 
     def _begin(self, version: str) -> None:
@@ -129,7 +129,7 @@ class RequestReader(TimedProtocol):
             return  # The parser stops here. _ignore_upgrade gives it the head again.
         if not self.headers:
             check_protocol(method, self.url, self._received)
-        if method == b"GET" and "1.0" < version < "2" and self._answer_at_once():
+        if "1.0" < version < "2" and self._answer_at_once(method):
             self._arriving = NOTHING
             self._answered = True
             return
