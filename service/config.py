@@ -42,7 +42,7 @@ SECRETS = ("cache_secret", "admin_token")
 class Settings(BaseSettings):
     """Answers predictions over HTTP and computes none of them twice. Each setting is also an environment variable."""
 
-    # A field's description is its documentation. The table in docs/operations.md repeats it, and a test compares the two.
+    # A field's description is its documentation. docs/operations.md repeats it, and a test compares the two.
 
     model_config = SettingsConfigDict(
         frozen=True,
