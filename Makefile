@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TEST_WORKERS ?= 2
 
-.PHONY: help install train run test test-faults test-contract test-gpu check format lock estimators bench bench-quick bench-peers bench-hit-rate bench-resnet bench-gpu figures up down clean
+.PHONY: help install train run test test-faults test-contract test-deploy test-gpu check format lock estimators bench bench-quick bench-peers bench-hit-rate bench-resnet bench-gpu load load-ui figures up down clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test-faults: install  ## The long scenarios: faults, overload, floods
 test-contract: install  ## The long contract tests: schemathesis, Triton's client
 	$(BIN)/python -m pytest -m contract
 
+test-deploy: install  ## The page in Chromium, nginx, Prometheus, Kubernetes' schemas; each says so where its program is missing
+	$(BIN)/python -m pytest -m deploy
+
 test-gpu: install  ## The tests that need a CUDA device; they say so where there is none
 	$(BIN)/python -m pytest -m gpu
 
@@ -51,11 +54,12 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: install  ## The lock files, from pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		--extra vision --extra tables pyproject.toml -o requirements.lock
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		--extra vision --extra tables --extra boosting --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml
+
+lock: install  ## The lock files, from pyproject.toml: what serves, what a GPU and training need besides, and all of it
+	$(LOCK) --extra vision --extra tables -o requirements.lock
+	$(LOCK) --extra vision --extra tables --extra torch -c requirements.lock -o requirements-torch.lock
+	$(LOCK) --all-extras -c requirements-torch.lock -o requirements-dev.lock
 
 estimators: install  ## The table of estimators in docs/models.md
 	$(BIN)/python -W ignore -m training.estimators
@@ -74,6 +78,12 @@ bench-hit-rate: install train  ## Hits among inputs that nobody sent before: cel
 
 bench-resnet: install  ## ResNet-18 on the CPU: us against torch, ONNX Runtime and OpenVINO in a loop
 	$(BIN)/python -m benchmarks.resnet
+
+load: install train  ## Locust: 1,000 requests a second for a minute, judged by errors, mean, p99
+	$(BIN)/python -m benchmarks.load_test
+
+load-ui: install train  ## The same, with Locust's page on port 8089
+	$(BIN)/python -m benchmarks.load_test --ui
 
 bench-gpu: install  ## ResNets on a GPU: us against the bare model, and where the time goes
 	$(BIN)/python -m benchmarks.gpu

@@ -1,4 +1,4 @@
-"""Numbers as people read them, tables, and the place in the README where they go."""
+"""Numbers as people read them, tables, and the place in a document where they go."""
 
 from __future__ import annotations
 

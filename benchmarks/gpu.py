@@ -21,7 +21,7 @@ from benchmarks.figures import replace_block, write_json
 from benchmarks.gpu_report import LOADS, report
 from benchmarks.load import ask
 from benchmarks.machine import ALL_CORES
-from benchmarks.ours import RESULTS, ROOT, Service, serving
+from benchmarks.ours import RESULTS, ROOT, TABLES, Service, serving
 from benchmarks.processes import StartFailed
 
 CONFIGURATIONS: dict[str, dict[str, object]] = {
@@ -51,8 +51,8 @@ def main() -> None:
             write_json(RESULTS / "gpu.json", {**found, **settings, "rows": rows})
     text = f"{report(rows)}\n\n{rows[0]['bare']['device']}; {machine.summary(found)}."
     print(f"\n{text}")
-    if keep and replace_block(ROOT / "README.md", "bench-gpu", text):
-        print("\nThe block <!-- bench-gpu --> in README.md is up to date.")
+    if keep and replace_block(TABLES, "bench-gpu", text):
+        print("\nThe block <!-- bench-gpu --> in docs/performance.md is up to date.")
 
 
 def has_card() -> bool:

@@ -17,7 +17,7 @@ from benchmarks import charts, machine
 from benchmarks.client import Address, get, one_by_one
 from benchmarks.figures import markdown, replace_block, write_json
 from benchmarks.inputs import iris_target
-from benchmarks.ours import MODELS, RESULTS, ROOT, serving
+from benchmarks.ours import MODELS, RESULTS, TABLES, serving
 
 NOISES = (0.1, 0.3)
 """Standard deviations in cm of what is added to the flowers' measurements."""
@@ -87,8 +87,8 @@ def main() -> None:
     print(f"\n{text}")
     write_json(RESULTS / "hit_rate.json", {**found, "seed": options.seed, "noises": [_content(m) for m in measured]})
     draw(RESULTS / "hit_rate.png", measured)
-    if replace_block(ROOT / "README.md", "hit-rate", f"![{CAPTION}](benchmarks/results/hit_rate.png)\n\n{text}"):
-        print("\nThe block <!-- hit-rate --> in README.md is up to date.")
+    if replace_block(TABLES, "hit-rate", f"![{CAPTION}](../benchmarks/results/hit_rate.png)\n\n{text}"):
+        print("\nThe block <!-- hit-rate --> in docs/performance.md is up to date.")
 
 
 def noisy_flowers(noise: float, chance: random.Random) -> Iterator[Row]:

@@ -18,6 +18,8 @@ from benchmarks.processes import StartFailed, free_port, running
 ROOT = Path(__file__).parent.parent
 MODELS = ROOT / "models"
 RESULTS = ROOT / "benchmarks" / "results"
+TABLES = ROOT / "docs" / "performance.md"
+"""Where the tables of all benchmarks but `make bench` go."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from benchmarks import machine, runtimes
 from benchmarks.client import Reply, closed_loop, post
 from benchmarks.figures import replace_block, write_json
 from benchmarks.inputs import jpeg
-from benchmarks.ours import RESULTS, ROOT, Service, serving
+from benchmarks.ours import RESULTS, ROOT, TABLES, Service, serving
 from benchmarks.peers.environments import interpreter, requirements
 from benchmarks.peers.results import Results, Sample
 from benchmarks.processes import StartFailed
@@ -47,8 +47,8 @@ def main() -> None:
     settings = {"rounds": options.rounds, "seconds": options.seconds, "runtimes": requirements(SCRIPT)["dependencies"]}
     rows = {row: [asdict(sample) for sample in samples] for row, samples in results.samples.items() if samples}
     write_json(RESULTS / "resnet.json", {**found, **settings, "not_run": results.reasons, "rows": rows})
-    if replace_block(ROOT / "README.md", "bench-resnet", text):
-        print("\nThe block <!-- bench-resnet --> in README.md is up to date.")
+    if replace_block(TABLES, "bench-resnet", text):
+        print("\nThe block <!-- bench-resnet --> in docs/performance.md is up to date.")
 
 
 def take_turns(directory: Path, rounds: int, seconds: float) -> Results:

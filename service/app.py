@@ -26,7 +26,7 @@ from service.http import predict
 from service.http.endpoint import Endpoint, ErrorRenderer, Request, problem
 from service.http.operations import Observed, Operation
 from service.http.problems import ExceptionHandlers
-from service.management import admin, docs, status
+from service.management import admin, docs, home, status
 from service.management.openapi import TITLE, describe
 from service.openinference import infer
 from service.openinference import routes as v2
@@ -122,7 +122,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         routes=[Route(endpoint.route, endpoint, name=endpoint.route) for endpoint in HOT],
     )
     app.router.route_class = Operation
-    for router in (status.router, docs.router, admin.router, *v2.ROUTERS):
+    for router in (home.router, status.router, docs.router, admin.router, *v2.ROUTERS):
         app.include_router(router)
     app.state.settings = settings
     app.state.lost = _end_process

@@ -42,7 +42,7 @@ SECRETS = ("cache_secret", "admin_token")
 class Settings(BaseSettings):
     """Answers predictions over HTTP and computes none of them twice. Each setting is also an environment variable."""
 
-    # A field's description is its documentation. The README's table repeats it, and a test compares the two.
+    # A field's description is its documentation. docs/operations.md repeats it, and a test compares the two.
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -275,6 +275,6 @@ def _values(environ: Mapping[str, str]) -> dict[str, Any]:
     for upper, name in given.items():
         if upper not in names:
             near = difflib.get_close_matches(upper, names, n=1)
-            hint = f"Did you mean {near[0]}?" if near else "The README lists all of them."
+            hint = f"Did you mean {near[0]}?" if near else "docs/operations.md lists all of them."
             raise ConfigurationError(f"Unknown setting {name}. {hint}")
     return {upper.removeprefix(PREFIX).lower(): environ[name] for upper, name in given.items()}

@@ -7,7 +7,7 @@ import pytest
 from service.config import PREFIX, Settings, load_settings, service_links
 from service.errors import ConfigurationError
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+OPERATIONS = (Path(__file__).parent.parent / "docs" / "operations.md").read_text()
 
 
 def test_an_unknown_setting_stops_the_start_and_names_the_nearest() -> None:
@@ -83,7 +83,7 @@ def test_an_empty_secret_is_refused(secret: str) -> None:
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_every_setting_stands_in_the_readme_with_its_description(name: str) -> None:
     field = Settings.model_fields[name]
-    line = next((line for line in README.splitlines() if line.startswith(f"| `{PREFIX}{name.upper()}` |")), "")
+    line = next((line for line in OPERATIONS.splitlines() if line.startswith(f"| `{PREFIX}{name.upper()}` |")), "")
     assert field.description and field.description in line
 
 

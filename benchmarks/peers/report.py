@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks import charts
 from benchmarks.figures import markdown, milliseconds, rate, replace_block
-from benchmarks.ours import RESULTS, ROOT
+from benchmarks.ours import RESULTS, TABLES
 from benchmarks.peers.contestant import Row
 from benchmarks.peers.results import Results, Sample
 from benchmarks.peers.roster import BEST_SERVER, LIMIT
@@ -51,7 +51,7 @@ def targets(results: Results) -> list[Target]:
 
 
 def write(results: Results, rows: Sequence[Row], extras: dict[str, Any], where: str) -> str:
-    """The whole report in Markdown; also put into the README, and the chart beside the results."""
+    """The whole report in Markdown; also put into docs/performance.md, and the chart beside the results."""
     parts = [_targets_table(results, extras)]
     for kind, title in (("warm", "Warm: one hot key, one server core"), ("cold", "Cold: unique inputs, all cores")):
         chosen = [row for row in rows if row.kind == kind]
@@ -60,7 +60,7 @@ def write(results: Results, rows: Sequence[Row], extras: dict[str, Any], where: 
     parts.append(f"Medians of rounds taken in turns; the spread is the slowest and the fastest round.\n{where}.")
     text = "\n\n".join(part for part in parts if part)
     _draw(results, rows)
-    replace_block(ROOT / "README.md", "bench-peers", f"![{CAPTION}](benchmarks/results/peers.png)\n\n{text}")
+    replace_block(TABLES, "bench-peers", f"![{CAPTION}](../benchmarks/results/peers.png)\n\n{text}")
     return text
 
 

@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import mimetypes
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import orjson
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from fastapi.responses import HTMLResponse, Response
 
-from service.errors import NotFound
 from service.http.operations import CurrentRequest, Operation
-from service.management.documents import Document
+from service.management.documents import KEPT, REVALIDATED, Document, Folder
 from service.memo import Memo
 
 ASSETS = "/docs/assets"
-HOME = "/docs"
-"""Where ``/`` leads."""
-REVALIDATED, KEPT = "no-cache", "max-age=3600"
-"""The description changes with the models, the files with a release only."""
 
 router = APIRouter(route_class=Operation, tags=["documentation"])
 _descriptions: Memo[bytes, Document] = Memo(4)
-
-
-@router.get("/", include_in_schema=False)
-async def home() -> RedirectResponse:
-    return RedirectResponse(HOME)
+_assets = Folder("fastapi_offline", "static", KEPT)
 
 
 @router.get("/openapi.json", summary="This description", response_model=dict[str, Any])
@@ -49,7 +38,7 @@ async def docs(current: CurrentRequest) -> Response:
 @router.get(f"{ASSETS}/{{name}}", include_in_schema=False)
 async def asset(name: str, current: CurrentRequest) -> Response:
     """A file of Swagger UI, as the package fastapi-offline carries it."""
-    document = await asyncio.to_thread(_asset, name)
+    document = await asyncio.to_thread(_assets.document, name)
     return await document.response(current)
 
 
@@ -68,11 +57,3 @@ def _page() -> Document:
         swagger_ui_parameters={"supportedSubmitMethods": ["get", "post", "delete", "query"]},
     )
     return Document(bytes(page.body), "text/html; charset=utf-8", REVALIDATED)
-
-
-@cache
-def _asset(name: str) -> Document:
-    for file in (files("fastapi_offline") / "static").iterdir():
-        if file.name == name:
-            return Document(file.read_bytes(), mimetypes.guess_type(name)[0] or "application/octet-stream", KEPT)
-    raise NotFound

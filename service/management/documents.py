@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import mimetypes
 from base64 import urlsafe_b64encode
 from hashlib import sha256
+from importlib.resources import files
 
 from fastapi.responses import Response
 
+from service.errors import NotFound
 from service.http.coding import encode, negotiate
 from service.http.directives import matches
 from service.http.endpoint import Request
 
 BEST = 9
 """Each document is compressed once."""
+
+REVALIDATED, KEPT = "no-cache", "max-age=3600"
+"""What may change with the models or with a release is asked for each time, and is 304 while it has not changed."""
 
 
 class Document:
@@ -46,3 +52,22 @@ class Document:
             # Two may do this at once; both make the same bytes.
             self._encoded[coding] = await asyncio.to_thread(encode, self._body, coding, BEST)
         return self._encoded[coding]
+
+
+class Folder:
+    """The files of a folder in a package, each read once."""
+
+    def __init__(self, package: str, folder: str, cache_control: str) -> None:
+        self._folder = files(package) / folder
+        self._cache_control = cache_control
+        self._documents: dict[str, Document] = {}
+
+    def document(self, name: str) -> Document:
+        """Raises NotFound. ``name`` is compared with those of the folder, so it leads nowhere else."""
+        if name not in self._documents:
+            found = [file for file in self._folder.iterdir() if file.name == name and file.is_file()]
+            if not found:
+                raise NotFound
+            media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
+            self._documents[name] = Document(found[0].read_bytes(), media_type, self._cache_control)
+        return self._documents[name]

@@ -63,6 +63,8 @@ class ModelInfo(BaseModel):
     parameters: dict[str, Any]
     example: dict[str, Any]
     trained_with: dict[str, str]
+    description: str
+    image: dict[str, Any] = {}
 
 
 class ModelReport(ModelInfo):

@@ -92,4 +92,9 @@ def _facts(model: Model) -> dict[str, object]:
         "parameters": dict(predictor.parameters),
         "example": manifest.example.inputs,
         "trained_with": manifest.versions,
-    } | ({} if cells is None else {"cells": cells})
+        "description": manifest.description,
+    } | {
+        name: value
+        for name, value in (("cells", cells), ("image", manifest.image and manifest.image.model_dump(mode="json")))
+        if value is not None
+    }

@@ -65,8 +65,8 @@ def test_peers_are_listed_fastest_first_and_those_that_did_not_run_with_the_reas
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(report, "RESULTS", tmp_path)
-    monkeypatch.setattr(report, "ROOT", tmp_path)
-    (tmp_path / "README.md").write_text("<!-- bench-peers -->\n<!-- /bench-peers -->")
+    monkeypatch.setattr(report, "TABLES", tmp_path / "performance.md")
+    (tmp_path / "performance.md").write_text("<!-- bench-peers -->\n<!-- /bench-peers -->")
     results = Results()
     for place, row in enumerate(ROWS):
         results.samples[row.name] = [Sample(number, 1000.0 * (place + number + 1), 0.001, 0) for number in range(3)]
@@ -78,13 +78,13 @@ def test_peers_are_listed_fastest_first_and_those_that_did_not_run_with_the_reas
         text.index("the textbook version") < text.index("FastAPI, four float") < text.index("nginx `return 200`, fixed")
     )
     assert all(row.title in text for row in ROWS)
-    assert text in (tmp_path / "README.md").read_text()
+    assert text in (tmp_path / "performance.md").read_text()
     assert 1000 < (tmp_path / "peers.png").stat().st_size < CHART_BYTES
 
 
 def test_a_run_without_our_own_rows_still_reports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(report, "RESULTS", tmp_path)
-    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(report, "TABLES", tmp_path / "performance.md")
     results = Results()
     results.samples["mosec"] = [Sample(0, 5000.0, 0.01, 3)]
     text = report.write(results, [row for row in ROWS if row.name == "mosec"], {"not_run": "no Redis"}, "a machine")

@@ -42,7 +42,7 @@ class Server:
     def __init__(
         self, directory: Path, *, patient: bool = False, command: Sequence[str] = ("-m", "service"), **settings: object
     ):
-        self.port = free_port()
+        self.port = int(str(settings.get("port", 0))) or free_port()
         self.address: Address = ("127.0.0.1", self.port)
         self.started_after = 0.0
         self._family: list[int] = []

@@ -1,0 +1,74 @@
+"""The manifests are what Kubernetes' own schemas allow, and what belongs together agrees."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from service.config import Settings
+
+KUBERNETES = Path(__file__).parents[2] / "deploy" / "kubernetes"
+OVERLAYS = ["base", "overlays/trial", "overlays/production", "overlays/gpu"]
+OTHERS = {"ScaledObject", "InferenceService"}
+"""Kinds that are not Kubernetes' own."""
+VERSION = "1.33"
+
+Document = dict[str, Any]
+
+
+def read(text: str) -> list[Document]:
+    return [document for document in yaml.safe_load_all(text) if document]
+
+
+@pytest.fixture(params=OVERLAYS)
+def built(request: pytest.FixtureRequest, program: Callable[[str], str]) -> list[Document]:
+    command = [program("kustomize"), "build", str(KUBERNETES / request.param)]
+    return read(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def of_kind(documents: list[Document], kind: str, name: str = "cached-prediction") -> Document:
+    [found] = [d for d in documents if d["kind"] == kind and d["metadata"]["name"] == name]
+    return found
+
+
+@pytest.mark.parametrize("file", sorted(KUBERNETES.rglob("*.yml")), ids=lambda file: str(file.relative_to(KUBERNETES)))
+def test_every_manifest_is_valid(file: Path) -> None:
+    for document in read(file.read_text()):
+        if document["kind"] not in {"Kustomization", *OTHERS}:
+            kubernetes_validate.validate(document, VERSION, strict=True)
+
+
+def test_every_overlay_builds_to_what_is_valid(built: list[Document]) -> None:
+    for document in built:
+        kubernetes_validate.validate(document, VERSION, strict=True)
+
+
+def test_selectors_find_their_pods(built: list[Document]) -> None:
+    labels = of_kind(built, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    for selector in (
+        of_kind(built, "Deployment")["spec"]["selector"]["matchLabels"],
+        of_kind(built, "Service")["spec"]["selector"],
+        of_kind(built, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
+        of_kind(built, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
+    ):
+        assert selector.items() <= labels.items() and selector
+
+
+def test_the_grace_of_a_pod_is_longer_than_a_drain(built: list[Document]) -> None:
+    pod = of_kind(built, "Deployment")["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    given = {variable["name"]: variable["value"] for variable in container["env"]}
+    drain = float(given["PREDICT_DRAIN_SECONDS"])
+    assert drain + Settings().grace_seconds < pod["terminationGracePeriodSeconds"]
+    # A load balancer that asks /readyz this often has noticed before the drain is over.
+    probe = container["readinessProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] + probe["timeoutSeconds"] < drain
+    assert {name for name in given if name.startswith("PREDICT_")} <= {
+        f"PREDICT_{name.upper()}" for name in Settings.model_fields
+    }
