@@ -21,7 +21,7 @@ from service.inference.manifest import Image
 from service.inference.vision.cpu import has_openvino
 from service.inference.vision.program import module, to_bytes
 
-Output = Literal["logits", "probabilities"]
+Meaning = Literal["logits", "probabilities", "numbers"]
 """What a network's numbers are; of logits the softmax is served."""
 
 Files = Mapping[str, bytes]
@@ -35,22 +35,23 @@ TOLERANCE = 1e-4
 class Served(nn.Module):
     """A network as it is served: from images × height × width × channels to what is answered."""
 
-    def __init__(self, network: nn.Module, output: Output | None) -> None:
+    def __init__(self, network: nn.Module, output: Meaning | None) -> None:
         super().__init__()
         self.network = network
         self.output = output
 
     def forward(self, images: Tensor) -> Tensor:
         # Channels-last is this very layout under another name, so nothing is copied.
-        answers: Tensor = self.network(images.permute(0, 3, 1, 2)).float()
+        said: Tensor = self.network(images.permute(0, 3, 1, 2)).float()
+        answers = said if said.ndim > 1 else said.unsqueeze(1)
         return torch.softmax(answers, 1) if self.output == "logits" else answers
 
 
 @torch.no_grad()
-def export(network: nn.Module, spec: Image, width: int, output: Output | None = None) -> Files:
+def export(network: nn.Module, spec: Image, width: int, output: Meaning | None = None) -> Files:
     """The files of a network with ``width`` numbers for an image; raises ConfigurationError. It stays as it is.
 
-    ``output`` None: probabilities if they look like such, else logits.
+    ``output`` None: probabilities if they look like such, else logits. Of a single number the row may be missing.
     """
     plain = copy.deepcopy(network).cpu().float().to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
     served = Served(plain, output)
@@ -59,7 +60,8 @@ def export(network: nn.Module, spec: Image, width: int, output: Output | None = 
         said = plain(images.permute(0, 3, 1, 2))
     except Exception as error:
         raise ConfigurationError(f"The network cannot compute its images ({one_line(error)}).") from error
-    if not isinstance(said, Tensor) or said.shape != (2, width):
+    fits = isinstance(said, Tensor) and (said.shape == (2, width) or (width == 1 and said.shape == (2,)))
+    if not fits:
         found = f"{list(said.shape)} numbers" if isinstance(said, Tensor) else type(said).__name__
         raise ConfigurationError(f"Of two images the network makes {found}, not {width} for each.")
     if output is None:
@@ -154,7 +156,7 @@ def openvino_graph(program: ExportedProgram, spec: Image) -> Files:
         raise ConfigurationError(f"OpenVINO cannot convert the network ({one_line(error)}).") from error
 
 
-def export_onnx(file: Path, spec: Image, width: int, output: Output | None = None) -> Files:
+def export_onnx(file: Path, spec: Image, width: int, output: Meaning | None = None) -> Files:
     """The graph alone, of an ONNX file that takes images × channels × height × width; raises ConfigurationError."""
     try:
         import openvino

@@ -19,11 +19,11 @@ from torch import nn
 
 from service.errors import ConfigurationError
 from service.inference.artifact import Artifact, library_versions
-from service.inference.manifest import Class, Example, Image, Manifest, Weights, reason
+from service.inference.manifest import PROBABILITIES, Class, Example, Image, Manifest, Output, Weights, reason
 from service.inference.vision.cpu import CHUNK, CpuRunner, has_openvino
 from service.inference.vision.predictor import LIBRARIES, check_spec
-from training import publish
-from training.export import Files, export, export_onnx, noise
+from training import MODELS_DIR, publish
+from training.export import Files, Meaning, export, export_onnx, noise
 from training.published import adopt, build, gradient, read_state, spec_of
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -34,20 +34,22 @@ def register_network(
     *,
     name: str,
     size: int | tuple[int, int],
-    classes: Sequence[str],
+    classes: Sequence[str] = (),
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     **more: Any,
 ) -> Manifest:
     """Publish a trained network from images, normalised and channels × height × width, to one number per class.
 
-    ``mean`` and ``std`` of one value: grey images. ``more``: ``resize`` and ``interpolation`` (see Image); ``output``
+    Without classes its numbers are the answer: one, or one for each of ``names``. ``mean`` and ``std`` of one value:
+    grey images. ``more``: ``resize`` and ``interpolation`` (see Image); ``output``
     ("logits" or "probabilities"; default: found out); ``example``, an image file to warm up and measure with;
     ``models_dir``; ``accuracy`` and ``description``. Raises ConfigurationError; the module stays as it is.
     """
     how = {key: more.pop(key) for key in ("resize", "interpolation") if key in more}
     spec = image_spec(size, mean, std, architecture=type(module).__name__, **how)
-    files = export(module, spec, len(classes), more.pop("output", None))
+    width = len(classes) or len(more.get("names", ())) or 1
+    files = export(module, spec, width, more.pop("output", None) if classes else "numbers")
     return publish_files(files, name, spec, classes, **more)
 
 
@@ -69,18 +71,23 @@ def publish_files(
     spec: Image,
     labels: Sequence[str],
     *,
+    names: Sequence[str] = (),
     example: bytes | None = None,
-    models_dir: Path = Path("models"),
+    models_dir: Path = MODELS_DIR,
     accuracy: float | None = None,
     description: str = "",
 ) -> Manifest:
     """Publish what ``export`` made; raises ConfigurationError."""
-    made = make(draft(name, spec, labels, example or gradient(), description), files)
+    made = make(draft(name, spec, labels, example or gradient(), description, names), files)
     return publish(models_dir, made.manifest.model_copy(update={"accuracy": accuracy}), made.weights, *made.parts)
 
 
-def draft(name: str, spec: Image, labels: Sequence[str], example: bytes, description: str) -> Manifest:
+def draft(
+    name: str, spec: Image, labels: Sequence[str], example: bytes, description: str, names: Sequence[str] = ()
+) -> Manifest:
     """The manifest up to its files and what is measured; raises ConfigurationError."""
+    output = PROBABILITIES if labels else Output(kind="numbers", names=tuple(names))
+    golden = [0.0] * (len(labels or names) or 1)
     try:
         return Manifest(
             name=name,
@@ -88,8 +95,9 @@ def draft(name: str, spec: Image, labels: Sequence[str], example: bytes, descrip
             weights=Weights.of(b"", "pt2"),
             image=spec,
             classes=tuple(Class(value=str(index), label=label) for index, label in enumerate(labels)),
+            output=output,
             cost_seconds=1.0,
-            example=Example(inputs={"image": base64.b64encode(example).decode()}, golden=[0.0] * len(labels)),
+            example=Example(inputs={"image": base64.b64encode(example).decode()}, golden=golden),
             versions=library_versions("torch", *LIBRARIES, *(("openvino",) if has_openvino() else ())),
             description=description,
         )
@@ -133,20 +141,23 @@ def main(arguments: Sequence[str]) -> None:
     except ConfigurationError as error:
         sys.exit(str(error))
     cost = f"{manifest.cost_seconds * 1e3:.1f} ms a prediction"
-    print(f"{options.out / manifest.name}: {len(manifest.classes)} classes, {cost}")
+    print(f"{options.out / manifest.name}: {len(manifest.classes) or 'no'} classes, {cost}")
 
 
 def register_file(options: argparse.Namespace) -> Manifest:
     """Publish a state dict of one of torchvision's networks, or an ONNX file; raises ConfigurationError."""
     labels, name = _labels(options.classes), options.name or options.file.stem.lower()
-    about = {"models_dir": options.out, "example": options.example and options.example.read_bytes()}
+    names = () if labels else tuple(_labels(options.names))
+    output: Meaning | None = options.output if labels else "numbers"
+    width = len(labels or names) or 1
+    about = {"models_dir": options.out, "example": options.example and options.example.read_bytes(), "names": names}
     if options.file.suffix.lower() == ".onnx":
         if options.size is None:
             raise ConfigurationError("Of an ONNX file --size says how large its images are.")
         spec = image_spec(
             options.size, options.mean or IMAGENET_MEAN, options.std or IMAGENET_STD, resize=options.resize
         )
-        return publish_files(export_onnx(options.file, spec, len(labels), options.output), name, spec, labels, **about)
+        return publish_files(export_onnx(options.file, spec, width, output), name, spec, labels, **about)
     if options.architecture is None:
         raise ConfigurationError("--architecture says which of torchvision's networks these weights belong to.")
     known = spec_of(options.architecture)
@@ -159,13 +170,13 @@ def register_file(options: argparse.Namespace) -> Manifest:
         interpolation=known.interpolation,
         architecture=options.architecture,
     )
-    network = build(options.architecture, len(labels))
+    network = build(options.architecture, width)
     adopt(network, read_state(options.file))
-    return publish_files(export(network, spec, len(labels), options.output), name, spec, labels, **about)
+    return publish_files(export(network, spec, width, output), name, spec, labels, **about)
 
 
 def _labels(text: str) -> list[str]:
-    """``x,y``, or a file with a label a line; raises ConfigurationError."""
+    """``x,y``, or a file with one a line; raises ConfigurationError."""
     try:
         lines = Path(text).read_text(encoding="utf-8").splitlines() if Path(text).is_file() else text.split(",")
     except (OSError, UnicodeDecodeError) as error:
@@ -182,12 +193,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("file", type=Path, help="a state dict (.pt, .safetensors), or an ONNX file, for CPUs only")
     parser.add_argument("--architecture", help="which of torchvision's networks it is")
     parser.add_argument("--name", help="what it is called in URLs; default the file's name")
-    parser.add_argument("--classes", required=True, help="x,y, or a file with a label a line, in the network's order")
+    parser.add_argument("--classes", default="", help="x,y, or a file with a label a line, in the network's order")
+    parser.add_argument(
+        "--names", default="", help="without classes the answer is numbers: x,y, a name for each of them"
+    )
     parser.add_argument("--size", type=int, help="side of the square that the network is given")
     parser.add_argument("--resize", type=int, help="length of the shorter side before the square is cut out")
     parser.add_argument("--mean", type=_numbers, help="0.5,0.5,0.5: a value per channel; one value: grey images")
     parser.add_argument("--std", type=_numbers, help="as --mean")
     parser.add_argument("--output", choices=("logits", "probabilities"), help="default: found out")
     parser.add_argument("--example", type=Path, help="an image to warm up and measure with")
-    parser.add_argument("--out", type=Path, default=Path("models"), help="where model directories live")
+    parser.add_argument("--out", type=Path, default=MODELS_DIR, help="where model directories live")
     return parser

@@ -40,6 +40,14 @@ def read_question(params: dict[str, Any], body: bytes, content_type: bytes) -> t
     return params | fields, files[0] if files else b"", FILE if files else None
 
 
+def read_files(body: bytes, content_type: bytes, most: int) -> tuple[dict[str, Any], list[bytes]]:
+    """The fields and the files of a batch."""
+    fields, files = read_form(body, content_type)
+    if not 0 < len(files) <= most:
+        raise InvalidInput(f"A form for a batch has 1 to {most} files.", parameter="inputs")
+    return dict(fields), files
+
+
 def read_form(body: bytes, content_type: bytes) -> tuple[dict[str, str], list[bytes]]:
     """A form's fields and its files; raises MalformedRequest or InvalidInput."""
     fields: dict[str, str] = {}

@@ -16,7 +16,7 @@ from service.http.coding import read_content
 from service.http.directives import matches
 from service.http.endpoint import Headers, Hot, Reply, Request, describe
 from service.http.json_body import is_array, load_object
-from service.http.multipart import FILE, FORM, check_origin, read_form, read_question
+from service.http.multipart import FILE, FORM, check_origin, read_files, read_question
 from service.http.query import parse_query
 from service.http.render import View, default_top_k, render, take_view
 from service.inference.predictor import Question
@@ -100,10 +100,7 @@ Batch = tuple[Model, View, list[Question | ServiceError]]
 
 def _read_form_batch(runtime: Runtime, body: bytes, content_type: bytes) -> Batch:
     """A file for each row."""
-    fields, files = read_form(body, content_type)
-    if not 0 < len(files) <= MAX_BATCH_ROWS:
-        raise InvalidInput(f"A form for a batch has 1 to {MAX_BATCH_ROWS} files.", parameter="inputs")
-    members: dict[str, Any] = dict(fields)
+    members, files = read_files(body, content_type, MAX_BATCH_ROWS)
     model = runtime.model(_take_model(members), image=True)
     view = take_view(members, model)
     for name in members:

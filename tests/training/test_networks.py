@@ -18,7 +18,7 @@ from service.errors import ConfigurationError
 from service.inference.artifact import read_artifact
 from service.inference.loading import load_model
 from service.inference.manifest import Image
-from service.inference.predictor import Options
+from service.inference.predictor import Options, unpack
 from service.inference.vision.cpu import CpuRunner
 from service.inference.vision.program import compute, module, restore, takes_batches
 from tests.inference.test_vision import lively
@@ -123,6 +123,31 @@ def test_probabilities_are_served_as_they_are_and_of_logits_the_softmax(tmp_path
     softmax = np.exp(means) / np.exp(means).sum()
     for net in (Mean(), Mean(lambda found: torch.softmax(found, 1))):
         assert np.abs(published(tmp_path, net, 20).run(list(image)) - softmax).max() <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("made", "names"),
+    [
+        (lambda found: 1e4 * found.sum(1), ()),
+        (lambda found: 1e4 * found[:, :1], ("height",)),
+        (lambda found: 1e4 * found[:, :2], ("height", "width")),
+    ],
+)
+def test_without_classes_the_numbers_are_the_answer(
+    made: Callable[[Tensor], Tensor], names: tuple[str, ...], tmp_path: Path
+) -> None:
+    register_network(
+        Mean(made), name="test", size=20, mean=(0.5,) * 3, std=(0.25,) * 3, names=names, models_dir=tmp_path
+    )
+    model = load_model(tmp_path / "test", Options(device="cpu"))
+    assert (model.manifest.output.kind, model.manifest.output.names, model.manifest.classes) == ("numbers", names, ())
+    image = np.random.default_rng(1).uniform(-2, 2, (3, 20, 20)).astype(np.float32)
+    payload = model.predictor.parse({"input": image}, b"", "application/json").payload or b""
+    (found,) = model.predictor.predict([payload])
+    assert isinstance(found, bytes)
+    right = made(torch.from_numpy(image[None]).mean((2, 3))).reshape(-1)
+    assert np.allclose(unpack(found), right, rtol=1e-5, atol=1e-2)
+    assert unpack(found).shape == (len(names) or 1,)
 
 
 @pytest.mark.parametrize(

@@ -114,8 +114,10 @@ class VisionPredictor:
         self._threads = max(1, min(options.threads, MAX_DECODE_THREADS))
         self._pool = ThreadPoolExecutor(self._threads, "decode")
         self.slots = runner.slots
-        self.tolerance = TOLERANCES[options.precision]
-        self.example_tolerance = max(self.tolerance, EXAMPLE_TOLERANCE if options.decode == "pillow" else 0.05)
+        scale = max(1.0, *map(abs, artifact.manifest.example.golden))  # probabilities are not larger, numbers may be
+        self.tolerance = TOLERANCES[options.precision] * scale
+        decoding = EXAMPLE_TOLERANCE if options.decode == "pillow" else 0.05
+        self.example_tolerance = max(self.tolerance, decoding * scale)
         self._example = artifact.manifest.example.inputs.get("image")
         self.fingerprint = fingerprint(
             artifact,
