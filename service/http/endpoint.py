@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from service.bodies import FILES_WORTH
 from service.errors import (
     MalformedRequest,
     MethodNotAllowed,
@@ -154,7 +155,7 @@ class Request:
             if size > limit:
                 raise PayloadTooLarge(too_large)
             more = message.get("more_body", False)
-        self.sent = await self.runtime.bodies.work(partial(b"".join, parts), size)
+        self.sent = await self.runtime.bodies.work(partial(b"".join, parts), size * FILES_WORTH)
         return self.sent
 
     def refused(self, error: ServiceError) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from service.bodies import FILES_WORTH
 from service.errors import InvalidInput, NotCached, PreconditionFailed, ServiceError, UnsupportedContent
 from service.http.caching import batch_status, cache_control, cache_status, entity_tag, response_headers, server_timing
 from service.http.coding import read_content
@@ -140,7 +141,7 @@ async def _read(request: Request) -> Parsed:
     body = await read_content(request, request.runtime.settings.max_body_bytes)
     given = request.header(b"content-type") or b""
     read = partial(_read_body, request.runtime, request.path_parameter("name"), params, body, given, content_type)
-    return await request.runtime.bodies.work(read, len(body))
+    return await request.runtime.bodies.work(read, len(body) * (1 if content_type == JSON else FILES_WORTH))
 
 
 def _read_body(

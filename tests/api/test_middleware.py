@@ -91,7 +91,7 @@ async def test_every_request_is_traced_and_counted_once(add: Callable[..., None]
         answers = [(target, await client.get(target)) for target in TARGETS]
         metrics = (await client.get("/metrics")).body.decode()
     assert spans[:-1] == [("GET", target.partition("?")[0], answer.status) for target, answer in answers]
-    assert not state["hits"].by_target
+    assert not state["hits"].by_key
     for route in ROUTES:
         status = 404 if route == "unknown" else 200
         count = 5 if "predict" in route else 1
@@ -105,7 +105,7 @@ async def test_fastapis_own_tracing_sees_every_request(iris_models: Path) -> Non
     async with served(app, state) as client:
         for target in TARGETS:
             await client.get(target)
-    assert not state["hits"].by_target
+    assert not state["hits"].by_key
 
 
 async def test_without_any_the_hit_path_is_entered(iris_models: Path) -> None:
@@ -114,7 +114,7 @@ async def test_without_any_the_hit_path_is_entered(iris_models: Path) -> None:
     async with served(create_app(load_settings({"PREDICT_MODELS_DIR": str(iris_models)})), state) as client:
         for target in TARGETS:
             await client.get(target)
-        assert len(state["hits"].by_target) == 2
+        assert len(state["hits"].by_key) == 2
 
 
 async def test_starlettes_cors_middleware_sees_every_answer(iris_models: Path) -> None:

@@ -347,6 +347,31 @@ def test_what_openvino_brings_to_report_to_its_makers_is_never_loaded() -> None:
     assert not [name for name in loaded if name.startswith("openvino_telemetry")]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_memory_for_an_image_is_used_again_for_the_next() -> None:
+    """And not given back and fetched from the kernel, cleared, each time: some 400 pages."""
+    program = """if True:
+        import resource, sys
+        from service.inference.manifest import Image
+        from service.inference.vision.images import read, reuse_memory
+
+        def faults(count):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            for _ in range(count):
+                read(file, spec)
+            return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / count
+
+        spec = Image(size=(224, 224), resize=256, mean=(0.5,) * 3, std=(0.5,) * 3)
+        file = sys.stdin.buffer.read()
+        reuse_memory()
+        faults(10)
+        print(faults(20))
+    """
+    file = encode(picture((224, 224)), "JPEG")
+    done = subprocess.run([sys.executable, "-c", program], input=file, capture_output=True, check=True)
+    assert float(done.stdout) < 100
+
+
 def test_a_bad_image_fails_in_its_own_place(predictor: Predictor) -> None:
     truncated = predictor.parse({}, JPEG[:-20], "image/jpeg").payload or b""
     first, second, third = predictor.predict([PNG, truncated, JPEG])

@@ -20,7 +20,7 @@ from service.inference.predictor import EXAMPLE_TOLERANCE, Options, Prediction, 
 from service.inference.vision import image_input
 from service.inference.vision.cpu import CpuRunner
 from service.inference.vision.device import resolve_device
-from service.inference.vision.images import PREPROCESSING_VERSION
+from service.inference.vision.images import PREPROCESSING_VERSION, reuse_memory
 from service.inference.vision.runner import Batch, Runner, Vector
 
 LIBRARIES = ("pillow", "numpy")
@@ -44,6 +44,7 @@ def load(artifact: Artifact, options: Options) -> VisionPredictor:
     if manifest.image is None:
         raise ConfigurationError(f"Model {manifest.name} is of the kind vision, but its manifest has no image.")
     check_spec(manifest.image, manifest.name)
+    reuse_memory()
     if artifact.file("xml") is None and artifact.file("pt2") is None:
         raise ConfigurationError(
             f"Model {manifest.name} is of an older version: make it again with training.resnet or training.register."
