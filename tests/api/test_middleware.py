@@ -26,6 +26,7 @@ from tests.support.server import running_server
 pytestmark = pytest.mark.anyio
 
 PAGE = "https://page.example"
+JSON = {"Content-Type": "application/json"}
 HIT = "/predict?sepal_length=5.1&sepal_width=3.5&petal_length=1.4&petal_width=0.2"
 TARGETS = [*5 * [HIT], *5 * [HIT.replace("/predict", "/models/iris/predict")], "/livez", "/v2/models/iris", "/nothing"]
 ROUTES = ["/predict", "/models/{name}/predict", "/livez", "/v2/models/{name}", "unknown"]
@@ -81,6 +82,14 @@ async def served(app: FastAPI, state: dict[str, Any]) -> AsyncIterator[Connectio
     await lifespan.shutdown()
 
 
+async def ask_all(client: Connection) -> list[tuple[str, str, int]]:
+    """Method, path and status of every target's answer, and of as many POSTs of the same question."""
+    row = b'{"sepal_length":5.1,"sepal_width":3.5,"petal_length":1.4,"petal_width":0.2}'
+    answers = [("GET", target, await client.get(target)) for target in TARGETS]
+    answers += [("POST", "/predict", await client.request("POST", "/predict", JSON, row)) for _ in range(5)]
+    return [(method, target.partition("?")[0], answer.status) for method, target, answer in answers]
+
+
 @pytest.mark.parametrize("add", [added, instrumented])
 async def test_every_request_is_traced_and_counted_once(add: Callable[..., None], iris_models: Path) -> None:
     app = create_app(load_settings({"PREDICT_MODELS_DIR": str(iris_models), "PREDICT_AUDIT_SHARE": "0"}))
@@ -88,13 +97,13 @@ async def test_every_request_is_traced_and_counted_once(add: Callable[..., None]
     state: dict[str, Any] = {}
     add(app, spans)
     async with served(app, state) as client:
-        answers = [(target, await client.get(target)) for target in TARGETS]
+        told = await ask_all(client)
         metrics = (await client.get("/metrics")).body.decode()
-    assert spans[:-1] == [("GET", target.partition("?")[0], answer.status) for target, answer in answers]
+    assert spans[:-1] == told
     assert not state["hits"].by_key
     for route in ROUTES:
         status = 404 if route == "unknown" else 200
-        count = 5 if "predict" in route else 1
+        count = {"/predict": 10, "/models/{name}/predict": 5}.get(route, 1)
         assert f'predict_requests_total{{route="{route}",status="{status}"}} {count}' in metrics
 
 
@@ -103,8 +112,7 @@ async def test_fastapis_own_tracing_sees_every_request(iris_models: Path) -> Non
     app._native_telemetry.config["tracer_provider"] = trace.NoOpTracerProvider()
     state: dict[str, Any] = {}
     async with served(app, state) as client:
-        for target in TARGETS:
-            await client.get(target)
+        await ask_all(client)
     assert not state["hits"].by_key
 
 
@@ -112,9 +120,8 @@ async def test_without_any_the_hit_path_is_entered(iris_models: Path) -> None:
     """So that the test above would see it."""
     state: dict[str, Any] = {}
     async with served(create_app(load_settings({"PREDICT_MODELS_DIR": str(iris_models)})), state) as client:
-        for target in TARGETS:
-            await client.get(target)
-        assert len(state["hits"].by_key) == 2
+        await ask_all(client)
+        assert len(state["hits"].by_key) == 3
 
 
 async def test_starlettes_cors_middleware_sees_every_answer(iris_models: Path) -> None:
