@@ -75,7 +75,7 @@ function number(id, schema, asked) {
   input.oninput = () => (slider.value = input.value);
   return {
     input,
-    element: element("div", { className: "number" }, element("span", { className: "slider" }, slider, holds), input),
+    element: element("div", { className: "number" }, element("span", { className: "slider" }, slider, element("span", { className: "track" }, holds)), input),
     read: () => input.value,
     write: (value) => (slider.value = input.value = value),
     box: (interval) => draw(holds, interval, low, high),
