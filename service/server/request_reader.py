@@ -30,6 +30,8 @@ FIELD_OVERHEAD = 4
 """Bytes of a header field besides name and value."""
 NOT_ONE = 2
 """A Host field that names no host counts as two, because a request must have exactly one."""
+SMALL = 4096
+"""Bytes of a read in which looking for a word costs less than comparing the start line."""
 
 
 class RequestReader(TimedProtocol):
@@ -112,7 +114,7 @@ class RequestReader(TimedProtocol):
             raise HeadersTooLarge(f"The header section exceeds {self.max_header_bytes} bytes.")
         if self._arriving != HEAD:
             return  # Trailers, which must not become headers (RFC 9110, 6.5.1).
-        if not self.headers:
+        if not self.headers and (len(self._received) > SMALL or b"RTSP/" in self._received):
             check_protocol(self.parser.get_method(), self.url, self._received)
         name, value = name.lower(), value.rstrip(b" \t")  # llhttp strips what stands before the value only
         if name == b"host":
@@ -127,7 +129,7 @@ class RequestReader(TimedProtocol):
         version, method = self.parser.get_http_version(), self.parser.get_method()
         if self.parser.should_upgrade() and method != b"CONNECT":
             return  # The parser stops here. _ignore_upgrade gives it the head again.
-        if not self.headers:
+        if not self.headers:  # else on_header has looked
             check_protocol(method, self.url, self._received)
         if "1.0" < version < "2" and self._answer_at_once(method):
             self._arriving = NOTHING
