@@ -250,7 +250,7 @@ def test_a_hit_that_is_owed_stays_so_until_it_is_picked_and_counts_once() -> Non
 
 
 async def test_a_hit_that_is_due_leaves_the_hit_path_alone_and_stays_in_its_table() -> None:
-    from service.http.endpoint import Reply
+    from service.http.endpoint import Hot, Reply
 
     l1, counts = MemoryCache(10**6, 100, lambda: 1000.0), []
     countdown = Countdown(1 / 3, lambda: 0.5)
@@ -268,12 +268,14 @@ async def test_a_hit_that_is_due_leaves_the_hit_path_alone_and_stays_in_its_tabl
     hits.server_state = ServerState()
     entry = Entry(pack(np.array([1.0])), 60, 1060)
     l1.put("key", entry)
-    model = Model("echo", MANIFEST, Beside(), None, leased=False)  # type: ignore[arg-type]
+    scope = {"received": (b"/predict?x=1", b"", b"/predict?x=1")}
+    request: Any = SimpleNamespace(scope=scope, sent=b"", method="GET", route="/predict")
+    request.header = lambda name: None
     for _ in range(2):
-        hits.enter("/predict", b"/predict?x=1", b"", [], Reply(b"{}", hot=(model, Answer("key", entry, "l1"))))
-    hit = hits.by_target[b"/predict?x=1"]
+        hits.enter(request, Reply(b"{}", hot=Hot("echo", "key", entry)))
+    hit = hits.by_key[b"/predict?x=1"]
     assert [hits.current(hit) for _ in range(4)] == [True, True, False, True]
-    assert hits.by_target[b"/predict?x=1"] is hit
+    assert hits.by_key[b"/predict?x=1"] is hit
     assert [countdown.picks("key") for _ in range(2)] == [True, False]
     auditor.has_room = False
     assert all(hits.current(hit) for _ in range(10))
