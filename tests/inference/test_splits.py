@@ -109,3 +109,32 @@ def _corner(cells: Cells, name: bytes, rng: np.random.Generator) -> list[float]:
         end if box is not None and (end := box[int(rng.integers(2))]) is not None else value
         for value, box in zip(values, cells.box(name), strict=True)
     ]
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize(
+    "model",
+    [
+        RandomForestClassifier(20, random_state=0),
+        xgboost.XGBClassifier(n_estimators=20),
+        lightgbm.LGBMClassifier(n_estimators=20, verbose=-1),
+        catboost.CatBoostClassifier(n_estimators=20, verbose=False, allow_writing_files=False),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_a_quarter_of_a_million_random_points_of_boxes_are_answered_bit_equal(model: Any) -> None:
+    """K4: together a million."""
+    rng = np.random.default_rng(1)
+    rows = rng.normal(size=(400, 3))
+    model.fit(rows, (rows @ [1.0, 2.0, -3.0] > 0).astype(int))
+    cells = find_cells(model)
+    assert cells is not None
+    inputs = rng.normal(size=(250_000, 3)) * 2
+    boxes = [cells.box(cells.representative(row)) for row in inputs.tolist()]
+    ends = np.array([[(low, high) for low, high in filter(None, box)] for box in boxes], dtype=float)
+    low, high = (
+        np.where(np.isnan(ends[..., 0]), -9.0, ends[..., 0]),
+        np.where(np.isnan(ends[..., 1]), 9.0, ends[..., 1]),
+    )
+    points = np.clip(low + (high - low) * rng.random(low.shape), low, high)
+    assert model.predict_proba(points).tobytes() == model.predict_proba(inputs).tobytes()
