@@ -17,8 +17,8 @@ from tests.support.server import ADMIN_TOKEN, Server, running_server
 Prefilled = tuple[str, str, dict[str, Any], Any]
 """Method, path, query, JSON body or None."""
 
-NOT_DESCRIBED = {"/", "/v2/", "/docs/assets/{name}", *(f"/v2{path}" for path in UNSUPPORTED)}
-"""Other names of what is described, what its page loads, and what is answered with 501."""
+NOT_DESCRIBED = {"/", "/v2/", "/docs/assets/{name}", "/page/{name}", *(f"/v2{path}" for path in UNSUPPORTED)}
+"""Other names of what is described, what pages load, and what is answered with 501."""
 
 NEEDS_A_KEY = "/admin/cache/{key}"
 """The one path with a parameter that only a user can fill in: /admin/key tells it."""
