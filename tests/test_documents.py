@@ -25,7 +25,7 @@ def commands(text: str) -> list[str]:
 def test_the_chinese_readme_has_the_commands_headings_settings_and_links_of_the_english_one() -> None:
     english, chinese = read("README.md"), read("README.zh-CN.md")
     assert commands(english) == commands(chinese)
-    for what in (r"^#+ ", r"`PREDICT_[A-Z_]+", r"\]\((?:docs/|[A-Z]+\.md)", r"`make [a-z-]+`"):
+    for what in (r"^#+ ", r"`PREDICT_[A-Z_]+", r"\]\((?:docs/[a-z]+|SECURITY|CONTRIBUTING)\.md", r"`make [a-z-]+`"):
         found = [re.findall(what, text, re.M) for text in (english, chinese)]
         assert sorted(found[0]) == sorted(found[1]), what
 
