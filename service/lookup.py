@@ -25,10 +25,13 @@ class Model:
     leased: bool
     is_answer: Callable[[bytes], bool] = field(init=False, repr=False)
     """Whether a value could be one of the model's answers. Values from Redis and from the model are both checked."""
+    label: str = field(init=False, repr=False)
+    """Its name and version, as in its cache keys."""
 
     def __post_init__(self) -> None:
         dtype = "<f8" if self.manifest.image is None else "<f4"
         object.__setattr__(self, "is_answer", answer_check(self.manifest.example.golden, dtype))
+        object.__setattr__(self, "label", f"{self.name}:{self.version}")
 
     @property
     def version(self) -> str:
