@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TEST_WORKERS ?= 2
 
-.PHONY: help install train run test test-faults test-contract test-deploy test-gpu check format lock estimators bench bench-quick bench-peers bench-hit-rate bench-resnet bench-gpu load load-ui figures up down clean
+.PHONY: help install train run test test-faults test-contract test-deploy test-gpu check format lock estimators demo bench bench-quick bench-peers bench-hit-rate bench-resnet bench-gpu load load-ui figures up down clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ lock: install  ## The lock files, from pyproject.toml: what serves, what a GPU a
 
 estimators: install  ## The table of estimators in docs/models.md
 	$(BIN)/python -W ignore -m training.estimators
+
+demo: install train  ## The same question twice, ten times with the cache and without, the keys in Redis
+	$(BIN)/python -m benchmarks.demo
 
 bench: install train  ## Cold against warm: a table and a chart
 	$(BIN)/python -m benchmarks.cold_warm

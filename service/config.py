@@ -84,6 +84,12 @@ class Settings(BaseSettings):
     l1_max_seconds: float = Field(
         30, gt=0, description="Longest stay of a shared answer in a worker's own cache, in seconds."
     )
+    key_prefix: str = Field(
+        "p1",
+        pattern="^[A-Za-z0-9_.:-]{1,64}$",
+        description="First part of every key and channel in Redis; services with different ones share a Redis without "
+        "meeting.",
+    )
     cache_secret: SecretStr = Field(
         SecretStr(PUBLIC_SECRET),
         description="Key of the checksum on every Redis value; set one of your own where others can write to Redis.",

@@ -25,12 +25,15 @@ class Model:
     leased: bool
     is_answer: Callable[[bytes], bool] = field(init=False, repr=False)
     """Whether a value could be one of the model's answers. Values from Redis and from the model are both checked."""
+    label: str = field(init=False, repr=False)
+    """Its name and version, as in its cache keys."""
 
     def __post_init__(self) -> None:
         manifest = self.manifest
         dtype = "<f8" if manifest.image is None else "<f4"
         is_answer = answer_check(manifest.example.golden, dtype, manifest.output, len(manifest.classes))
         object.__setattr__(self, "is_answer", is_answer)
+        object.__setattr__(self, "label", f"{self.name}:{self.version}")
 
     @property
     def version(self) -> str:

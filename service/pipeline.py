@@ -251,7 +251,7 @@ class Pipeline:
 
     def _lookup(self, model: Model, question: Question) -> Lookup:
         generation = self.l2.generation(model.name)
-        key = cache_key(model.predictor.fingerprint, generation or NO_GENERATION, question.identity)
+        key = cache_key(model.label, model.predictor.fingerprint, generation or NO_GENERATION, question.identity)
         # Decided here, with the key: a key without a generation must not reach Redis later.
         l2_eligible = generation is not None and self.l2.state != "off"
         deadline = self._clock() + self.settings.deadline_seconds

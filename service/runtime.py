@@ -14,6 +14,7 @@ from typing import Any
 
 from service.audit import Auditor, Countdown
 from service.bodies import Bodies
+from service.cache.lease import Waits
 from service.cache.memory import MemoryCache
 from service.cache.redis.l2 import L2, open_redis
 from service.config import Settings, names
@@ -134,8 +135,8 @@ async def open_runtime(settings: Settings, lost: Callable[[str], None] = lambda 
                 secret=settings.cache_secret.get_secret_value().encode(),
                 observer=metrics,
                 on_change=l1.clear,
-                compute_seconds=settings.compute_deadline_seconds,
-                follow_seconds=settings.deadline_seconds,
+                prefix=settings.key_prefix,
+                waits=Waits(settings.compute_deadline_seconds, settings.deadline_seconds),
             )
         )
         for name in models:

@@ -21,7 +21,7 @@ from uvicorn.server import ServerState
 
 from service.audit import MAX_WAITING, Auditor, Countdown
 from service.cache.entry import Entry, seal
-from service.cache.keys import entry_key
+from service.cache.keys import RedisKeys
 from service.cache.memory import MemoryCache
 from service.cache.redis.auto_pipeline import DeadlineBudget
 from service.cache.redis.no_redis import NoRedis
@@ -120,11 +120,11 @@ async def test_a_wrong_entry_that_is_rightly_signed_is_found_told_of_and_gone_fr
         key = runtime.pipeline.key(served, question(served, SETOSA))
         wrong = pack(np.array([2.0, 0.1, 0.2, 0.7][served.manifest.output.probabilities_from == 0 :]))
         secret = runtime.settings.cache_secret.get_secret_value().encode()
-        redis_server.client.set(entry_key(key), seal(key, wrong, 60_000, secret), px=60_000)
+        redis_server.client.set(RedisKeys("p1").entry(key), seal(key, wrong, 60_000, secret), px=60_000)
         given = await ask(runtime, model, SETOSA)
         assert (given.source, given.entry.value) == ("l2", wrong)
         await becomes(lambda: counted(runtime, model) == (1, 1))
-        await becomes(lambda: not redis_server.client.exists(entry_key(key)))
+        await becomes(lambda: not redis_server.client.exists(RedisKeys("p1").entry(key)))
         assert runtime.pipeline.l1.get(key) is None
         right = await ask(runtime, model, SETOSA)
         assert right.source == "computed"

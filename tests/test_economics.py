@@ -56,7 +56,7 @@ async def l2(redis_server: RedisServer) -> AsyncIterator[RedisCache]:
 
 
 def key(number: int) -> str:
-    return cache_key(bytes(32), bytes(8), str(number).encode())
+    return cache_key("echo:0", bytes(32), bytes(8), str(number).encode())
 
 
 class Books:

@@ -28,7 +28,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from service.cache.entry import seal, unseal
-from service.cache.keys import GENERATION_BYTES, acknowledgements_key, generation_key, readers_key
+from service.cache.keys import GENERATION_BYTES, RedisKeys
 from service.cache.observer import Observer
 from service.cache.redis.auto_pipeline import DeadlineBudget, PendingReply
 from service.cache.redis.scripts import ACKNOWLEDGE, GENERATIONS, PURGE, Command
@@ -36,9 +36,6 @@ from service.errors import StoreUnavailable
 from service.logs import FloodLog
 
 logger = logging.getLogger(__name__)
-
-PURGES = "p1:purges"
-"""The channel for the names of models whose generation was replaced."""
 
 VALID_SECONDS = 10.0
 """How long a reading is valid: the worst case of a purge."""
@@ -77,13 +74,13 @@ class Generation(NamedTuple):
     number: int
     value: bytes
 
-    def seal(self, model: str, secret: bytes) -> bytes:
-        return seal(generation_key(model), _PAYLOAD.pack(*self), _SEALED_TTL_MS, secret)
+    def seal(self, key: str, secret: bytes) -> bytes:
+        return seal(key, _PAYLOAD.pack(*self), _SEALED_TTL_MS, secret)
 
     @classmethod
-    def unseal(cls, model: str, blob: bytes, secret: bytes) -> Generation:
-        """Raises ValueError for what was not sealed for this model."""
-        payload, _ = unseal(generation_key(model), blob, secret)
+    def unseal(cls, key: str, blob: bytes, secret: bytes) -> Generation:
+        """Raises ValueError for what was not sealed for this key."""
+        payload, _ = unseal(key, blob, secret)
         if len(payload) != _PAYLOAD.size or (generation := cls(*_PAYLOAD.unpack(payload))).number > MAX_NUMBER:
             raise ValueError("not a generation")
         return generation
@@ -116,6 +113,7 @@ class Generations:
     def __init__(
         self,
         ask: Callable[[Command], PendingReply[Any]],
+        keys: RedisKeys,
         secret: bytes,
         observer: Observer,
         clock: Callable[[], float],
@@ -123,7 +121,7 @@ class Generations:
     ) -> None:
         self.valid_until = -float("inf")
         self.worker = f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
-        self._ask, self._secret, self._observer = ask, secret, observer
+        self._ask, self._keys, self._secret, self._observer = ask, keys, secret, observer
         self._clock, self._on_change = clock, on_change
         self._known: dict[str, Generation | None] = {}
         self._wanted = asyncio.Event()
@@ -146,9 +144,10 @@ class Generations:
         Raises StoreRefused when nothing was purged, or StoreUnavailable when Redis may have purged, or may do so later.
         """
         generation = next_generation(self._known.get(model))
-        sealed = generation.seal(model, self._secret)
+        keys = [self._keys.generation(model), self._keys.readers(model)]
+        sealed = generation.seal(keys[0], self._secret)
         times = [int(VALID_SECONDS * 1000), int(CUT_OFF_SECONDS * 1000)]
-        command = PURGE([generation_key(model), readers_key(model)], [sealed, PURGES, model, *times])
+        command = PURGE(keys, [sealed, self._keys.purges, model, *times])
         try:
             listening, all_known, registered = await DeadlineBudget().wait(self._ask(command))
         except StoreUnavailable:
@@ -190,7 +189,7 @@ class Generations:
         self.valid_until = -float("inf")
         self._replacements.close()
         for model in self._known:
-            self._tell(("ZREM", readers_key(model), self.worker))
+            self._tell(("ZREM", self._keys.readers(model), self.worker))
 
     async def _try_read(self) -> bool:
         if not self._known:
@@ -220,10 +219,14 @@ class Generations:
 
     async def _ask_for(self, refused: dict[str, bytes]) -> dict[str, bytes]:
         """Model -> the sealed generation in Redis, where the script first replaces each that is in ``refused``."""
-        new = {model: next_generation(self._known[model]).seal(model, self._secret) for model in refused}
+        keys = [key for model in refused for key in (self._keys.generation(model), self._keys.readers(model))]
+        new = {
+            model: next_generation(self._known[model]).seal(key, self._secret)
+            for model, key in zip(refused, keys[::2], strict=True)
+        }
         models = [argument for model in refused for argument in (model, new[model], refused[model])]
-        keys = [key for model in refused for key in (generation_key(model), readers_key(model))]
-        reply = await DeadlineBudget().wait(self._ask(GENERATIONS(keys, [self.worker, _KEEP_MS, PURGES, *models])))
+        command = GENERATIONS(keys, [self.worker, _KEEP_MS, self._keys.purges, *models])
+        reply = await DeadlineBudget().wait(self._ask(command))
         if any(unregistered.startswith(_NOT_THE_MASTER) for unregistered in reply[::2]):
             raise StoreUnavailable("Redis is read-only")
         if None in reply:
@@ -237,7 +240,7 @@ class Generations:
     def _take(self, model: str, blob: bytes) -> bool:
         """Use this generation from now on, if this service sealed it and it is not older than the known one."""
         try:
-            generation = Generation.unseal(model, blob, self._secret)
+            generation = Generation.unseal(self._keys.generation(model), blob, self._secret)
         except ValueError:
             self._observer.corrupt()
             # Without a pause, two services with different secrets would replace each other's generations all the time.
@@ -270,7 +273,7 @@ class Generations:
             later = self._known.get(model)
             if later is None or not later.number > generation.number:
                 later = generation
-            keys = (acknowledgements_key(model, of) for of in (b"", generation.value, later.value))
+            keys = (self._keys.acknowledgements(model, of) for of in (b"", generation.value, later.value))
             with suppress(StoreUnavailable):
                 acknowledged |= set(await DeadlineBudget().wait(self._ask(("SUNION", *keys))))
             nobody_missing = registered <= acknowledged and len(acknowledged) >= listening
@@ -289,7 +292,7 @@ class Generations:
             )
 
     def _acknowledge(self, model: str, generation: bytes = b"") -> None:
-        self._tell(ACKNOWLEDGE([acknowledgements_key(model, generation)], [self.worker, _KEEP_MS]))
+        self._tell(ACKNOWLEDGE([self._keys.acknowledgements(model, generation)], [self.worker, _KEEP_MS]))
 
     def _tell(self, command: Command) -> None:
         """Send a command without waiting for it, and ignore its failure."""

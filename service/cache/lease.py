@@ -16,17 +16,14 @@ import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from service.cache.entry import Entry
-from service.cache.keys import entry_key, lease_keys
+from service.cache.keys import RedisKeys
 from service.cache.redis.auto_pipeline import DeadlineBudget, PendingReply
 from service.cache.redis.codec import Accepts, Codec
 from service.cache.redis.scripts import ABORT, CLAIM, COMMIT, DISCARD, RENEW, Command
 from service.errors import StoreUnavailable
-
-HINTS = "p1:hints"
-"""The channel for hints: a key whose lease has ended while a worker waited. Hints are rare, so all keys share it."""
 
 LEASE_MS = 2_000
 RENEW_SECONDS = LEASE_MS / 3000
@@ -37,6 +34,16 @@ MAX_UNACKNOWLEDGED = 10_000
 """A worker remembers so many claims of unknown outcome. The inputs of further ones may be refused for a minute."""
 
 Compute = Callable[[], Awaitable[Entry]]
+
+
+class Waits(NamedTuple):
+    """In seconds. ``compute``: the longest that a lease is renewed. ``follow``: the longest that a follower waits."""
+
+    compute: float = 60.0
+    follow: float = 20.0
+
+
+DEFAULT_WAITS = Waits()
 
 
 class TooManyClaims(Exception):
@@ -81,23 +88,19 @@ class Hints:
 
 
 class Leases:
-    """``ask`` sends a command to Redis in a task of its own, or raises StoreUnavailable.
-
-    ``compute_seconds``: the longest that a lease is renewed. ``follow_seconds``: the longest that a follower waits.
-    """
+    """``ask`` sends a command to Redis in a task of its own, or raises StoreUnavailable."""
 
     def __init__(
         self,
         ask: Callable[[Command], PendingReply[Any]],
+        keys: RedisKeys,
         codec: Codec,
-        compute_seconds: float,
-        follow_seconds: float,
+        waits: Waits,
     ) -> None:
         self.hints = Hints()
-        self._ask = ask
+        self._ask, self._keys = ask, keys
         self._codec = codec
-        self._compute_seconds = compute_seconds
-        self._follow_seconds = follow_seconds
+        self._waits = waits
         self._held: dict[bytes, str] = {}
         self._unacknowledged: dict[bytes, str] = {}
 
@@ -106,7 +109,7 @@ class Leases:
 
         When Redis fails, this worker computes the entry and does not store it.
         """
-        until = self._codec.clock() + self._follow_seconds
+        until = self._codec.clock() + self._waits.follow
         waited = False  # a follower's polls do not use up its budget
         with self.hints.expected(key) as hint:
             while True:
@@ -137,7 +140,7 @@ class Leases:
         self, key: str, token: bytes, budget: DeadlineBudget, accepts: Accepts
     ) -> Entry | Literal["lead", "follow"]:
         """The committed entry, or this worker's part. A corrupt entry is removed, and the claim repeated once."""
-        command = CLAIM(lease_keys(key), (token, LEASE_MS, MAX_CLAIMS, CLAIMS_MS))
+        command = CLAIM(self._keys.lease(key), (token, LEASE_MS, MAX_CLAIMS, CLAIMS_MS))
         try:
             for _ in range(2):
                 asked = self._codec.clock()
@@ -152,7 +155,7 @@ class Leases:
                     if entry := self._codec.open(key, blob, left_ms, asked, accepts):
                         return entry
                 except ValueError:
-                    await budget.wait(self._ask(DISCARD([entry_key(key)], [blob])))
+                    await budget.wait(self._ask(DISCARD([self._keys.entry(key)], [blob])))
             raise StoreUnavailable("the value under this key does not go away")
         except (StoreUnavailable, asyncio.CancelledError):
             self._give_up(key, token)  # Redis may have carried the claim out, or may do so later
@@ -185,20 +188,20 @@ class Leases:
 
     async def _renew(self, key: str, token: bytes) -> None:
         """Renew the lease until the computation has taken too long, or the lease is lost."""
-        until = self._codec.clock() + self._compute_seconds
+        until = self._codec.clock() + self._waits.compute
         while True:
             await asyncio.sleep(RENEW_SECONDS)
             if self._codec.clock() >= until:
                 return
             # One renewal may fail, because the next one comes before the lease ends.
             with suppress(StoreUnavailable):
-                if not await DeadlineBudget().wait(self._ask(RENEW(lease_keys(key), (token, LEASE_MS)))):
+                if not await DeadlineBudget().wait(self._ask(RENEW(self._keys.lease(key), (token, LEASE_MS)))):
                     return
 
     async def _commit(self, key: str, token: bytes, entry: Entry, budget: DeadlineBudget, accepts: Accepts) -> Entry:
         """The entry that is stored now: this one, or the one committed first. Raises ValueError if it is too large."""
         blob, left_ms = self._codec.seal(key, entry)
-        command = COMMIT(lease_keys(key), (token, LEASE_MS, blob, left_ms, HINTS, key))
+        command = COMMIT(self._keys.lease(key), (token, LEASE_MS, blob, left_ms, self._keys.hints, key))
         for _ in range(2):
             asked = self._codec.clock()
             first, first_left_ms = await budget.wait(self._ask(command))
@@ -208,7 +211,7 @@ class Leases:
                 if committed := self._codec.open(key, first, first_left_ms, asked, accepts):
                     return committed
             except ValueError:
-                await budget.wait(self._ask(DISCARD([entry_key(key)], [first])))
+                await budget.wait(self._ask(DISCARD([self._keys.entry(key)], [first])))
         raise StoreUnavailable("the value under this key does not go away")
 
     async def _alone(self, compute: Compute, *, down: bool) -> Resolved:
@@ -233,7 +236,9 @@ class Leases:
                 self._remember(key, token)
 
         try:
-            self._ask(ABORT(lease_keys(key), (token, LEASE_MS, HINTS, key, int(late)))).add_done_callback(hear)
+            self._ask(
+                ABORT(self._keys.lease(key), (token, LEASE_MS, self._keys.hints, key, int(late)))
+            ).add_done_callback(hear)
         except StoreUnavailable:
             self._remember(key, token)
 

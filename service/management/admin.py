@@ -60,7 +60,11 @@ async def purge_request(request: CurrentRequest) -> PurgeRequest:
 
 
 CacheKey = Annotated[
-    str, Path(pattern="^[A-Za-z0-9_-]{43}$", description="43 characters of base64url; /admin/key tells a question's.")
+    str,
+    Path(
+        pattern="^[a-z0-9_.-]{1,64}:[0-9a-f]{12}:[A-Za-z0-9_-]{43}$",
+        description="The model's name, its version and 43 characters; /admin/key tells a question's.",
+    ),
 ]
 BODY = {"content": {"application/json": {"schema": PurgeRequest.model_json_schema()}}, "required": True}
 

@@ -30,7 +30,7 @@ def test_without_a_configured_token_there_is_no_admin(iris_models: Path, tmp_pat
         httpx.Client(base_url=server.url) as client,
     ):
         nothing = client.get("/admin/nothing", headers=OPERATOR)
-        for path in ("/admin/purge", "/admin/key", "/admin/cache/stats", "/admin/cache/" + "k" * 43):
+        for path in ("/admin/purge", "/admin/key", "/admin/cache/stats", "/admin/cache/iris:0123456789ab:" + "k" * 43):
             for method in ("GET", "POST", "DELETE", "OPTIONS", "HEAD"):
                 answer = client.request(method, path, headers=OPERATOR)
                 assert (answer.status_code, "allow" in answer.headers) == (404, False), (method, path)
@@ -75,6 +75,7 @@ def test_one_answer_can_be_shown_and_forgotten(server: Server) -> None:
         key = client.get("/admin/key", params=ASK, headers=OPERATOR).json()["key"]
         shown = client.get(f"/admin/cache/{key}", headers=OPERATOR).json()
         assert shown["key"] == key
+        assert key.startswith(f"iris:{client.get('/models/iris').json()['version']}:")
         assert 0 <= shown["age"] <= shown["ttl"] <= 300
         assert client.delete(f"/admin/cache/{key}", headers=OPERATOR).status_code == 204
         assert client.get(f"/admin/cache/{key}", headers=OPERATOR).status_code == 404

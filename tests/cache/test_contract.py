@@ -8,7 +8,7 @@ from typing import Protocol
 import pytest
 
 from service.cache.entry import MAX_VALUE_BYTES, Entry
-from service.cache.keys import entry_key
+from service.cache.keys import RedisKeys
 from service.cache.memory import MemoryCache
 from service.cache.redis.l2 import RedisCache
 from tests.cache.stand_ins import Clock, entry
@@ -53,7 +53,7 @@ class L2:
         await self.cache.put(key, value)
 
     def expire(self, key: str) -> None:
-        assert self.server.client.pexpire(entry_key(key), 0)
+        assert self.server.client.pexpire(RedisKeys("p1").entry(key), 0)
 
 
 @pytest.fixture(params=["L1", "L2"])

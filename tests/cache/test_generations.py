@@ -7,7 +7,7 @@ import pytest
 
 from service.cache.entry import Entry
 from service.cache.generations import VALID_SECONDS, Generation
-from service.cache.keys import generation_key
+from service.cache.keys import RedisKeys
 from service.cache.redis.l2 import RedisCache
 from service.errors import StoreRefused, StoreUnavailable
 from tests.cache.stand_ins import SECRET, Clock, Witness, Workers, entry, subscribed
@@ -16,15 +16,15 @@ from tests.support.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
 
-NAME = generation_key("iris")
+NAME = RedisKeys("p1").generation("iris")
 
 
 def store(server: RedisServer, generation: bytes) -> None:
-    server.client.set(NAME, Generation(2**50, generation).seal("iris", SECRET))
+    server.client.set(NAME, Generation(2**50, generation).seal(NAME, SECRET))
 
 
 def stored(server: RedisServer) -> bytes:
-    return Generation.unseal("iris", server.value(NAME), SECRET).value
+    return Generation.unseal(NAME, server.value(NAME), SECRET).value
 
 
 async def registered(workers: Workers, count: int, **options: Any) -> list[RedisCache]:
@@ -170,7 +170,7 @@ async def test_a_worker_never_returns_to_a_generation_that_was_replaced(workers:
     for _ in range(3):
         await one.purge("iris")
         snapshots.append(server.value(NAME))
-    seen = {Generation.unseal("iris", snapshot, SECRET).value for snapshot in snapshots}
+    seen = {Generation.unseal(NAME, snapshot, SECRET).value for snapshot in snapshots}
     await two.register("iris")
     assert two.generation("iris") == one.generation("iris")
     for snapshot in snapshots[:-1]:

@@ -6,8 +6,8 @@ import os
 import pytest
 
 from service.cache.entry import Entry
-from service.cache.keys import lease_keys
-from service.cache.lease import HINTS, LEASE_MS, MAX_CLAIMS, Resolved, TooManyClaims
+from service.cache.keys import RedisKeys
+from service.cache.lease import LEASE_MS, MAX_CLAIMS, Resolved, TooManyClaims, Waits
 from service.cache.redis.l2 import RedisCache, open_redis
 from service.cache.redis.scripts import CLAIM
 from tests.cache.stand_ins import SECRET, Witness, Workers, entry, subscribed
@@ -16,7 +16,8 @@ from tests.support.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
 
-VALUE, LEASE, WAITS, CLAIMS = lease_keys("K")
+KEYS = RedisKeys("p1")
+VALUE, LEASE, WAITS, CLAIMS = KEYS.lease("K")
 LONG_BEFORE_60_SECONDS = 20
 
 
@@ -116,7 +117,7 @@ async def test_a_follower_hears_the_hint_long_before_it_would_look_again(
 ) -> None:
     monkeypatch.setattr("service.cache.lease.POLL_SECONDS", 60)
     one, two = await workers.start(), await workers.start()
-    await subscribed(server, HINTS, 2)
+    await subscribed(server, KEYS.hints, 2)
     work = Work()
     leading = asyncio.create_task(one.compute_once("K", work))
     await work.started.wait()
@@ -127,7 +128,7 @@ async def test_a_follower_hears_the_hint_long_before_it_would_look_again(
 
 
 async def test_a_follower_that_misses_the_hint_looks_for_itself(workers: Workers, server: RedisServer) -> None:
-    one, two = await workers.start(), await workers.start(follow_seconds=60)
+    one, two = await workers.start(), await workers.start(waits=Waits(follow=60))
     work = Work()
     leading = asyncio.create_task(one.compute_once("K", work))
     await work.started.wait()
@@ -144,10 +145,10 @@ async def test_a_hint_that_means_nothing_makes_a_follower_look_just_once(
 ) -> None:
     monkeypatch.setattr("service.cache.lease.POLL_SECONDS", 60)
     cache = await workers.start()
-    await subscribed(server, HINTS)
+    await subscribed(server, KEYS.hints)
     claim_and_die(server)
     following = await follower(server, cache, done())
-    server.client.publish(HINTS, "K")
+    server.client.publish(KEYS.hints, "K")
     await becomes(lambda: witness.commands == 2)
     await asyncio.sleep(0.05)  # in which there would be a hundred more
     assert witness.commands == 2
@@ -156,9 +157,9 @@ async def test_a_hint_that_means_nothing_makes_a_follower_look_just_once(
 
 async def test_nothing_is_published_when_nobody_waits(l2: RedisCache, server: RedisServer) -> None:
     with server.client.pubsub() as listener:
-        listener.subscribe(HINTS)
+        listener.subscribe(KEYS.hints)
         await l2.compute_once("K", done())
-        server.client.publish(HINTS, "end")
+        server.client.publish(KEYS.hints, "end")
         heard = []
         while b"end" not in heard:
             if message := listener.get_message(timeout=5):
@@ -189,7 +190,7 @@ async def test_the_lease_of_a_slow_leader_is_renewed(l2: RedisCache, server: Red
 
 
 async def test_a_lease_is_not_renewed_beyond_the_compute_deadline(workers: Workers, server: RedisServer) -> None:
-    stuck, other = await workers.start(compute_seconds=0.5), await workers.start()
+    stuck, other = await workers.start(waits=Waits(compute=0.5)), await workers.start()
     work = Work()
     leading = asyncio.create_task(stuck.compute_once("K", work))
     await work.started.wait()
@@ -245,7 +246,7 @@ async def test_a_leader_that_stalled_does_not_end_the_lease_of_its_successor(
 
 
 async def test_a_failure_is_not_stored_and_a_follower_tries_at_once(workers: Workers, server: RedisServer) -> None:
-    one, two = await workers.start(), await workers.start(follow_seconds=60)
+    one, two = await workers.start(), await workers.start(waits=Waits(follow=60))
     failing = Work(RuntimeError("no"))
     leading = asyncio.create_task(one.compute_once("K", failing))
     await failing.started.wait()
@@ -319,7 +320,7 @@ async def test_failures_never_add_up_to_a_refusal(l2: RedisCache) -> None:
 
 async def test_past_its_patience_a_follower_computes_and_does_not_store(workers: Workers, server: RedisServer) -> None:
     claim_and_die(server)
-    impatient = await workers.start(follow_seconds=0)
+    impatient = await workers.start(waits=Waits(follow=0))
     resolved = await impatient.compute_once("K", done())
     assert (resolved.source, resolved.stored, resolved.down) == ("computed", False, False)
     assert not server.client.exists(VALUE)

@@ -11,13 +11,12 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from service.cache.entry import Entry, seal
-from service.cache.keys import entry_key
 from service.cache.redis.auto_pipeline import ROUND_TRIP_SECONDS, DeadlineBudget
 from service.cache.redis.codec import Accepts
 from service.cache.redis.l2 import RedisCache, open_redis
 from service.cache.redis.no_redis import NoRedis
 from service.errors import ConfigurationError, StoreRefused, StoreUnavailable
-from tests.cache.stand_ins import SECRET, Witness, Workers, entry
+from tests.cache.stand_ins import SECRET, Witness, Workers, entry, subscribed
 from tests.support.process import becomes
 from tests.support.proxy import FaultProxy
 from tests.support.redis_server import RedisServer
@@ -28,9 +27,19 @@ FROZEN_SECONDS, ABSENT_SECONDS = 5, 2.5
 """Far more than a deadline, and far less than redis-py would wait: 59 s for a frozen server, 4.5 s for none."""
 
 
+ENTRY = "p1:{K}:v"
+
+
 async def value_of(cache: RedisCache, key: str) -> bytes | None:
     got = await cache.get(key)
     return None if got is None else got.value
+
+
+def computes(value: bytes) -> Callable[[], Awaitable[Entry]]:
+    async def compute() -> Entry:
+        return entry(value)
+
+    return compute
 
 
 # What is stored
@@ -55,7 +64,7 @@ async def test_a_fresh_answer_overwrites(l2: RedisCache) -> None:
 async def test_age_is_the_lifetime_less_what_Redis_says_is_left(l2: RedisCache, server: RedisServer) -> None:
     await l2.put("K", entry(ttl=300))
     started = time.monotonic()
-    server.client.pexpire(entry_key("K"), 200_000)
+    server.client.pexpire(ENTRY, 200_000)
     got = await l2.get("K")
     now = time.monotonic()
     assert got is not None
@@ -65,7 +74,7 @@ async def test_age_is_the_lifetime_less_what_Redis_says_is_left(l2: RedisCache, 
 
 async def test_an_expiry_that_somebody_has_put_off_is_not_believed(l2: RedisCache, server: RedisServer) -> None:
     await l2.put("K", entry(ttl=300))
-    server.client.pexpire(entry_key("K"), 900_000)
+    server.client.pexpire(ENTRY, 900_000)
     got = await l2.get("K")
     assert got is not None
     assert got.left(time.monotonic()) <= 300
@@ -79,6 +88,23 @@ async def test_everything_stored_has_a_TTL_and_no_key_holds_raw_input(l2: RedisC
     assert generation is not None
     assert keys == {b"p1:{K}:v", b"p1:g:iris", b"p1:w:iris", b"p1:k:iris:" + generation.hex().encode()}
     assert all(0 < server.client.pttl(key) <= 300_000 for key in keys - {b"p1:g:iris"})
+
+
+async def test_services_with_different_prefixes_share_a_Redis_without_meeting(
+    workers: Workers, server: RedisServer
+) -> None:
+    test, production = await workers.start(prefix="shop:test"), await workers.start(prefix="shop:prod")
+    for service in (test, production):
+        await service.register("iris")
+    await subscribed(server, "shop:test:purges")
+    await test.compute_once("K", computes(b"test"))
+    assert await production.get("K") is None
+    kept = production.generation("iris")
+    assert (await test.purge("iris"))[:2] == (1, 1)
+    assert production.generation("iris") == kept
+    await production.compute_once("K", computes(b"production"))
+    assert (await value_of(test, "K"), await value_of(production, "K")) == (b"test", b"production")
+    assert all(name.startswith((b"shop:test:", b"shop:prod:")) for name in server.names())
 
 
 async def test_an_answer_can_be_forgotten(l2: RedisCache) -> None:
@@ -175,19 +201,19 @@ class Bomb:
 
 
 def put_raw(server: RedisServer, value: bytes) -> None:
-    server.client.set(entry_key("K"), value, px=300_000)
+    server.client.set(ENTRY, value, px=300_000)
 
 
 DAMAGES: dict[str, Callable[[RedisServer], object]] = {
     "random": lambda s: put_raw(s, os.urandom(60)),
     "empty": lambda s: put_raw(s, b""),
-    "truncated": lambda s: put_raw(s, s.client.get(entry_key("K"))[:-1]),
-    "one bit flipped": lambda s: s.client.setbit(entry_key("K"), 200, 1 - s.client.getbit(entry_key("K"), 200)),
-    "without a TTL": lambda s: s.client.persist(entry_key("K")),
+    "truncated": lambda s: put_raw(s, s.client.get(ENTRY)[:-1]),
+    "one bit flipped": lambda s: s.client.setbit(ENTRY, 200, 1 - s.client.getbit(ENTRY, 200)),
+    "without a TTL": lambda s: s.client.persist(ENTRY),
     "copied from another key": lambda s: put_raw(s, seal("L", b"value", 300_000, SECRET)),
     "with another secret": lambda s: put_raw(s, seal("K", b"value", 300_000, b"guessed")),
-    "a list": lambda s: (s.client.delete(entry_key("K")), s.client.rpush(entry_key("K"), "x")),
-    "a hash": lambda s: (s.client.delete(entry_key("K")), s.client.hset(entry_key("K"), "x", "y")),
+    "a list": lambda s: (s.client.delete(ENTRY), s.client.rpush(ENTRY, "x")),
+    "a hash": lambda s: (s.client.delete(ENTRY), s.client.hset(ENTRY, "x", "y")),
     "huge": lambda s: put_raw(s, bytes(1_000_000)),
     "a pickle bomb": lambda s: put_raw(s, pickle.dumps(Bomb())),
 }
@@ -201,7 +227,7 @@ async def test_a_corrupt_value_is_a_counted_miss_and_gone(
     damage(server)
     assert await l2.get("K") is None
     assert witness.corruptions == 1
-    assert not server.client.exists(entry_key("K"))
+    assert not server.client.exists(ENTRY)
     await l2.put("K", entry(b"again"))
     assert await value_of(l2, "K") == b"again"
     assert os.path.basename(Bomb.path) not in os.listdir(tempfile.gettempdir())
@@ -249,8 +275,8 @@ async def test_a_value_that_its_reader_does_not_accept_is_a_counted_miss_and_gon
 async def test_one_corrupt_value_spoils_no_neighbour(l2: RedisCache, server: RedisServer) -> None:
     await l2.put("K", entry())
     await l2.put("L", entry(b"good"))
-    server.client.delete(entry_key("K"))
-    server.client.rpush(entry_key("K"), "x")
+    server.client.delete(ENTRY)
+    server.client.rpush(ENTRY, "x")
     assert await asyncio.gather(value_of(l2, "K"), value_of(l2, "L")) == [None, b"good"]
 
 
@@ -472,5 +498,5 @@ async def test_redis_is_told_what_is_asked_where_it_cannot_see_it(l2: RedisCache
         await l2.put(key, entry())
     for _ in range(100):
         await l2.touch(["hot", "not there"])
-    hot, cold = (server.client.object("freq", entry_key(key)) for key in ("hot", "cold"))
+    hot, cold = (server.client.object("freq", f"p1:{{{key}}}:v") for key in ("hot", "cold"))
     assert hot > cold

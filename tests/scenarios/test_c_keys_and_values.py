@@ -26,7 +26,7 @@ from tests.support.server import Server
 
 pytestmark = pytest.mark.anyio
 
-OF_QUESTIONS = f"p1:{{{'?' * 43}}}:*"
+OF_QUESTIONS = f"p1:{{probe:{'?' * 12}:{'?' * 43}}}:*"
 """The Redis keys that a question may make; a worker makes others whenever it likes."""
 
 

@@ -25,7 +25,7 @@ import pytest
 import redis
 
 from service.cache.generations import VALID_SECONDS
-from service.cache.keys import generation_key
+from service.cache.keys import RedisKeys
 from tests.support.client import Connection, fetch
 from tests.support.probe import Book, ChangingProbe, expected, register, target
 from tests.support.process import PATIENCE, becomes, is_running
@@ -205,7 +205,7 @@ class Walk:
         names = sorted(self.redis.names()) or [b"nothing"]
         name, kind = self.chance.choice(names), self.chance.randrange(4)
         if self.chance.random() < 0.3:
-            name = generation_key("probe").encode()
+            name = RedisKeys("p1").generation("probe").encode()
         value = self.redis.client.get(name) if self.redis.client.type(name) == b"string" else b""
         assert isinstance(value, bytes | None)
         self.redis.client.delete(name)

@@ -30,14 +30,6 @@ CONNECT_SECONDS = PING_SECONDS = 0.1
 # Redis answers, but refuses to write. Redis 6 puts the code into the middle of the message.
 _WRITE_REFUSALS = ("OOM", "READONLY", "MISCONF", "NOREPLICAS")
 
-# A PING, a read, a write that changes nothing because the key does not exist, and what only a Redis Cluster accepts.
-_PROBE: tuple[Command, ...] = (
-    ("PING",),
-    READ(["p1:probe"]),
-    ("SET", "p1:probe", "", "XX", "PX", 1),
-    ("READWRITE",),
-)
-
 MAX_REASON = 200
 """Characters of an error message that are logged."""
 
@@ -61,11 +53,20 @@ class RedisClient:
         on_change: Callable[[State, str], None],
         observer: Observer,
         on_move: Callable[[], None],
+        probe_key: str,
     ) -> None:
         self._connect, self._options = _parsed(url)
         self._clock = clock
         self._observer = observer
         self._on_move = on_move
+        # A PING, a read, a write that changes nothing because the key does not exist, and what only a Redis Cluster
+        # accepts.
+        self._probe: tuple[Command, ...] = (
+            ("PING",),
+            READ([probe_key]),
+            ("SET", probe_key, "", "XX", "PX", 1),
+            ("READWRITE",),
+        )
         self._demoted = False
         self._closed = False
         self._idle: list[RedisConnection] = []
@@ -91,7 +92,7 @@ class RedisClient:
 
     async def _ping(self) -> str:
         """Why the server refuses to write, or an empty text."""
-        pong, found, written, in_cluster = await self._round_trip("ping", _PROBE, PING_SECONDS)
+        pong, found, written, in_cluster = await self._round_trip("ping", self._probe, PING_SECONDS)
         if in_cluster == b"OK":
             raise ConfigurationError(NO_CLUSTER)
         for reply in (pong, found):

@@ -12,9 +12,9 @@ from itertools import repeat
 from typing import Any, NamedTuple, TypeAlias
 
 from service.cache.entry import Entry
-from service.cache.generations import PURGES, Generations, Purged
-from service.cache.keys import distinct_questions_keys, entry_key
-from service.cache.lease import HINTS, Compute, Leases, Resolved
+from service.cache.generations import Generations, Purged
+from service.cache.keys import RedisKeys
+from service.cache.lease import DEFAULT_WAITS, Compute, Leases, Resolved, Waits
 from service.cache.observer import Observer, Silent
 from service.cache.redis.auto_pipeline import AutoPipeline, DeadlineBudget, PendingReply
 from service.cache.redis.breaker import State
@@ -84,25 +84,28 @@ class RedisCache:
     def __init__(
         self,
         url: str,
+        keys: RedisKeys,
         secret: bytes,
         observer: Observer,
         on_change: Callable[[], None],
         clock: Callable[[], float],
-        compute_seconds: float,
-        follow_seconds: float,
+        waits: Waits,
     ) -> None:
         self.state = "down"
         self._troubled = False
+        self._keys = keys
         self._codec = Codec(secret, observer, clock)
         self._on_change = on_change
         waiting = StallTolerantClock()
-        self._client = RedisClient(url, waiting, self._on_state, observer, lambda: self._subscriber.reconnect())
+        self._client = RedisClient(
+            url, waiting, self._on_state, observer, lambda: self._subscriber.reconnect(), keys.probe
+        )
         self._pipeline: AutoPipeline[Read | Write | Command, Any] = AutoPipeline(
             self._execute, MAX_IN_FLIGHT, ITEMS_PER_TRIP, waiting
         )
-        self._generations = Generations(self._pipeline.ask, secret, observer, clock, on_change)
-        self._leases = Leases(self._ask_to_write, self._codec, compute_seconds, follow_seconds)
-        handlers = {PURGES: self._generations.heard, HINTS: self._leases.hints.tell}
+        self._generations = Generations(self._pipeline.ask, keys, secret, observer, clock, on_change)
+        self._leases = Leases(self._ask_to_write, keys, self._codec, waits)
+        handlers = {keys.purges: self._generations.heard, keys.hints: self._leases.hints.tell}
         self._subscriber = Subscriber(self._client, handlers, self._on_resubscribed)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -148,7 +151,7 @@ class RedisCache:
         self._require(self._client.breaker.closed)
         budget = budget or DeadlineBudget()
         asked = self._codec.clock()
-        blob, left_ms = await budget.wait(self._pipeline.ask(Read(entry_key(key))))
+        blob, left_ms = await budget.wait(self._pipeline.ask(Read(self._keys.entry(key))))
         if blob is None:
             return None
         try:
@@ -177,7 +180,7 @@ class RedisCache:
             blob, left_ms = self._codec.seal(key, entry)
         except ValueError:
             return entry
-        write = Write(entry_key(key), blob, left_ms, overwrite)
+        write = Write(self._keys.entry(key), blob, left_ms, overwrite)
         first, first_left_ms = await budget.wait(self._pipeline.ask(write))
         if first is None:
             return entry
@@ -188,11 +191,11 @@ class RedisCache:
 
     async def delete(self, key: str) -> None:
         """Forget one answer; raises StoreUnavailable."""
-        await DeadlineBudget().wait(self._ask_to_write(("UNLINK", entry_key(key))))
+        await DeadlineBudget().wait(self._ask_to_write(("UNLINK", self._keys.entry(key))))
 
     async def touch(self, keys: Collection[str]) -> None:
         """Tell Redis that these keys are in use: it evicts the least used. Raises StoreUnavailable."""
-        await DeadlineBudget().wait(self._ask_to_write(("TOUCH", *map(entry_key, keys))))
+        await DeadlineBudget().wait(self._ask_to_write(("TOUCH", *map(self._keys.entry, keys))))
 
     async def compute_once(
         self, key: str, compute: Compute, budget: DeadlineBudget | None = None, accepts: Accepts = anything
@@ -203,13 +206,13 @@ class RedisCache:
     async def count(self, model: str, keys: Collection[str], asked: int, hits: int) -> DistinctQuestions:
         """Add the keys of a model's questions, and counts of questions and hits, and return the cluster's counts;
         raises StoreUnavailable."""
-        command = COUNT(distinct_questions_keys(model), (COUNTED_SECONDS, asked, hits, *keys))
+        command = COUNT(self._keys.distinct_questions(model), (COUNTED_SECONDS, asked, hits, *keys))
         return DistinctQuestions(*await DeadlineBudget().wait(self._ask_to_write(command)))
 
     async def _discard(self, key: str, blob: bytes, budget: DeadlineBudget) -> None:
         # Awaited, so that a value which is put next is not discarded.
         with suppress(StoreUnavailable):
-            await budget.wait(self._ask_to_write(DISCARD([entry_key(key)], [blob])))
+            await budget.wait(self._ask_to_write(DISCARD([self._keys.entry(key)], [blob])))
 
     def _ask_to_write(self, command: Command) -> PendingReply[Any]:
         self._require(self._client.breaker.writable)
@@ -275,22 +278,20 @@ async def open_redis(
     url: str,
     *,
     secret: bytes,
+    prefix: str = "p1",
     observer: Observer | None = None,
     on_change: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
-    compute_seconds: float = 60.0,
-    follow_seconds: float = 20.0,
+    waits: Waits = DEFAULT_WAITS,
 ) -> AsyncIterator[L2]:
     """L2 at the URL (``redis://``, ``rediss://`` or ``unix://``), reachable or not; without a URL one that is off.
 
     ``on_change``: drop what L1 has. A model's generation is another one, or messages about purges may have been lost.
-    ``compute_seconds``: how long a lease is kept for one computation. ``follow_seconds``: how long another worker's
-    computation is waited for.
     """
     if not url:
         yield NoRedis(on_change)
         return
-    cache = RedisCache(url, secret, observer or Silent(), on_change, clock, compute_seconds, follow_seconds)
+    cache = RedisCache(url, RedisKeys(prefix), secret, observer or Silent(), on_change, clock, waits)
     try:
         await cache.open()
         yield cache
