@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from service.errors import InvalidInput
+from service.inference.manifest import Manifest
 from service.inference.predictor import Question, unpack
 from service.lookup import Model
 
@@ -79,23 +80,31 @@ def render(prediction: bytes, model: Model, view: View, question: Question) -> b
 
 def _said(prediction: bytes, model: Model, top_k: int) -> dict[str, Any]:
     manifest, vector = model.manifest, unpack(prediction)
-    output, start = manifest.output, manifest.output.probabilities_from
-    if not output.has_classes:
-        numbers = vector.tolist() if output.kind == "numbers" else [int(x) for x in vector.tolist()]
-        if output.kind == "labels":
-            return {"prediction": numbers}
-        return {"prediction": dict(zip(output.names, numbers, strict=True)) if output.names else numbers[0]}
+    start = manifest.output.probabilities_from
     if start is None:
-        best = manifest.best_class(vector.tolist())
-        return {"prediction": best.value, "label": best.label}
-    classes, vector, said = manifest.classes, vector[start:], vector.tolist()
+        return _without_probabilities(manifest, vector.tolist())
+    classes, said = manifest.classes, vector.tolist()
+    own_class = manifest.best_class(said) if start else None
+    if start:
+        vector, said = vector[start:], said[start:]
     # Not by NumPy: it sorts without Python's lock, and on the event loop getting the lock back from the threads that
     # decode images took up to a millisecond.
-    order = heapq.nlargest(top_k, range(len(vector)), key=said[start:].__getitem__)
-    best = manifest.best_class(said) if start else classes[order[0]]
+    order = heapq.nlargest(top_k, range(len(said)), key=said.__getitem__)
+    best = own_class or classes[order[0]]
     return {
         "prediction": best.value,
         "label": best.label,
         # NumPy scalars, so that a float32 is written with the digits that a float32 has.
         "probabilities": {classes[i].label: vector[i] for i in order},
     }
+
+
+def _without_probabilities(manifest: Manifest, said: list[float]) -> dict[str, Any]:
+    output = manifest.output
+    if output.has_classes:
+        best = manifest.best_class(said)
+        return {"prediction": best.value, "label": best.label}
+    numbers = said if output.kind == "numbers" else [int(x) for x in said]
+    if output.kind == "labels":
+        return {"prediction": numbers}
+    return {"prediction": dict(zip(output.names, numbers, strict=True)) if output.names else numbers[0]}

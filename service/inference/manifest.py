@@ -127,7 +127,9 @@ class Output(Part):
     @property
     def probabilities_from(self) -> int | None:
         """Where in an answer the probabilities begin; None for an answer without any."""
-        return {"probabilities": 0, "class_and_probabilities": 1}.get(self.kind)
+        if self.kind == "probabilities":
+            return 0
+        return 1 if self.kind == "class_and_probabilities" else None
 
 
 PROBABILITIES = Output()

@@ -120,7 +120,9 @@ class TabularPredictor:
         return self._answers(self._own_answers, [payload])[0]
 
     def _answers(self, compute: Compute, batch: Sequence[bytes]) -> list[Prediction | Exception]:
-        size = self._rows_per_call or len(batch)
+        size = self._rows_per_call
+        if size is None:
+            return self._packed(compute(self._rows.table(batch)), len(batch))
         answers: list[Prediction | Exception] = []
         for start in range(0, len(batch), size):
             block = batch[start : start + size]
