@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import __version__
 from service.config import Settings, settings_of_process
-from service.http import predict
+from service.http import batch, predict
 from service.http.endpoint import Endpoint, ErrorRenderer, Request, problem
 from service.http.operations import Observed, Operation
 from service.http.problems import ExceptionHandlers
@@ -39,7 +39,7 @@ PREDICT = {"GET": predict.get, "POST": predict.post, "QUERY": predict.query}
 
 HOT = [
     Endpoint("/predict", PREDICT, options=ACCEPT_QUERY),
-    Endpoint("/predict_batch", {"POST": predict.batch}),
+    Endpoint("/predict_batch", {"POST": batch.batch}),
     Endpoint("/models/{name}/predict", PREDICT, options=ACCEPT_QUERY),
     *infer.ENDPOINTS,
 ]

@@ -11,7 +11,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from service.cache.memory import MemoryCache
 from service.cache.redis.l2 import L2
 from service.errors import NoWaiters, StoreUnavailable
 from service.inference.model_thread import ModelThreads, Outcome
-from service.inference.predictor import unpack
+from service.inference.predictor import Questions, unpack
 from service.lookup import Answer, Lookup, Model
 from service.metrics import Metrics
 
@@ -56,6 +56,13 @@ class Countdown:
     def gap(self) -> float:
         """Hits from one that is picked to the next. Random, so no pattern in the traffic keeps in step with it."""
         return 1 + 2 * (self._mean - 1) * self._random() if self.share else math.inf
+
+    def picked(self, keys: Sequence[str]) -> list[str]:
+        """Count these hits; those of them to audit."""
+        if self._forced or self._left - len(keys) < 1:
+            return [key for key in keys if self.picks(key)]
+        self._left -= len(keys)
+        return []
 
     def force_sample(self, key: str) -> None:
         """Pick the next hit of this key. The hit path, which counts for itself, has found it due."""
@@ -112,6 +119,13 @@ class Auditor:
         """Take a sample where it is due. A question without a payload cannot be computed, so it cannot be audited."""
         if answer.hit and self.countdown.picks(answer.key) and lookup.question.payload is not None:
             self._offer(Sample(lookup.model, answer.key, lookup.question.payload, answer.entry.value))
+
+    def observe_hits(self, model: Model, questions: Questions, rows: Mapping[str, int]) -> None:
+        """As ``observe``, of hits in L1. ``rows``: key -> a row that has it."""
+        for key in self.countdown.picked(list(rows)):
+            kept, payload = self._l1.find(key), questions.question(rows[key]).payload
+            if kept is not None and payload is not None:
+                self._offer(Sample(model, key, payload, kept.entry.value))
 
     async def run(self) -> None:
         """Runs until cancelled."""

@@ -145,6 +145,9 @@ class Settings(BaseSettings):
         0, ge=0, description="Most threads that one worker computes images with; 0: the CPUs shared among the workers."
     )
 
+    max_batch_rows: int = Field(
+        10_000, ge=1, le=100_000, description="Most rows of one batch, in `/predict_batch` and under `/v2`."
+    )
     max_body_bytes: int = Field(
         10 * 2**20, ge=1024, description="Largest request body, in bytes; a batch may have 32 MiB."
     )

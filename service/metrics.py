@@ -196,8 +196,8 @@ class Metrics:
         """A request that was refused before it had a route."""
         child(self.requests, "unknown", status).inc()
 
-    def resolved(self, model: str, result: str, seconds: float) -> None:
-        child(self.cache_results, model, result).inc()
+    def resolved(self, model: str, result: str, seconds: float, count: int = 1) -> None:
+        child(self.cache_results, model, result).inc(count)
         child(self.cache_result_seconds, model, result).inc(seconds)
 
     def queued(self, model: str, seconds: float) -> None:

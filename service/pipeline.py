@@ -13,7 +13,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -31,9 +31,7 @@ from service.deadlines import Deadlines
 from service.errors import (
     NotCached,
     OnlyIfCached,
-    Overloaded,
     PredictionFailed,
-    ServiceError,
     StoreUnavailable,
 )
 from service.inference.predictor import Question
@@ -50,7 +48,7 @@ Precheck: TypeAlias = Callable[[], Awaitable[Answer | None]]
 
 
 class Pipeline:
-    """The data path of one worker. ``observe`` is called with every answer."""
+    """The data path of one worker, for one question at a time. ``observe`` is called with every answer."""
 
     def __init__(
         self,
@@ -81,29 +79,6 @@ class Pipeline:
         """The answer to one question; raises ServiceError."""
         lookup = self._lookup(model, question)
         return self._counted(lookup, self._answer(lookup, directives, partial(self._in_l2, lookup)))
-
-    async def answer_many(
-        self, model: Model, questions: Sequence[Question | ServiceError], directives: CacheDirectives = DEFAULT
-    ) -> list[Answer | ServiceError]:
-        """An answer, or the row's own error, for each question in order. Equal questions are looked up once.
-
-        The queue admits all rows that must be computed, or none: raises Overloaded.
-        """
-        lookups: dict[bytes, Lookup] = {}
-        for question in questions:
-            # Of two equal questions the one that has a payload: the other may be a digest alone.
-            if isinstance(question, Question) and (question.payload is not None or question.identity not in lookups):
-                lookups[question.identity] = self._lookup(model, question)
-        rows = list(lookups.values())
-        found = await self._found(rows, directives)
-        missing = [row for row in rows if row.key not in found and row.may_be_computed(directives)]
-        with model.batcher.reserve(len(missing)) as reservation:
-            for row in missing:
-                row.reservation = reservation
-            answering = (self._counted(row, self._row(row, directives, found.get(row.key))) for row in rows)
-            answered = await asyncio.gather(*answering, return_exceptions=True)
-        by_identity = dict(zip(lookups, answered, strict=True))
-        return [row_error(by_identity[q.identity] if isinstance(q, Question) else q) for q in questions]
 
     async def _answer(self, lookup: Lookup, directives: CacheDirectives, precheck: Precheck | None = None) -> Answer:
         if directives.reads:
@@ -233,19 +208,6 @@ class Pipeline:
         answer.l2_down = self.l2.state != "off"
         return answer
 
-    async def _found(self, lookups: list[Lookup], directives: CacheDirectives) -> dict[str, Answer]:
-        """What the caches have of a batch. All reads start in one turn of the loop, so one round trip takes them."""
-        if not directives.reads:
-            return {}
-        local = [self._in_l1(lookup) for lookup in lookups]
-        shared = await asyncio.gather(*(self._in_l2(a) for a, hit in zip(lookups, local, strict=True) if hit is None))
-        return {answer.key: answer for answer in (*local, *shared) if answer is not None}
-
-    async def _row(self, lookup: Lookup, directives: CacheDirectives, found: Answer | None) -> Answer:
-        if found is None:  # asks L1 again: while Redis was asked, another request may have had the answer computed
-            return await self._answer(lookup, directives)
-        return found if self._suits(found, directives) else await self._recompute(lookup, directives)
-
     def _suits(self, answer: Answer, directives: CacheDirectives) -> bool:
         return not answer.hit or directives.accepts(answer.entry, self._clock())
 
@@ -282,10 +244,3 @@ def _how_it_failed(lookup: Lookup, error: BaseException) -> str:
     if isinstance(error, NotCached):
         return "not_cached"
     return "cancelled" if isinstance(error, asyncio.CancelledError) else "failed"
-
-
-def row_error(outcome: Answer | BaseException) -> Answer | ServiceError:
-    """A row's own error stays in its row. Any other error is raised for the whole request."""
-    if isinstance(outcome, Overloaded) or not isinstance(outcome, Answer | ServiceError):
-        raise outcome
-    return outcome

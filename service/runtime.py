@@ -6,13 +6,14 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from service.audit import Auditor, Countdown
+from service.batches import BatchPipeline
 from service.bodies import Bodies
 from service.cache.lease import Waits
 from service.cache.memory import MemoryCache
@@ -24,11 +25,10 @@ from service.inference.artifact import discover
 from service.inference.batcher import Batcher
 from service.inference.loading import LoadedModel, load_model
 from service.inference.manifest import Manifest
-from service.inference.predictor import Options
+from service.inference.predictor import Options, Questions
 from service.lookup import Answer, Lookup, Model
 from service.memo import Memo
 from service.metrics import Metrics
-from service.pipeline import Pipeline
 from service.refusals import Refusals
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Runtime:
 
     settings: Settings
     metrics: Metrics
-    pipeline: Pipeline
+    pipeline: BatchPipeline
     models: dict[str, Model]
     auditor: Auditor
     economics: Economics
@@ -144,11 +144,7 @@ async def open_runtime(settings: Settings, lost: Callable[[str], None] = lambda 
         auditor = Auditor(Countdown(settings.audit_share), l1, l2, metrics)
         economics = Economics(accounts, l2, metrics)
 
-        def observe(lookup: Lookup, answer: Answer) -> None:
-            auditor.observe(lookup, answer)
-            economics.observe(lookup, answer)
-
-        pipeline = Pipeline(settings, l1, l2, metrics, observe=observe)
+        pipeline = _pipeline(settings, l1, l2, metrics, auditor, economics)
         runtime = Runtime(settings, metrics, pipeline, models, auditor, economics, Bodies(settings.max_bodies_bytes))
         runtime.failed = failed
         stack.callback(runtime.refusals.close)
@@ -159,6 +155,22 @@ async def open_runtime(settings: Settings, lost: Callable[[str], None] = lambda 
         for background in (auditor.run(), economics.run(), _keep_metrics(runtime), _keep_hot(l1, l2), watching):
             stack.push_async_callback(_cancel, asyncio.create_task(background))
         yield runtime
+
+
+def _pipeline(
+    settings: Settings, l1: MemoryCache, l2: L2, metrics: Metrics, auditor: Auditor, economics: Economics
+) -> BatchPipeline:
+    def observe(lookup: Lookup, answer: Answer) -> None:
+        auditor.observe(lookup, answer)
+        economics.observe(lookup, answer)
+
+    def observe_hits(model: Model, questions: Questions, rows: Mapping[str, int]) -> None:
+        auditor.observe_hits(model, questions, rows)
+        economics.add_hits(model.name, len(rows))
+
+    pipeline = BatchPipeline(settings, l1, l2, metrics, observe=observe)
+    pipeline.observe_hits = observe_hits
+    return pipeline
 
 
 async def _load_models(settings: Settings) -> tuple[list[LoadedModel], dict[str, str]]:

@@ -29,13 +29,14 @@ RANKS = {
     "pipeline": 4,
     "audit": 4,
     "economics": 4,
-    "runtime": 5,
-    "http": 6,
-    "openinference": 7,
-    "management": 8,
-    "app": 9,
-    "server": 10,
-    "__main__": 11,
+    "batches": 5,
+    "runtime": 6,
+    "http": 7,
+    "openinference": 8,
+    "management": 9,
+    "app": 10,
+    "server": 11,
+    "__main__": 12,
 }
 """A module may import those of a lower rank, its own package, and ``service`` itself (the version)."""
 

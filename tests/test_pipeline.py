@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from service.batches import BatchPipeline
 from service.cache.entry import Entry
 from service.cache.generations import VALID_SECONDS
 from service.cache.memory import MemoryCache
@@ -25,7 +26,6 @@ from service.inference.manifest import Manifest
 from service.inference.predictor import Prediction, Question, pack, unpack
 from service.lookup import DEFAULT, Answer, CacheDirectives, Model
 from service.metrics import Metrics
-from service.pipeline import Pipeline
 from tests.support.process import becomes
 
 pytestmark = pytest.mark.anyio
@@ -87,7 +87,7 @@ class House:
         self.metrics = Metrics()
         l1 = MemoryCache(settings.l1_max_bytes, settings.l1_max_entries, self.clock)
         l2 = NoRedis(lambda: None)
-        self.pipeline = Pipeline(settings, l1, l2, self.metrics, self.clock, lambda: 0.0)
+        self.pipeline = BatchPipeline(settings, l1, l2, self.metrics, self.clock, lambda: 0.0)
         self.batcher = Batcher(
             self.predictor,
             max_batch_size=settings.max_batch_size,
@@ -217,7 +217,7 @@ async def test_who_looks_into_redis_for_all_may_leave(house: House, shared: Shar
 
 
 async def test_the_deadline_holds_for_who_looks_into_redis_and_who_waits_for_it(house: House, shared: Shared) -> None:
-    hurried = Pipeline(
+    hurried = BatchPipeline(
         load_settings({"PREDICT_DEADLINE_SECONDS": "0.1"}), MemoryCache(0, 1), shared, house.metrics, house.clock
     )
     asked = [hurried.answer(house.model, question(5)) for _ in range(3)]

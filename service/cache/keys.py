@@ -29,6 +29,21 @@ def cache_key(label: str, fingerprint: bytes, generation: bytes, identity: bytes
     return f"{label}:{b2a_base64(digest, newline=False)[:43].translate(_URL_SAFE).decode('ascii')}"
 
 
+def cache_keys(
+    label: str, fingerprint: bytes, generation: bytes, mark: bytes, identities: bytes, size: int
+) -> list[str]:
+    """``cache_key`` of many identities: each is ``mark`` and so many bytes."""
+    beginning = sha256(_DOMAIN + fingerprint + generation + mark)
+    digests = []
+    for start in range(0, len(identities), size):
+        state = beginning.copy()
+        state.update(identities[start : start + size])
+        digests.append(state.digest() + b"\0")
+    # 33 bytes are 44 characters without padding, so all digests can be written at once.
+    text = b2a_base64(b"".join(digests), newline=False).translate(_URL_SAFE).decode("ascii")
+    return [f"{label}:{text[start : start + 43]}" for start in range(0, len(text), 44)]
+
+
 @dataclass(frozen=True, slots=True)
 class RedisKeys:
     """The keys and channels in Redis. All begin with ``prefix``, so that several services can share one Redis.

@@ -29,10 +29,11 @@ def cache_status(answer: Answer, now: float) -> bytes:
     return b"predict; fwd=%s%s%s" % (reason, kept, b"; detail=L2-DOWN" if answer.l2_down else b"")
 
 
-def batch_status(answers: Sequence[Answer | ServiceError]) -> bytes:
-    """The Cache-Status member of a batch, which is a hit when every row is one."""
-    hits = sum(1 for answer in answers if isinstance(answer, Answer) and answer.hit)
-    computed = len({answer.key for answer in answers if isinstance(answer, Answer) and answer.source == "computed"})
+def batch_status(answers: Sequence[bytes | Answer | ServiceError]) -> bytes:
+    """The Cache-Status member of a batch, which is a hit when every row is one. Bytes are one, too."""
+    others = [answer for answer in answers if not isinstance(answer, bytes)]
+    hits = len(answers) - len(others) + sum(1 for answer in others if isinstance(answer, Answer) and answer.hit)
+    computed = len({answer.key for answer in others if isinstance(answer, Answer) and answer.source == "computed"})
     how = b"hit" if hits == len(answers) else b"fwd=partial"
     return b'predict; %s; detail="rows=%d hits=%d computed=%d"' % (how, len(answers), hits, computed)
 

@@ -125,6 +125,11 @@ class Request:
         value = self.header(b"content-type") or b""
         return value.partition(b";")[0].strip().lower().decode("latin-1")
 
+    def accepts(self, media_type: str) -> bool:
+        """Whether it is the first that the client names in ``Accept``."""
+        first = (self.header(b"accept") or b"").partition(b",")[0].partition(b";")[0]
+        return first.strip().lower().decode("latin-1") == media_type
+
     @property
     def given_id(self) -> bytes | None:
         """The client's X-Request-ID, if it is well-formed."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi.routing import APIRoute
 
-from service.http.predict import IMAGE_PARAMETERS, IMAGE_TYPES, JSON, MAX_BATCH_ROWS
+from service.http.predict import IMAGE_PARAMETERS, IMAGE_TYPES, JSON
 from service.http.schemas import Prediction, Responses, Results, Schema, problems
 from service.lookup import Model
 from service.runtime import Runtime
@@ -155,7 +155,7 @@ _IMAGE_ROW: Schema = {
 
 def _batch(runtime: Runtime, models: Sequence[Model]) -> Schema:
     """Which model is asked, and so how large top_k may be, is said by name, or else by the first row."""
-    rows: Schema = {"type": "array", "minItems": 1, "maxItems": MAX_BATCH_ROWS}
+    rows: Schema = {"type": "array", "minItems": 1, "maxItems": runtime.settings.max_batch_rows}
     forms = [
         _strict({name: rows, "model": {"const": model.name}} | _views(model), [name, "model"])
         for name in ("inputs", "batch_inputs")

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import orjson
-
 from service.bodies import FILES_WORTH
-from service.errors import InvalidInput, NotCached, PreconditionFailed, ServiceError, UnsupportedContent
-from service.http.caching import batch_status, cache_control, cache_status, entity_tag, response_headers, server_timing
+from service.errors import InvalidInput, NotCached, PreconditionFailed, UnsupportedContent
+from service.http.caching import cache_control, cache_status, entity_tag, response_headers, server_timing
 from service.http.coding import read_content
 from service.http.directives import matches
-from service.http.endpoint import Headers, Hot, Reply, Request, describe
-from service.http.json_body import is_array, load_object
-from service.http.multipart import FILE, FORM, check_origin, read_files, read_question
+from service.http.endpoint import Headers, Hot, Reply, Request
+from service.http.json_body import load_object
+from service.http.multipart import FILE, FORM, check_origin, read_question
 from service.http.query import parse_query
 from service.http.render import View, default_top_k, render, take_view
 from service.inference.predictor import Question
-from service.large_json import LargeString
 from service.lookup import Answer, CacheDirectives, Model
 from service.runtime import Runtime
 
@@ -53,11 +49,6 @@ IMAGE_PARAMETERS = frozenset({"image", "input", "sha256"})
 MAX_REMEMBERED_BYTES = 1024
 """Longer queries and longer answers are not remembered."""
 
-MAX_BATCH_ROWS = 256
-MAX_BATCH_BYTES = 32 * 2**20
-ROWS_PER_TURN = 16
-"""Rows rendered in one turn of the event loop: a row of a thousand classes takes a third of a millisecond."""
-
 
 def get(request: Request) -> Awaitable[Reply]:
     return _cached_reply(request, parse_get(request))
@@ -76,53 +67,6 @@ async def query(request: Request) -> Reply:
     return _located(await _cached_reply(request, parsed), parsed)
 
 
-async def batch(request: Request) -> Reply:
-    """Every row is looked up, deduplicated and cached on its own, and a bad row fails in its own place."""
-    read_rows = _read_form_batch if _media_type(request, [JSON, FORM]) == FORM else _read_batch
-    body = await read_content(request, MAX_BATCH_BYTES)
-    read = partial(read_rows, request.runtime, body, request.header(b"content-type") or b"")
-    model, view, questions = await request.runtime.bodies.work(read, len(body))
-    answers = await request.runtime.pipeline.answer_many(model, questions, request.directives)
-    bodies = []
-    for number, (question, answer) in enumerate(zip(questions, answers, strict=True), 1):
-        if isinstance(answer, ServiceError):
-            request.refused(answer)
-            bodies.append(orjson.dumps({"error": describe(answer)}))
-        elif isinstance(question, Question):
-            bodies.append(_rendering(request, answer, Parsed(model, question, view)))
-        if number % ROWS_PER_TURN == 0:
-            await asyncio.sleep(0)
-    return Reply(b'{"results":[%s]}' % b",".join(bodies), headers=[(b"cache-status", batch_status(answers))])
-
-
-Batch = tuple[Model, View, list[Question | ServiceError]]
-"""The model, the rendering, and each row's question or its own error."""
-
-
-def _read_form_batch(runtime: Runtime, body: bytes, content_type: bytes) -> Batch:
-    """A file for each row."""
-    members, files = read_files(body, content_type, MAX_BATCH_ROWS)
-    model = runtime.model(_take_model(members), image=True)
-    view = take_view(members, model)
-    for name in members:
-        raise InvalidInput(f"Unknown field {name!r:.80}.", parameter=name)
-    return model, view, [_question(model, {}, file, FILE) for file in files]
-
-
-def _read_batch(runtime: Runtime, body: bytes, _: bytes) -> Batch:
-    document = load_object(body)
-    names = [name for name in ("inputs", "batch_inputs") if name in document]
-    if len(names) != 1 or not is_array(rows := document.pop(names[0])) or not rows:
-        raise InvalidInput("A batch has one member `inputs`: an array of at least one row.", parameter="inputs")
-    if len(rows) > MAX_BATCH_ROWS:
-        raise InvalidInput(f"A batch has at most {MAX_BATCH_ROWS} rows.", parameter="inputs")
-    model = runtime.model(_take_model(document), image=names[0] == "batch_inputs" or _is_image(next(iter(rows))))
-    view = take_view(document, model)
-    if document:
-        raise InvalidInput(f"Unknown member {next(iter(document))!r:.80}.", parameter=next(iter(document)))
-    return model, view, [_parse_row(model, row) for row in rows]
-
-
 def parse_get(request: Request) -> Parsed:
     """Parse a request with its input in the query string; raises ServiceError."""
     runtime, name, query = request.runtime, request.path_parameter("name"), request.query
@@ -136,7 +80,7 @@ def parse_get(request: Request) -> Parsed:
 
 async def _read(request: Request) -> Parsed:
     """Parse a request with its input in the body."""
-    content_type = _media_type(request, MEDIA_TYPES + ALIASES)
+    content_type = media_type(request, MEDIA_TYPES + ALIASES)
     params: dict[str, Any] = dict(parse_query(request.query))
     body = await read_content(request, request.runtime.settings.max_body_bytes)
     given = request.header(b"content-type") or b""
@@ -160,7 +104,7 @@ def _read_body(
     return _understood(runtime, path_name, params, body, content_type)
 
 
-def _media_type(request: Request, known: Sequence[str]) -> str:
+def media_type(request: Request, known: Sequence[str]) -> str:
     """The body's media type. What any web page could send without a CORS preflight is refused: UnsupportedContent."""
     if request.content_type not in known:
         raise UnsupportedContent(f"The Content-Type of a body must be {' or '.join(known)}.")
@@ -173,13 +117,13 @@ def _understood(
     runtime: Runtime, path_name: str | None, params: dict[str, Any], body: bytes = b"", content_type: str | None = None
 ) -> Parsed:
     """Take model and rendering out of the parameters. The predictor parses the rest, which is the input."""
-    name = _take_model(params) if path_name is None else path_name
+    name = take_model(params) if path_name is None else path_name
     model = runtime.model(name, image=content_type not in (None, JSON) or not IMAGE_PARAMETERS.isdisjoint(params))
     view = take_view(params, model)
     return Parsed(model, model.predictor.parse(params, body, content_type), view)
 
 
-def _take_model(params: dict[str, Any]) -> object:
+def take_model(params: dict[str, Any]) -> object:
     """Take the model's name out of the parameters; None when there is none."""
     if "model" in params and params["model"] is None:
         raise InvalidInput("Parameter model must be a string.", parameter="model")
@@ -247,13 +191,13 @@ def _reply(request: Request, answer: Answer, parsed: Parsed, varying: Callable[[
     headers = varying(runtime.clock())
     if not answer.hit and runtime.settings.server_timing:
         headers.append(server_timing(answer))
-    reply = Reply(_rendering(request, answer, parsed), headers=headers)
+    reply = Reply(rendering(request, answer, parsed), headers=headers)
     if answer.source == "l1" and request.content_type != FORM:  # a form's answer depends on where it comes from
         reply.hot = Hot(parsed.model.name, answer.key, answer.entry, varying)
     return reply
 
 
-def _rendering(request: Request, answer: Answer, parsed: Parsed) -> bytes:
+def rendering(request: Request, answer: Answer, parsed: Parsed) -> bytes:
     """The body: kept with the entry in L1, or remembered from an equal array (a forest has few), or new."""
     value, model = answer.entry.value, parsed.model
     view = (model.name, parsed.view)
@@ -277,22 +221,3 @@ def _located(reply: Reply, parsed: Parsed) -> Reply:
             location += f"&top_k={parsed.view.top_k}"
         reply.headers.append((b"content-location", location.encode()))
     return reply
-
-
-def _parse_row(model: Model, row: object) -> Question | ServiceError:
-    params = row if isinstance(row, Mapping) else {"image" if isinstance(row, str | LargeString) else "input": row}
-    return _question(model, params, b"", JSON)
-
-
-def _question(model: Model, params: Mapping[str, Any], body: bytes, content_type: str) -> Question | ServiceError:
-    try:
-        return model.predictor.parse(params, body, content_type)
-    except InvalidInput as error:
-        return error
-
-
-def _is_image(row: object) -> bool:
-    """Whether a row without a named model is for an image model: an image, or an array of several dimensions."""
-    if isinstance(row, Mapping):
-        return not IMAGE_PARAMETERS.isdisjoint(row)
-    return isinstance(row, str | LargeString) or (is_array(row) and is_array(next(iter(row), None)))

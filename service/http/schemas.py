@@ -6,8 +6,6 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from service.http.predict import MAX_BATCH_ROWS
-
 Schema = dict[str, Any]
 Responses = dict[int | str, Schema]
 """Status -> what OpenAPI says of it, as FastAPI takes ``responses``."""
@@ -61,7 +59,7 @@ class FailedRow(Exact):
 
 
 class Results(Exact):
-    results: Annotated[list[Prediction | FailedRow], Field(min_length=1, max_length=MAX_BATCH_ROWS)]
+    results: Annotated[list[Prediction | FailedRow], Field(min_length=1)]
 
 
 def problems(*statuses: int, schema: str = Problem.__name__, media_type: str = "application/problem+json") -> Responses:

@@ -44,6 +44,26 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
+class Questions:
+    """The questions of a batch whose rows were one array: what each one's Question has, one after the other.
+
+    ``size``: the bytes of a row, in both. ``mark``: what each identity begins with.
+    """
+
+    mark: bytes
+    identities: bytes
+    payloads: bytes
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.payloads) // self.size
+
+    def question(self, row: int) -> Question:
+        place = slice(row * self.size, (row + 1) * self.size)
+        return Question(self.mark + self.identities[place], self.payloads[place])
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """What the deployment decides about every predictor: where and how it computes, and with how many threads.
 
@@ -84,6 +104,8 @@ class Predictor(Protocol):
         The caller has already taken out ``model``, ``top_k`` and ``domain``, which belong to no predictor.
         """
 
+    # A table's predictor may have ``parse_table``, which does the same for rows of numbers.
+
     def predict(self, batch: Sequence[bytes]) -> Sequence[Prediction | Exception]:
         """One prediction per payload, in order, or InvalidInput in the place of a payload that is at fault.
 
@@ -92,6 +114,12 @@ class Predictor(Protocol):
         takes well under a millisecond for a full batch, whatever the input.
         Raises DeviceLost when nothing can be computed any more until the process is replaced.
         """
+
+
+def parse_table(predictor: Predictor, table: NDArray[np.float64]) -> Questions | None:
+    """The questions of rows of numbers in the order of the features; None where ``parse`` must see each row."""
+    parse: Callable[[NDArray[np.float64]], Questions | None] = getattr(predictor, "parse_table", lambda table: None)
+    return parse(table)
 
 
 def pack(vector: NDArray[Any]) -> Prediction:

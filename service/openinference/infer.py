@@ -6,17 +6,18 @@ Each row is a question of its own, with the key it has under /predict. Outputs, 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import orjson
 
 from service.errors import InvalidInput, MalformedRequest, ServiceError, UnknownModel
+from service.http.batch import MAX_BATCH_BYTES
 from service.http.caching import batch_status
 from service.http.coding import encode, negotiate, read_content
 from service.http.endpoint import Endpoint, Hot, Reply, Request, error_headers
-from service.http.predict import MAX_BATCH_BYTES
-from service.inference.predictor import Question
+from service.inference.predictor import Question, Questions
 from service.lookup import Answer, Model
 from service.openinference.outputs import render_outputs, wanted_outputs
 from service.openinference.rows import bad_row, questions
@@ -48,9 +49,15 @@ async def infer(request: Request) -> Reply:
         check_version(model, version)
     body = await read_content(request, MAX_BATCH_BYTES)  # whatever the media type says: Triton's client sends none
     length = request.header(b"inference-header-content-length")
-    inference, asked = await request.runtime.bodies.work(partial(_read, model, body, length), len(body))
+    read = partial(_read, model, body, length, request.runtime.settings.max_batch_rows)
+    inference, asked = await request.runtime.bodies.work(read, len(body))
     wanted = wanted_outputs(model.manifest, inference)
-    answers = await request.runtime.pipeline.answer_many(model, asked, request.directives)
+    pipeline, directives = request.runtime.pipeline, request.directives
+    answers: Sequence[bytes | Answer | ServiceError]
+    if isinstance(asked, Questions):
+        answers = await pipeline.answer_table(model, asked, directives, view=None)
+    else:
+        answers = await pipeline.answer_many(model, asked, directives)
     predictions = _predictions(answers)
     render = partial(_inferred, model, inference, wanted, predictions)
     reply = await request.runtime.bodies.work(render, sum(map(len, predictions)))
@@ -60,12 +67,16 @@ async def infer(request: Request) -> Reply:
     return await _encoded(request, reply)
 
 
-def _predictions(answers: list[Answer | ServiceError]) -> list[bytes]:
+def _predictions(answers: Sequence[bytes | Answer | ServiceError]) -> list[bytes]:
     """Of all rows; raises the error of the first that has one, since the protocol has none for a single row."""
     for number, answer in enumerate(answers):
         if isinstance(answer, ServiceError):
             raise bad_row(number, answer) if isinstance(answer, InvalidInput) else answer
-    return [answer.entry.value for answer in answers if isinstance(answer, Answer)]
+    return [
+        answer.entry.value if isinstance(answer, Answer) else answer
+        for answer in answers
+        if not isinstance(answer, ServiceError)
+    ]
 
 
 def _inferred(model: Model, inference: Inference, wanted: list[Wanted], predictions: list[bytes]) -> Reply:
@@ -89,8 +100,10 @@ def _place_of_id(inference: Inference, body: bytes, length: bytes | None, reply:
     return int(end) - len(f'{inference.id}"}}')
 
 
-def _read(model: Model, body: bytes, header_length: bytes | None) -> tuple[Inference, list[Question]]:
-    inference = read_inference(body, header_length)
+def _read(
+    model: Model, body: bytes, header_length: bytes | None, max_rows: int
+) -> tuple[Inference, list[Question] | Questions]:
+    inference = read_inference(body, header_length, max_rows)
     return inference, questions(model, inference.inputs)
 
 

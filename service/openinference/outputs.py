@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import MalformedRequest
-from service.inference.manifest import Manifest
+from service.inference.manifest import Class, Manifest
 from service.inference.predictor import unpack
 from service.openinference.tensors import BYTES, Inference, Wanted
 
@@ -42,7 +42,7 @@ def wanted_outputs(manifest: Manifest, inference: Inference) -> list[Wanted]:
 
 def render_outputs(manifest: Manifest, predictions: Sequence[bytes], wanted: list[Wanted]) -> tuple[list[Any], bytes]:
     """The output objects, and the bytes that come after the JSON."""
-    answers = np.stack([unpack(prediction) for prediction in predictions])
+    answers = _stacked(predictions)
     outputs, blobs = [], []
     for output in wanted:
         tensor = _tensor(manifest, answers, output)
@@ -52,6 +52,14 @@ def render_outputs(manifest: Manifest, predictions: Sequence[bytes], wanted: lis
             blobs.append(blob)
         outputs.append(tensor)
     return outputs, b"".join(blobs)
+
+
+def _stacked(predictions: Sequence[bytes]) -> NDArray[Any]:
+    """A row for each. All have the dtype and the shape of the first: they are answers of one model."""
+    first = unpack(predictions[0])
+    raw = np.frombuffer(b"".join(predictions), np.uint8).reshape(len(predictions), -1)
+    rows: NDArray[Any] = raw[:, raw.shape[1] - first.nbytes :].copy().view(first.dtype)
+    return rows
 
 
 def _tensor(manifest: Manifest, answers: NDArray[Any], output: Wanted) -> dict[str, Any]:
@@ -64,10 +72,16 @@ def _tensor(manifest: Manifest, answers: NDArray[Any], output: Wanted) -> dict[s
     if output.name == PROBABILITIES:
         rows = _classified(manifest, probabilities, output.classes)
     else:
-        best = map(manifest.best_class, answers.tolist())
-        rows = [[one.label if output.name == LABEL else one.value] for one in best]
+        rows = [[one.label if output.name == LABEL else one.value] for one in _best(manifest, answers)]
     data = [text for row in rows for text in row]
     return {"name": output.name, "datatype": BYTES, "shape": [len(rows), len(rows[0])], "data": data}
+
+
+def _best(manifest: Manifest, answers: NDArray[Any]) -> list[Class]:
+    """As ``best_class`` of each row."""
+    probable = manifest.output.kind == "probabilities"
+    indices = answers.argmax(axis=1) if probable else answers[:, 0].astype(np.intp)
+    return [manifest.classes[index] for index in indices.tolist()]
 
 
 def _numbers(name: str, table: NDArray[Any]) -> dict[str, Any]:

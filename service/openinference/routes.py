@@ -13,7 +13,6 @@ from service.errors import NotSupported, Overloaded
 from service.http.coding import read_content
 from service.http.json_body import load_object
 from service.http.operations import CurrentRequest, CurrentRuntime, Operation
-from service.http.predict import MAX_BATCH_ROWS
 from service.lookup import Model
 from service.openinference.infer import SMALL_BODY_BYTES, check_version
 from service.openinference.model_stats import model_stats
@@ -98,7 +97,7 @@ async def config(model: NamedModel, runtime: CurrentRuntime) -> dict[str, Any]:
         "platform": PLATFORMS.get(model.manifest.kind, model.manifest.kind),
         "backend": model.manifest.kind,
         "version_policy": {"latest": {"num_versions": 1}},
-        "max_batch_size": MAX_BATCH_ROWS,
+        "max_batch_size": runtime.settings.max_batch_rows,
         "input": [
             _configured(tensor) | {"optional": may_be_left_out(model.manifest, tensor["name"])} for tensor in inputs
         ],

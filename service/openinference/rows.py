@@ -7,11 +7,12 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.errors import InvalidInput, MalformedRequest
 from service.http.predict import JSON
 from service.inference.manifest import Feature, Image, Manifest
-from service.inference.predictor import Question
+from service.inference.predictor import Question, Questions, parse_table
 from service.large_json import LargeString
 from service.lookup import Model
 from service.openinference.tensors import BYTES, Tensor
@@ -25,9 +26,12 @@ Row = tuple[dict[str, Any], bytes, str]
 """The arguments of Predictor.parse."""
 
 
-def questions(model: Model, tensors: Sequence[Tensor]) -> list[Question]:
+def questions(model: Model, tensors: Sequence[Tensor]) -> list[Question] | Questions:
     """All rows; raises MalformedRequest for the first bad one."""
     image = model.manifest.image
+    table = _as_table(model.manifest, tensors)
+    if table is not None and (asked := parse_table(model.predictor, table)) is not None:
+        return asked
     rows = _table_rows(model.manifest, tensors) if image is None else _image_rows(image, tensors)
     parsed = []
     for number, row in enumerate(rows):
@@ -92,6 +96,17 @@ def explain_inputs(manifest: Manifest) -> str:
 
 def _described(name: str, datatype: str, *row: int) -> dict[str, Any]:
     return {"name": name, "datatype": datatype, "shape": [-1, *row]}
+
+
+def _as_table(manifest: Manifest, tensors: Sequence[Tensor]) -> NDArray[np.float64] | None:
+    """The rows of one tensor of all features, if there are several and all features are numbers."""
+    features, tensor = manifest.features, tensors[0]
+    if len(tensors) > 1 or tensor.shape[0] == 1 or not isinstance(tensor.values, np.ndarray) or not features:
+        return None
+    if any(f.type != "number" or f.name == tensor.name for f in features):
+        return None
+    _check_type_and_shape(tensor, features)
+    return tensor.values.reshape(-1, len(features)).astype(np.float64)
 
 
 def _table_rows(manifest: Manifest, tensors: Sequence[Tensor]) -> Iterator[Row]:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from service.errors import MalformedRequest, NotSupported
 from service.http.json_body import is_array, load_object
-from service.http.predict import MAX_BATCH_ROWS
 from service.large_json import LargeArray, LargeString
 
 MAX_TENSORS = 1024
@@ -64,14 +63,14 @@ class Inference:
     binary: bool
 
 
-def read_inference(body: bytes, header_length: bytes | None) -> Inference:
+def read_inference(body: bytes, header_length: bytes | None, max_rows: float = math.inf) -> Inference:
     """Raises MalformedRequest, or NotSupported for shared memory. ``header_length``: of the JSON before the tensors."""
     length = _header_length(body, header_length)
     document = load_object(body[:length])
     binary = memoryview(body)[length:]
     inputs = []
     for item in _items(document, "inputs"):
-        tensor, used = _read_tensor(item, binary)
+        tensor, used = _read_tensor(item, binary, max_rows)
         inputs.append(tensor)
         binary = binary[used:]
     if not inputs:
@@ -107,11 +106,11 @@ def _read_outputs(document: Object) -> list[Wanted]:
     return outputs
 
 
-def _read_tensor(item: Object, binary: memoryview) -> tuple[Tensor, int]:
+def _read_tensor(item: Object, binary: memoryview, max_rows: float) -> tuple[Tensor, int]:
     """A tensor, and how many bytes of ``binary`` are its own."""
-    name, datatype, shape = member(item, "name", str), member(item, "datatype", str), _shape(item)
-    if datatype == BYTES and math.prod(shape) > MAX_BATCH_ROWS:
-        raise MalformedRequest(f"Input {name!r:.80} has more than {MAX_BATCH_ROWS} strings.")
+    name, datatype, shape = member(item, "name", str), member(item, "datatype", str), _shape(item, max_rows)
+    if datatype == BYTES and math.prod(shape) > max_rows:
+        raise MalformedRequest(f"Input {name!r:.80} has more than {max_rows} strings.")
     size = member(_parameters(item), "binary_data_size", int, None)
     if size is None:
         return Tensor(name, datatype, shape, _from_json(name, datatype, shape, member(item, "data", list))), 0
@@ -122,12 +121,12 @@ def _read_tensor(item: Object, binary: memoryview) -> tuple[Tensor, int]:
     return Tensor(name, datatype, shape, _from_binary(name, datatype, shape, binary[:size])), size
 
 
-def _shape(item: Object) -> tuple[int, ...]:
+def _shape(item: Object, max_rows: float) -> tuple[int, ...]:
     shape = member(item, "shape", list)
     if not 1 <= len(shape) <= MAX_DIMENSIONS or not all(type(size) is int and size > 0 for size in shape):
         raise MalformedRequest(f"A shape has 1 to {MAX_DIMENSIONS} dimensions, all whole numbers above 0.")
-    if shape[0] > MAX_BATCH_ROWS:
-        raise MalformedRequest(f"A request has at most {MAX_BATCH_ROWS} rows.")
+    if shape[0] > max_rows:
+        raise MalformedRequest(f"A request has at most {max_rows} rows.")
     return tuple(shape)
 
 

@@ -98,7 +98,7 @@ def test_a_models_metadata_is_enough_to_ask_it(client: httpx.Client) -> None:
 
 def test_the_configuration_leaves_the_batch_out(client: httpx.Client) -> None:
     config = client.get("/v2/models/probe/config").json()
-    assert config["max_batch_size"] == 256
+    assert config["max_batch_size"] == 10_000
     assert config["input"] == [{"name": "input", "data_type": "TYPE_FP64", "dims": [3], "optional": False}]
     assert [tensor["data_type"] for tensor in config["output"]] == ["TYPE_FP64", "TYPE_STRING", "TYPE_STRING"]
 
@@ -244,7 +244,7 @@ BAD: dict[str, Any] = {
     "too few columns": {"inputs": [ROW | {"shape": [1, 2], "data": [1, 0]}]},
     "no batch dimension": {"inputs": [ROW | {"shape": [3]}]},
     "too many dimensions": {"inputs": [ROW | {"shape": [1, 3, 1]}]},
-    "too many rows": {"inputs": [ROW | {"shape": [257, 3], "data": [0] * 771}]},
+    "too many rows": {"inputs": [ROW | {"shape": [10_001, 3], "data": [0] * 30_003}]},
     "huge shape": {"inputs": [ROW | {"shape": [2**62, 2**62], "data": []}]},
     "huge shape in binary": {"inputs": [ROW | {"shape": [2, 2**62], "parameters": {"binary_data_size": 0}}]},
     "strings": {"inputs": [ROW | {"datatype": "BYTES", "data": ["1", "0", "0"]}]},

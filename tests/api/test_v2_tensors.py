@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from service.errors import InvalidInput, MalformedRequest, NotSupported, PayloadTooLarge, ServiceError
 from service.http.coding import CODINGS, decode, encode, negotiate
-from service.http.predict import MAX_BATCH_ROWS
 from service.openinference.tensors import DTYPES, Inference, read_inference
 
+MAX_ROWS = 256
 INPUT: dict[str, Any] = {"name": "x", "datatype": "FP32", "shape": [2, 2], "data": [1, 2, 3, 4]}
 
 
@@ -132,7 +132,7 @@ BAD = {
     "dimension beyond 64 bits": request(INPUT | {"shape": [1, 2**64]}),
     "a thousand dimensions": request(INPUT | {"shape": [1] * 1000}),
     "huge shape, no data": request(INPUT | {"shape": [256, 2**40], "data": []}),
-    "too many rows": request(INPUT | {"shape": [MAX_BATCH_ROWS + 1, 1], "data": [0] * (MAX_BATCH_ROWS + 1)}),
+    "too many rows": request(INPUT | {"shape": [MAX_ROWS + 1, 1], "data": [0] * (MAX_ROWS + 1)}),
     "too little data": request(INPUT | {"data": [1, 2, 3]}),
     "too much data": request(INPUT | {"data": [1, 2, 3, 4, 5]}),
     "ragged data": request(INPUT | {"data": [[1, 2, 3], [4]]}),
@@ -166,7 +166,7 @@ BAD = {
 @pytest.mark.parametrize("body", BAD.values(), ids=BAD)
 def test_what_is_no_request_is_refused(body: bytes) -> None:
     with pytest.raises(MalformedRequest):
-        read_inference(body, None)
+        read_inference(body, None, MAX_ROWS)
 
 
 FOUR = np.zeros(4, "<f4").tobytes()
@@ -199,7 +199,7 @@ BAD_BINARY = {
 @pytest.mark.parametrize(("body", "length"), BAD_BINARY.values(), ids=BAD_BINARY)
 def test_binary_tensors_that_do_not_add_up_are_refused(body: bytes, length: bytes) -> None:
     with pytest.raises(MalformedRequest):
-        read_inference(body, length)
+        read_inference(body, length, MAX_ROWS)
 
 
 def test_shared_memory_is_not_supported() -> None:
@@ -216,7 +216,7 @@ def test_refusing_a_request_takes_no_memory() -> None:
             tracemalloc.reset_peak()
             before, _ = tracemalloc.get_traced_memory()
             with pytest.raises(MalformedRequest):
-                read_inference(body, None)
+                read_inference(body, None, MAX_ROWS)
             assert tracemalloc.get_traced_memory()[1] - before < 100_000 + 100 * len(body), name
     finally:
         tracemalloc.stop()

@@ -40,7 +40,7 @@ def it_describes_itself_and_its_models(client: InferenceServerClient) -> None:
     for model, shape in (("iris", [-1, 3]), ("digits", [-1, 10])):
         metadata = client.get_model_metadata(model)
         assert metadata["outputs"][0]["shape"] == shape
-        assert client.get_model_config(model)["max_batch_size"] == 256
+        assert client.get_model_config(model)["max_batch_size"] == 10_000
         assert client.get_model_metadata(model, metadata["versions"][0]) == metadata
     assert {model["name"] for model in client.get_model_repository_index()} == {"iris", "digits"}
 

@@ -44,6 +44,7 @@ class Cells:
         self.highest = tuple(highest)
         self.count = min(MOST, prod(len(cuts) + 1 for cuts in boundaries))
         self._features = [(list(cuts), _names(cuts)) for cuts in boundaries]
+        self._arrays = [(np.array(cuts, np.float64), np.array(names)) for cuts, names in self._features]
         self._struct = Struct(f"!{len(boundaries)}d")
         self._pack = self._struct.pack
 
@@ -56,6 +57,13 @@ class Cells:
                 for x, (cuts, names) in zip(values, self._features, strict=True)
             ]
         )
+
+    def representatives(self, table: Floats) -> Floats:
+        """Of each row, as ``representative`` packs it. No value may be missing."""
+        columns = [
+            names[cuts.searchsorted(column)] for column, (cuts, names) in zip(table.T, self._arrays, strict=True)
+        ]
+        return np.stack(columns, axis=1)
 
     def box(self, representative: bytes) -> list[Interval | None]:
         """Per feature both ends of the cell's interval, inclusive; None for one that is missing."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.errors import InvalidInput, UnsupportedContent
 from service.inference.manifest import Feature, Manifest
@@ -33,6 +34,8 @@ JSON_TYPES = {"number": "number", "integer": "integer", "boolean": "boolean", "t
 class RowReader:
     """Rows of finite float64s, in the order of the manifest's features."""
 
+    is_plain = True
+
     def __init__(self, manifest: Manifest, cells: Cells | None) -> None:
         self.features = manifest.features
         self.rows = table_of(manifest)
@@ -46,6 +49,11 @@ class RowReader:
         """Name -> JSON schema."""
         row = self._example.get("input") or [self._example.get(feature.name) for feature in self.features]
         return {f.name: _schema(f) | {"example": value} for f, value in zip(self.features, row, strict=True)}
+
+    def accepts(self, table: NDArray[np.float64]) -> bool:
+        """Whether all rows of numbers are valid. If not, ``read`` says of each what is wrong."""
+        lowest, highest = np.array([bounds[1:] for bounds in self._bounds], np.float64).T
+        return self.is_plain and bool(((table >= lowest) & (table <= highest)).all())
 
     def read(self, params: Mapping[str, Any], content_type: str | None) -> Sequence[Any]:
         """One row; raises InvalidInput."""
@@ -102,6 +110,8 @@ class RowReader:
 
 class TypedRowReader(RowReader):
     """Rows whose values are not all finite numbers."""
+
+    is_plain = False
 
     def __init__(self, manifest: Manifest, cells: Cells | None) -> None:
         super().__init__(manifest, cells)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from service.errors import MAX_SENTENCE, InvalidInput, PredictionFailed
 from service.inference.artifact import Artifact, fingerprint, library_versions
 from service.inference.manifest import Manifest
-from service.inference.predictor import Options, Prediction, Question, pack
+from service.inference.predictor import Options, Prediction, Question, Questions, pack
 from service.inference.tabular.cells import Interval, find_cells
 from service.inference.tabular.dependencies import dependencies
 from service.inference.tabular.estimator import (
@@ -93,6 +93,16 @@ class TabularPredictor:
         if self._cells is None:
             return Question(self._rows.mark + payload, payload)
         return Question(b"c" + self._cells.representative(values), payload)
+
+    def parse_table(self, table: NDArray[np.float64]) -> Questions | None:
+        """The questions of rows of numbers in the order of the features; None where ``parse`` must see each row."""
+        if not self._reader.accepts(table):
+            return None
+        table = table + 0.0  # -0.0 is 0.0
+        payloads, size = table.astype(">f8").tobytes(), 8 * table.shape[1]
+        if self._cells is None:
+            return Questions(self._rows.mark, payloads, payloads, size)
+        return Questions(b"c", self._cells.representatives(table).astype(">f8").tobytes(), payloads, size)
 
     def unchanged_within(self, question: Question) -> Mapping[str, Interval | None]:
         """Per feature the smallest and the largest float64 with the same answer; None for one that is missing."""

@@ -1,0 +1,139 @@
+"""The data path of a batch: its rows are looked up together, computed together, and each is cached on its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from service.cache.keys import cache_keys
+from service.errors import Overloaded, ServiceError
+from service.inference.predictor import Question, Questions
+from service.lookup import DEFAULT, Answer, CacheDirectives, Lookup, Model
+from service.memo import Memo
+from service.pipeline import NO_GENERATION, Pipeline
+
+ROWS_AT_ONCE = 256
+"""Rows of a batch that take the ordinary path at a time. A larger batch needs places in the queue for so many."""
+
+ROWS_PER_TURN = 1024
+"""Rows that are looked up as an array in one turn of the event loop: a millisecond or two."""
+
+MAX_KNOWN_KEYS = 16_384
+MAX_KNOWN_MODELS = 8
+"""Of as many models' arrays so many keys are remembered: 4 MB each."""
+
+ObserveHits: TypeAlias = Callable[[Model, Questions, Mapping[str, int]], None]
+
+
+class BatchPipeline(Pipeline):
+    """``observe_hits`` is called with the hits of an array: key -> a row that has it."""
+
+    observe_hits: ObserveHits = staticmethod(lambda model, questions, rows: None)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._known_keys: Memo[tuple[str, bytes, bytes], Memo[bytes, str]] = Memo(MAX_KNOWN_MODELS)
+
+    async def answer_many(
+        self, model: Model, questions: Sequence[Question | ServiceError], directives: CacheDirectives = DEFAULT
+    ) -> list[Answer | ServiceError]:
+        """An answer, or the row's own error, for each question in order. Equal questions are looked up once.
+
+        The queue admits all rows that must be computed, or none: raises Overloaded.
+        """
+        chosen: dict[bytes, Question] = {}
+        for question in questions:
+            # Of two equal questions the one that has a payload: the other may be a digest alone.
+            if isinstance(question, Question) and (question.payload is not None or question.identity not in chosen):
+                chosen[question.identity] = question
+        asked, parts = list(chosen.values()), []
+        found: dict[str, Answer] = {}
+        for start in range(0, len(asked), ROWS_AT_ONCE):
+            rows = [self._lookup(model, question) for question in asked[start : start + ROWS_AT_ONCE]]
+            found |= await self._found(rows, directives)
+            parts.append((rows, [row for row in rows if row.key not in found and row.may_be_computed(directives)]))
+            if start:
+                await asyncio.sleep(0)
+        answered: list[Answer | BaseException] = []
+        with model.batcher.reserve(min(ROWS_AT_ONCE, sum(len(missing) for _, missing in parts))) as reservation:
+            for rows, missing in parts:
+                reservation.places = len(missing)
+                for row in missing:
+                    row.reservation = reservation
+                answering = (self._counted(row, self._row(row, directives, found.get(row.key))) for row in rows)
+                answered += await asyncio.gather(*answering, return_exceptions=True)
+        by_identity = dict(zip(chosen, answered, strict=True))
+        return [row_error(by_identity[q.identity] if isinstance(q, Question) else q) for q in questions]
+
+    async def answer_table(
+        self, model: Model, questions: Questions, directives: CacheDirectives, view: Hashable | None
+    ) -> list[bytes | Answer | ServiceError]:
+        """As ``answer_many``, of rows that are one array. A hit in L1 is just its rendering in this view, where its
+        entry has that, or without a view its value.
+
+        It is looked up in turns of the loop, so that nobody else waits for a large batch.
+        """
+        rows: list[bytes | Answer | ServiceError | None] = []
+        hits: dict[str, int] = {}
+        started = self._clock()
+        while len(rows) < len(questions) and directives is DEFAULT:
+            if rows:
+                await asyncio.sleep(0)
+            keys = self._keys(model, questions, len(rows))
+            said = [
+                None if entry is None else entry.value if view is None else entry.renderings.get(view)
+                for entry in self.l1.find_entries(keys)
+            ]
+            places = range(len(rows), len(rows) + len(said))
+            if None in said:
+                hits.update((key, row) for key, row, one in zip(keys, places, said, strict=True) if one is not None)
+            else:
+                hits.update(zip(keys, places, strict=True))
+            rows += said
+        if hits:
+            self.metrics.resolved(model.name, "l1", self._clock() - started, len(hits))
+            self.observe_hits(model, questions, hits)
+        rows += [None] * (len(questions) - len(rows))
+        missing = [row for row, one in enumerate(rows) if one is None]
+        answers = await self.answer_many(model, [questions.question(row) for row in missing], directives)
+        for row, answer in zip(missing, answers, strict=True):
+            rows[row] = answer
+        return [row for row in rows if row is not None]
+
+    async def _found(self, lookups: list[Lookup], directives: CacheDirectives) -> dict[str, Answer]:
+        """What the caches have of a batch. All reads start in one turn of the loop, so one round trip takes them."""
+        if not directives.reads:
+            return {}
+        local = [self._in_l1(lookup) for lookup in lookups]
+        shared = await asyncio.gather(*(self._in_l2(a) for a, hit in zip(lookups, local, strict=True) if hit is None))
+        return {answer.key: answer for answer in (*local, *shared) if answer is not None}
+
+    async def _row(self, lookup: Lookup, directives: CacheDirectives, found: Answer | None) -> Answer:
+        if found is None:  # asks L1 again: while Redis was asked, another request may have had the answer computed
+            return await self._answer(lookup, directives)
+        return found if self._suits(found, directives) else await self._recompute(lookup, directives)
+
+    def _keys(self, model: Model, questions: Questions, start: int) -> list[str]:
+        """Of the rows of one turn. Those made before are remembered, since a hash is half of what a hit costs here."""
+        fingerprint, generation = model.predictor.fingerprint, self.l2.generation(model.name) or NO_GENERATION
+        if (named := (model.name, fingerprint, generation)) not in self._known_keys:
+            self._known_keys.keep(named, Memo(MAX_KNOWN_KEYS))
+        known, size = self._known_keys[named], questions.size
+        places = range(start * size, min(start + ROWS_PER_TURN, len(questions)) * size, size)
+        identities = [questions.identities[place : place + size] for place in places]
+        keys = [known.get(identity) for identity in identities]
+        new = list({identity for identity, key in zip(identities, keys, strict=True) if key is None})
+        found = dict(
+            zip(new, cache_keys(model.label, fingerprint, generation, questions.mark, b"".join(new), size), strict=True)
+        )
+        for identity, made in found.items():
+            known.keep(identity, made)
+        return [key or found[identity] for identity, key in zip(identities, keys, strict=True)]
+
+
+def row_error(outcome: Answer | BaseException) -> Answer | ServiceError:
+    """A row's own error stays in its row. Any other error is raised for the whole request."""
+    if isinstance(outcome, Overloaded) or not isinstance(outcome, Answer | ServiceError):
+        raise outcome
+    return outcome
