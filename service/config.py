@@ -193,7 +193,19 @@ class Settings(BaseSettings):
         description="Origins whose pages may ask from a browser, separated by commas, or `*`; empty: none. With any, "
         "every request passes through the middleware for it, and no hit is answered below ASGI.",
     )
+    client_connections: int = Field(0, ge=0, description="Most connections of one client address to a worker; 0: any.")
+    client_requests_per_second: float = Field(
+        0,
+        ge=0,
+        description="Most predictions of one client address from a worker per second; 0: any. Turns the hit path off.",
+    )
     admin_token: SecretStr | None = Field(None, description="Bearer token for `/admin`; none: `/admin` does not exist.")
+    access_log_share: float = Field(
+        0, ge=0, le=1, description="Share of the requests that have a line in the log. Turns the hit path off."
+    )
+    access_log_slow_seconds: float = Field(
+        0, ge=0, description="Requests that take longer have a line in the log in any case, in seconds; 0: none."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line that is written."
     )
@@ -234,9 +246,14 @@ class Settings(BaseSettings):
         return (init_settings,)
 
     @property
+    def has_hit_path(self) -> bool:
+        """Whether hits may be answered below ASGI, where no request is logged or limited by itself."""
+        return self.hit_path and not (self.access_log_share or self.client_requests_per_second)
+
+    @property
     def hit_path_bytes(self) -> int:
         """The part of L1's bytes that the hit path may take."""
-        return self.l1_max_bytes // 4 if self.hit_path else 0
+        return self.l1_max_bytes // 4 if self.has_hit_path else 0
 
 
 def load_settings(environ: Mapping[str, str] | None = None, *, arguments: Sequence[str] | None = None) -> Settings:

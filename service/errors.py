@@ -163,6 +163,12 @@ class Overloaded(ServiceError):
         self.retry_after = retry_after
 
 
+class TooManyRequests(Overloaded):
+    status = 429
+    type = "too-many-requests"
+    title = "This address asks too often"
+
+
 class DeviceLost(Overloaded):
     type = "device-lost"
     title = "The device that computes has failed; its worker is being replaced"

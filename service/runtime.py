@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from service.access_log import AccessLog, access_log
 from service.audit import Auditor, Countdown
 from service.batches import BatchPipeline
 from service.bodies import Bodies
@@ -29,6 +30,7 @@ from service.inference.predictor import Options, Questions
 from service.lookup import Answer, Lookup, Model
 from service.memo import Memo
 from service.metrics import Metrics
+from service.rate_limit import RateLimit
 from service.refusals import Refusals
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,8 @@ logger = logging.getLogger(__name__)
 METRICS_SECONDS = 0.5
 HOT_SECONDS = 1.0
 WATCH_SECONDS = 0.5
+GUESSES_PER_MINUTE = 10
+"""Wrong admin tokens that one client address may try."""
 MAX_REMEMBERED = 1024
 LEASE_COST_SECONDS = 0.001
 """A lease costs two round trips to Redis and a little waiting. A model cheaper than this does without."""
@@ -46,8 +50,8 @@ class Runtime:
     """What a request can reach.
 
     ``failed``: why a model is not served. ``draining``: told to stop, and still answering. ``tallies``: functions that
-    add to the metrics what was counted elsewhere. ``parsed``, ``rendered``: the questions in query strings and the
-    bodies of answers that came before.
+    add to the metrics what was counted elsewhere. ``guesses``: wrong admin tokens. ``parsed``, ``rendered``: the
+    questions in query strings and the bodies of answers that came before.
     """
 
     settings: Settings
@@ -64,10 +68,16 @@ class Runtime:
     tallies: list[Callable[[], None]] = field(default_factory=list)
     parsed: Memo[tuple[str | None, bytes], Any] = field(default_factory=partial(Memo, MAX_REMEMBERED))
     rendered: Memo[tuple[Any, ...], bytes] = field(default_factory=partial(Memo, MAX_REMEMBERED))
+    access_log: AccessLog | None = field(init=False)
+    rate_limit: RateLimit | None = field(init=False)
+    guesses: RateLimit = field(default_factory=partial(RateLimit, GUESSES_PER_MINUTE / 60, GUESSES_PER_MINUTE))
     _defaults: dict[bool, str | None] = field(init=False)
 
     def __post_init__(self) -> None:
         settings = self.settings
+        self.access_log = access_log(settings)
+        per_second = settings.client_requests_per_second
+        self.rate_limit = RateLimit(per_second, per_second) if per_second else None
         self._defaults = {
             False: _default(self.models, False, settings.default_model, "iris"),
             True: _default(self.models, True, settings.default_image_model, "imagenet", "digits"),

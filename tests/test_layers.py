@@ -22,6 +22,8 @@ RANKS = {
     "deadlines": 1,
     "large_json": 1,
     "refusals": 1,
+    "rate_limit": 1,
+    "access_log": 2,
     "cache": 2,
     "inference": 2,
     "metrics": 2,

@@ -163,10 +163,23 @@ class Request:
         self.sent = await self.runtime.bodies.work(partial(b"".join, parts), size * FILES_WORTH)
         return self.sent
 
+    @property
+    def client(self) -> str | None:
+        """The address that the connection comes from."""
+        client = self.scope.get("client")
+        return client[0] if client else None
+
     def refused(self, error: ServiceError) -> None:
         """Log that an error answers this request or one of its rows, if the error concerns the operator."""
-        client = self.scope.get("client")
-        self.runtime.refusals.add(error, route=self.route, client=client[0] if client else None)
+        self.runtime.refusals.add(error, route=self.route, client=self.client)
+
+    def answered(self, status: int, headers: Headers, seconds: float) -> None:
+        """Count it, and log it if an access log is wanted."""
+        self.runtime.metrics.answered(self.route, status, seconds)
+        if (log := self.runtime.access_log) is not None:
+            cache = dict(headers).get(b"cache-status", b"").decode() or None
+            about = {"method": self.method, "route": self.route, "status": status, "client": self.client}
+            log.add(seconds, cache=cache, **about)
 
     def hold(self, size: int) -> None:
         """Count so many more bytes as this request's until it is answered; raises Overloaded."""
@@ -248,13 +261,16 @@ class Endpoint:
             await send({"type": "http.response.body", "body": reply.body})
         current = scope.get(CURRENT)
         if current is None:
-            request.runtime.metrics.answered(self.route, reply.status, time.perf_counter() - started)
+            request.answered(reply.status, headers, time.perf_counter() - started)
         else:  # where the time of its middleware is counted, too
             current.route = self.route
 
     async def _reply(self, request: Request) -> Reply:
         handler = self.handlers.get(request.method)
         try:
+            if (limit := request.runtime.rate_limit) is not None and request.client is not None:
+                limit.check(request.client)
+                limit.take(request.client)
             if handler is not None:
                 reply = await handler(request)
                 check_if_match(request, reply.status, reply.headers)

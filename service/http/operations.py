@@ -76,14 +76,16 @@ class Observed:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started, status, complete = time.perf_counter(), 500, False
+        headers: Headers = []
         request = Request(scope, receive)
         current_request.set(request.name)
 
         async def observed_send(message: Message) -> None:
-            nonlocal status, complete
+            nonlocal status, headers, complete
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": _with_id(request, status, list(message["headers"]))}
+                headers = _with_id(request, status, list(message["headers"]))
+                message = {**message, "headers": headers}
             complete = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
@@ -96,7 +98,7 @@ class Observed:
             logger.exception("%s %s failed", request.method, request.route)
         finally:
             request.release()
-        request.runtime.metrics.answered(request.route, status, time.perf_counter() - started)
+        request.answered(status, headers, time.perf_counter() - started)
 
 
 def _with_id(request: Request, status: int, headers: Headers) -> Headers:

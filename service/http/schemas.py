@@ -21,6 +21,7 @@ ERRORS = {
     414: "Request target too long",
     415: "Unsupported media type or content coding",
     422: "Invalid input",
+    429: "Too many requests from this address; see Retry-After",
     500: "The model failed on this input",
     501: "Not supported",
     503: "Overloaded or draining; see Retry-After",

@@ -34,12 +34,18 @@ def token(settings: Settings) -> bytes:
 
 
 def check_token(request: Request) -> None:
-    """404 without a configured token, so that /admin cannot be told from nothing; 401 with a wrong one."""
+    """404 without a configured token, so that /admin cannot be told from nothing; 401 with a wrong one; 429 for an
+    address that has sent too many wrong ones, whatever it sends, or the right one would show among its guesses."""
     expected = token(request.runtime.settings)
     if not expected:
         raise NotFound
-    scheme, _, given = (request.header(b"authorization") or b"").partition(b" ")
+    guesses, client = request.runtime.guesses, request.client or ""
+    guesses.check(client)
+    authorization = request.header(b"authorization")
+    scheme, _, given = (authorization or b"").partition(b" ")
     if scheme.lower() != b"bearer" or not compare_digest(given.strip(), expected):
+        if authorization is not None:
+            guesses.take(client)
         raise Unauthorized
 
 
@@ -73,7 +79,7 @@ router = APIRouter(
     route_class=Operation,
     tags=["admin"],
     dependencies=[Depends(is_operator)],
-    responses=problems(401),
+    responses=problems(401, 429),
 )
 
 

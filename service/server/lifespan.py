@@ -31,7 +31,7 @@ class Lifespan:
 
     def _open_hit_path(self, runtime: Runtime) -> None:
         """Make the hit table before the first connection is accepted."""
-        if runtime.settings.hit_path:
+        if runtime.settings.has_hit_path:
             hits = self.state["hits"] = HitTable(runtime)
             runtime.tallies.append(hits.flush)
 

@@ -1,0 +1,34 @@
+"""How often one client address may do something."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+from service.errors import TooManyRequests
+
+MAX_CLIENTS = 65_536
+"""Addresses that are remembered. Of more, those that were idle for longest are forgotten, and start with all tokens."""
+
+
+class RateLimit:
+    """A bucket of ``burst`` tokens for each client address, filled with ``per_second`` of them. Of one worker."""
+
+    def __init__(self, per_second: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_second, self._burst, self._clock = per_second, max(1.0, burst), clock
+        self._full_at: dict[str, float] = {}
+
+    def check(self, client: str) -> None:
+        """Raises TooManyRequests while the client has no whole token."""
+        missing = (self._full_at.get(client, 0.0) - self._clock()) * self._per_second - (self._burst - 1)
+        if missing > 1e-6:
+            wait = math.ceil(missing / self._per_second)
+            raise TooManyRequests("Too many requests come from this address.", retry_after=wait)
+
+    def take(self, client: str) -> None:
+        """One token, whether there is one or not."""
+        full_at = max(self._full_at.pop(client, 0.0), self._clock()) + 1 / self._per_second
+        self._full_at[client] = min(full_at, self._clock() + self._burst / self._per_second)
+        if len(self._full_at) > MAX_CLIENTS:
+            del self._full_at[next(iter(self._full_at))]
