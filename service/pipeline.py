@@ -50,7 +50,7 @@ Precheck: TypeAlias = Callable[[], Awaitable[Answer | None]]
 
 
 class Pipeline:
-    """The data path of one worker. ``observe`` is called with every answer."""
+    """The data path of one worker. ``observe`` is called with every answer; hits below ASGI never come here."""
 
     def __init__(
         self,

@@ -63,7 +63,15 @@ class Options:
 
 
 class Predictor(Protocol):
-    """A loaded model. Immutable once loaded, so that one reference serves both the key and the computation."""
+    """A loaded model. Immutable once loaded, so that one reference serves both the key and the computation.
+
+    A predictor may also have these attributes:
+    ``slots``: how many batches are computed at a time, each in a thread of its own. Without it: one.
+    ``runs_on_loop``: true if the event loop calls ``predict``. A full batch must then take well under a millisecond.
+    ``audit(payload)``: the answer by another way than ``predict``, for audits. Any thread may call it at any time.
+    ``tolerance``: how far an image's answer may be from an earlier one. ``example_tolerance``: the same of the example.
+    ``cells``, ``unchanged_within(question)``: where ``key_kind`` is ``cells``, their number and the question's box.
+    """
 
     fingerprint: bytes
     """32 bytes: the digest of all that can change an answer."""
@@ -87,9 +95,7 @@ class Predictor(Protocol):
     def predict(self, batch: Sequence[bytes]) -> Sequence[Prediction | Exception]:
         """One prediction per payload, in order, or InvalidInput in the place of a payload that is at fault.
 
-        A thread calls it, one batch at a time. An attribute ``slots`` allows so many batches at a time, each in a
-        thread of its own. An attribute ``runs_on_loop`` that is true makes the event loop call it: for a model that
-        takes well under a millisecond for a full batch, whatever the input.
+        A thread calls it, one batch at a time. An answer is packed as the manifest's ``output`` and ``dtype`` say.
         Raises DeviceLost when nothing can be computed any more until the process is replaced.
         """
 
