@@ -48,7 +48,8 @@ Precheck: TypeAlias = Callable[[], Awaitable[Answer | None]]
 
 
 class Pipeline:
-    """The data path of one worker, for one question at a time. ``observe`` is called with every answer."""
+    """The data path of one worker, for one question at a time. ``observe`` is called with every answer; hits below ASGI
+    never come here."""
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from service.errors import ConfigurationError
 from service.inference.artifact import Artifact, write_artifact
-from service.inference.loading import load_predictor
+from service.inference.loading import load_predictor, warm_up
 from service.inference.manifest import Manifest, ModelName
 from service.inference.predictor import Options, Predictor, unpack
 
@@ -58,7 +58,9 @@ def publish(
     golden, cost = _measure(predictor, payload)
     example = draft.example.model_copy(update={"golden": golden})
     manifest = draft.model_copy(update={"example": example, "cost_seconds": cost})
-    write_artifact(models_dir / draft.name, Artifact(manifest, weights, parts))
+    artifact = Artifact(manifest, weights, parts)
+    warm_up(predictor, artifact)  # as the service will, which would refuse the model
+    write_artifact(models_dir / draft.name, artifact)
     return manifest
 
 

@@ -248,7 +248,7 @@ def _is_same(predictor: TabularPredictor, manifest: Manifest, payloads: list[byt
     order = np.random.default_rng(8).permutation(len(payloads)).tolist()
     shuffled = predictor.predict([payloads[index] for index in order])
     seven = [a for start in range(0, len(payloads), 7) for a in predictor.predict(payloads[start : start + 7])]
-    is_answer = answer_check(manifest.example.golden, "<f8", manifest.output, len(manifest.classes))
+    is_answer = answer_check(manifest)
     return (
         alone == list(predictor.predict(payloads)) == seven
         and [alone[index] for index in order] == list(shuffled)

@@ -14,7 +14,7 @@ import numpy as np
 from service.errors import ConfigurationError, DeviceLost
 from service.inference.artifact import MANIFEST, PREVIOUS, REMEDY, Artifact, read_artifact
 from service.inference.manifest import Manifest
-from service.inference.predictor import EXAMPLE_TOLERANCE, Options, Predictor, unpack
+from service.inference.predictor import EXAMPLE_TOLERANCE, Options, Predictor, answer_check, unpack
 from service.inference.requirements import check_requirements
 
 KINDS = {
@@ -79,19 +79,23 @@ def load_predictor(artifact: Artifact, options: Options) -> Predictor:
 
 def warm_up(predictor: Predictor, artifact: Artifact) -> None:
     """Ask the manifest's example, once; raises ConfigurationError when the answer is not the one it gave when made."""
-    name, example = artifact.manifest.name, artifact.manifest.example
+    manifest = artifact.manifest
+    name, example = manifest.name, manifest.example
     try:
         payload = predictor.parse(example.inputs, b"", "application/json").payload
         answer = predictor.predict([payload])[0] if payload is not None else ValueError("it has no payload")
         vector = unpack(answer) if isinstance(answer, bytes) else None
     except Exception as error:
         answer, vector = error, None
-    if vector is None:
+    if vector is None or isinstance(answer, Exception):
         raise ConfigurationError(f"Model {name} fails on its own example ({answer!r}): make or register it again.")
     # Other processors and libraries move last bits; a wrong model is further off.
     tolerance: float = getattr(predictor, "example_tolerance", EXAMPLE_TOLERANCE)
     if vector.shape != (len(example.golden),) or not np.allclose(vector, example.golden, rtol=0, atol=tolerance):
         raise ConfigurationError(f"Model {name} no longer gives its example's answer: make or register it again.")
+    if not answer_check(manifest)(answer):
+        said = f"{vector.dtype.name} {vector.tolist()}"
+        raise ConfigurationError(f"Model {name} answers its example with what its manifest does not allow: {said:.99}.")
 
 
 def _load(directory: Path, manifest_name: str, options: Options) -> LoadedModel:

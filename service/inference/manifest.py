@@ -199,6 +199,11 @@ class Manifest(Part):
         return self
 
     @property
+    def dtype(self) -> Literal["<f4", "<f8"]:
+        """Of the numbers of an answer: float64 for rows of features, float32 for images."""
+        return "<f8" if self.image is None else "<f4"
+
+    @property
     def width(self) -> int:
         """How many numbers an answer has."""
         start = self.output.probabilities_from

@@ -10,7 +10,7 @@ from typing import Any, Literal, NewType, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.inference.manifest import PROBABILITIES, Output
+from service.inference.manifest import Manifest
 
 Prediction = NewType("Prediction", bytes)
 """A packed vector, read as the manifest's ``output`` says: dtype, shape and little-endian values (see ``pack``)."""
@@ -83,7 +83,15 @@ class Options:
 
 
 class Predictor(Protocol):
-    """A loaded model. Immutable once loaded, so that one reference serves both the key and the computation."""
+    """A loaded model. Immutable once loaded, so that one reference serves both the key and the computation.
+
+    A predictor may also have these attributes:
+    ``slots``: how many batches are computed at a time, each in a thread of its own. Without it: one.
+    ``runs_on_loop``: true if the event loop calls ``predict``. A full batch must then take well under a millisecond.
+    ``audit(payload)``: the answer by another way than ``predict``, for audits. Any thread may call it at any time.
+    ``tolerance``: how far an image's answer may be from an earlier one. ``example_tolerance``: the same of the example.
+    ``cells``, ``unchanged_within(question)``: where ``key_kind`` is ``cells``, their number and the question's box.
+    """
 
     fingerprint: bytes
     """32 bytes: the digest of all that can change an answer."""
@@ -109,9 +117,7 @@ class Predictor(Protocol):
     def predict(self, batch: Sequence[bytes]) -> Sequence[Prediction | Exception]:
         """One prediction per payload, in order, or InvalidInput in the place of a payload that is at fault.
 
-        A thread calls it, one batch at a time. An attribute ``slots`` allows so many batches at a time, each in a
-        thread of its own. An attribute ``runs_on_loop`` that is true makes the event loop call it: for a model that
-        takes well under a millisecond for a full batch, whatever the input.
+        A thread calls it, one batch at a time. An answer is packed as the manifest's ``output`` and ``dtype`` say.
         Raises DeviceLost when nothing can be computed any more until the process is replaced.
         """
 
@@ -141,14 +147,13 @@ def unpack(prediction: bytes) -> NDArray[Any]:
     return values
 
 
-def answer_check(
-    example: Sequence[float], dtype: str, output: Output = PROBABILITIES, classes: int = 0
-) -> Callable[[bytes], bool]:
-    """Whether a value is an answer like the example: packed, as long, of this dtype, finite, what the output says,
-    and probabilities if the example has such. A microsecond for most, since it is asked with each hit in Redis."""
-    if output.kind != "probabilities":
-        return _read_check(example, dtype, output, classes)
-    kind, count = np.dtype(dtype), len(example)
+def answer_check(manifest: Manifest) -> Callable[[bytes], bool]:
+    """Whether a value is an answer like the example's: packed, as long, of the manifest's dtype, finite, what its
+    ``output`` says, and probabilities if the example has such. Each hit in Redis is checked, in a microsecond."""
+    if manifest.output.kind != "probabilities":
+        return _said_check(manifest)
+    example, kind = manifest.example.golden, np.dtype(manifest.dtype)
+    count = len(example)
     head = pack(np.zeros(count, kind))[: -kind.itemsize * count]
     size, ones = len(head) + kind.itemsize * count, np.ones(count, kind)
     signs = slice(len(head) + kind.itemsize - 1, None, kind.itemsize)  # the bytes that hold them
@@ -166,8 +171,9 @@ def answer_check(
     return is_answer
 
 
-def _read_check(example: Sequence[float], dtype: str, output: Output, classes: int) -> Callable[[bytes], bool]:
+def _said_check(manifest: Manifest) -> Callable[[bytes], bool]:
     """``answer_check`` of an answer that is not probabilities alone."""
+    example, output, dtype, classes = manifest.example.golden, manifest.output, manifest.dtype, len(manifest.classes)
     head = pack(np.zeros(len(example), dtype))[: -np.dtype(dtype).itemsize * len(example)]
     whole = _are_finite if output.kind == "numbers" else _are_integers
     highest = {"class": classes - 1, "class_and_probabilities": classes - 1, "labels": 1}.get(output.kind)

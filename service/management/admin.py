@@ -129,6 +129,7 @@ async def cache_stats(runtime: CurrentRuntime) -> CacheStats:
     return CacheStats(l1={"entries": len(l1), "bytes": l1.bytes_used}, l2={"state": l2.state})
 
 
+# The first route that matches answers: literal paths under /cache stand above.
 @router.get("/cache/{key}", summary="What the caches have under a key", responses=problems(404, 422, 503))
 async def show(key: CacheKey, runtime: CurrentRuntime) -> CachedEntry:
     """L1 before L2."""

@@ -58,8 +58,3 @@ async def test_the_documentation_page_needs_nothing_from_elsewhere(server: Serve
     assert '"query"' in page.body.decode(), "Swagger UI would let nobody try QUERY"
     assert {"/docs/assets/swagger-ui-bundle.js", "/docs/assets/swagger-ui.css", "/openapi.json"} <= set(needed)
     assert [(url, (await fetch(server.address, url)).status) for url in needed] == [(url, 200) for url in needed]
-
-
-async def test_the_root_leads_to_the_documentation(server: Server) -> None:
-    led = await fetch(server.address, "/")
-    assert (led.status, led.headers["location"]) == (307, "/docs")

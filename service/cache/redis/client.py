@@ -214,8 +214,8 @@ def _parsed(url: str) -> tuple[type[AbstractConnection], dict[str, Any]]:
             raise ValueError
     except ValueError:
         raise ConfigurationError(
-            "PREDICT_REDIS_URL is not valid: redis://user:password@host:port/number, rediss://… or unix://path; "
-            "in a password / # ? @ and : are written %2F %23 %3F %40 %3A."
+            "PREDICT_REDIS_URL must be redis://user:password@host:port/number, rediss://…, unix://path, embedded, or "
+            "empty for no Redis; in a password / # ? @ and : are written %2F %23 %3F %40 %3A."
         ) from None
     connect: type[AbstractConnection] = options.pop("connection_class", Connection)
     # Protocol 3 would skip the check for connections that the server has closed. The deadline of a round trip covers

@@ -27,7 +27,6 @@ MAX_EXACT = 2**53
 """The largest integer whose neighbours are float64s, too."""
 
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
-NAMES = {"number": "a number", "integer": "a whole number", "boolean": "true or false", "text": "a text"}
 JSON_TYPES = {"number": "number", "integer": "integer", "boolean": "boolean", "text": "string"}
 
 
@@ -132,7 +131,7 @@ class TypedRowReader(RowReader):
         return [math.nan if value is None else float(value) for value in values] if self._as_floats else values
 
 
-def row_reader(manifest: Manifest, cells: Cells | None) -> RowReader:
+def row_reader(manifest: Manifest, cells: Cells | None = None) -> RowReader:
     plain = manifest.rows == "array" and all(f.type == "number" and not f.missing for f in manifest.features)
     return (RowReader if plain else TypedRowReader)(manifest, cells)
 
