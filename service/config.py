@@ -138,9 +138,7 @@ class Settings(BaseSettings):
     decode: Literal["pillow", "gpu"] = Field(
         "pillow", description="What decodes JPEGs for a GPU; `gpu`: nvJPEG, whose pixels differ a little from Pillow's."
     )
-    share_device: bool = Field(
-        False, description="Let several workers use one GPU, each with its own copy of the models."
-    )
+    share_device: bool = Field(False, description="Let several workers use one GPU, each with its own models.")
     threads: int = Field(
         0, ge=0, description="Most threads that one worker computes images with; 0: the CPUs shared among the workers."
     )
@@ -163,9 +161,7 @@ class Settings(BaseSettings):
     )
     max_url_bytes: int = Field(64 * 2**10, ge=256, description="Longest request target, in bytes.")
     max_header_bytes: int = Field(32 * 2**10, ge=256, description="Largest request header section, in bytes.")
-    header_timeout_seconds: float = Field(
-        5, gt=0, description="Longest that a request's headers may take to arrive, in seconds."
-    )
+    header_timeout_seconds: float = Field(5, gt=0, description="Longest time for a request's headers, in seconds.")
     body_timeout_seconds: float = Field(
         8,
         gt=0,
@@ -182,9 +178,7 @@ class Settings(BaseSettings):
         ge=0,
         description="How long to go on serving, not ready, after SIGTERM, so that load balancers notice, in seconds.",
     )
-    grace_seconds: float = Field(
-        10, gt=0, description="How long requests under way may take after the drain, in seconds."
-    )
+    grace_seconds: float = Field(10, gt=0, description="How long requests may take after the drain, in seconds.")
 
     server_timing: bool = Field(True, description="Send `Server-Timing` on computed answers.")
     cors_origins: str = Field(

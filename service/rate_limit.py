@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from service.errors import TooManyRequests
@@ -32,3 +33,26 @@ class RateLimit:
         self._full_at[client] = min(full_at, self._clock() + self._burst / self._per_second)
         if len(self._full_at) > MAX_CLIENTS:
             del self._full_at[next(iter(self._full_at))]
+
+
+class ConnectionLimit:
+    """How many connections each client address has open, of ``maximum``; 0: any number, and nothing is counted."""
+
+    def __init__(self, maximum: int) -> None:
+        self._maximum = maximum
+        self._open: Counter[str] = Counter()
+
+    def open(self, client: str) -> TooManyRequests | None:
+        """Count one more, also where it is one too many; ``close`` is called for each."""
+        if not self._maximum:
+            return None
+        self._open[client] += 1
+        if self._open[client] <= self._maximum:
+            return None
+        return TooManyRequests(f"This address has {self._maximum} connections open already.")
+
+    def close(self, client: str) -> None:
+        if self._maximum:
+            self._open[client] -= 1
+            if not self._open[client]:
+                del self._open[client]

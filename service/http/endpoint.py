@@ -37,8 +37,7 @@ logger = logging.getLogger(__name__)
 
 Headers = list[tuple[bytes, bytes]]
 NO_STORE = (b"cache-control", b"no-store")
-CODINGS = ("gzip", "deflate")
-"""Content codings that bodies may have."""
+CODINGS = ("gzip", "deflate")  # that bodies may have
 MAX_NAME = 80
 """Characters of an unknown parameter's name that an error repeats."""
 RETRIEVALS = frozenset(("GET", "HEAD", "QUERY"))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from os import write
@@ -24,7 +23,8 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from service.config import Settings
-from service.errors import ServiceError, TooManyRequests
+from service.errors import ServiceError
+from service.rate_limit import ConnectionLimit
 from service.server.closing import Lingering, refusal
 from service.server.cycle import Cycle
 from service.server.hit_table import Hit, HitTable
@@ -44,8 +44,7 @@ def protocol_class(settings: Settings) -> type[Connection]:
         "idle_seconds": settings.keep_alive_seconds,
         "max_target_bytes": settings.max_url_bytes,
         "max_header_bytes": settings.max_header_bytes,
-        "max_connections": settings.client_connections,
-        "connections_of": Counter(),
+        "connection_limit": ConnectionLimit(settings.client_connections),
     }
     return type("LimitedConnection", (Connection,), limits)
 
@@ -64,8 +63,7 @@ class Connection(RequestReader):
     _fd: int
     _hot: Mapping[bytes, Hit]
     _idle_offset: float
-    max_connections: int
-    connections_of: Counter[str]
+    connection_limit: ConnectionLimit
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -79,34 +77,23 @@ class Connection(RequestReader):
         self._idle_offset = self.idle_seconds + self.loop.time() - monotonic()
         self.running: Cycle | None = None
         self._last_words: bytes | None = None
-        self._counted: str | None = None
 
     # The connection's life
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._fd = transport.get_extra_info("socket").fileno()
-        if self.max_connections and self.client is not None:
-            self._count_connection(self.client[0])
+        if self.client is not None and (refused := self.connection_limit.open(self.client[0])):
+            self._refuse(refused)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        if self._counted is not None:
-            self.connections_of[self._counted] -= 1
-            if not self.connections_of[self._counted]:
-                del self.connections_of[self._counted]
-            self._counted = None
+        if self.client is not None:
+            self.connection_limit.close(self.client[0])
         self.pipeline.clear()
         if self.running is not None:
             self.running.abandon()
             self.running = None
-
-    def _count_connection(self, client: str) -> None:
-        """Refuse it when its client has too many."""
-        self._counted = client
-        self.connections_of[client] += 1
-        if self.connections_of[client] > self.max_connections:
-            self._refuse(TooManyRequests(f"This address has {self.max_connections} connections open already."))
 
     def data_received(self, data: bytes) -> None:
         hot = self._hot
