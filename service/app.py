@@ -12,7 +12,7 @@ import re
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from fastapi import FastAPI
@@ -24,13 +24,16 @@ from service import __version__
 from service.config import Settings, settings_of_process
 from service.http import batch, predict
 from service.http.endpoint import Endpoint, ErrorRenderer, Request, problem
-from service.http.operations import Observed, Operation
+from service.http.operations import SHORT_CUTS, Observed, Operation
 from service.http.problems import ExceptionHandlers
 from service.management import admin, docs, home, status
 from service.management.openapi import TITLE, describe
 from service.openinference import infer
 from service.openinference import routes as v2
 from service.runtime import Runtime, open_runtime
+
+if TYPE_CHECKING:
+    from service.traces import Traces
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +63,7 @@ class Service(FastAPI):
 
     _is_bare = False
     _described: dict[str, str] | None = None
+    traces: Traces | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -67,8 +71,10 @@ class Service(FastAPI):
             return
         if b"%2" in scope.get("raw_path", b""):
             scope["path"] = _decoded(scope["raw_path"])
-        endpoint = _find(scope) if self._is_bare else None
-        await (endpoint or Observed(super().__call__))(scope, receive, send)
+        app: ASGIApp = (_find(scope) if self._is_bare else None) or Observed(super().__call__)
+        if self.traces is not None:
+            app, scope = self.traces.around(app), {name: scope[name] for name in scope if name not in SHORT_CUTS}
+        await app(scope, receive, send)
 
     def build_middleware_stack(self) -> ASGIApp:
         """Called once: for the lifespan, or else for the first request.
@@ -130,12 +136,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+async def _lifespan(app: Service) -> AsyncIterator[dict[str, Any]]:
     settings: Settings = app.state.settings or settings_of_process()
     if settings.cors_origins:
         _allow_origins(app, settings.cors_origins.replace(" ", "").split(","))
     async with open_runtime(settings, app.state.lost) as runtime:
         app.state.runtime = runtime
+        app.traces = runtime.traces
         yield {"runtime": runtime}
 
 

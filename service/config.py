@@ -200,6 +200,9 @@ class Settings(BaseSettings):
     access_log_slow_seconds: float = Field(
         0, ge=0, description="Requests that take longer have a line in the log in any case, in seconds; 0: none."
     )
+    traces: Literal["off", "on"] = Field(
+        "off", description="Send spans to `OTEL_EXPORTER_OTLP_ENDPOINT`. Turns the hit path off."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line that is written."
     )
@@ -242,7 +245,7 @@ class Settings(BaseSettings):
     @property
     def has_hit_path(self) -> bool:
         """Whether hits may be answered below ASGI, where no request is logged or limited by itself."""
-        return self.hit_path and not (self.access_log_share or self.client_requests_per_second)
+        return self.hit_path and not (self.access_log_share or self.client_requests_per_second or self.traces == "on")
 
     @property
     def hit_path_bytes(self) -> int:

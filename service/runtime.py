@@ -7,10 +7,10 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from service.access_log import AccessLog, access_log
 from service.audit import Auditor, Countdown
@@ -32,6 +32,9 @@ from service.memo import Memo
 from service.metrics import Metrics
 from service.rate_limit import RateLimit
 from service.refusals import Refusals
+
+if TYPE_CHECKING:
+    from service.traces import Traces
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +73,7 @@ class Runtime:
     rendered: Memo[tuple[Any, ...], bytes] = field(default_factory=partial(Memo, MAX_REMEMBERED))
     access_log: AccessLog | None = field(init=False)
     rate_limit: RateLimit | None = field(init=False)
+    traces: Traces | None = None
     guesses: RateLimit = field(default_factory=partial(RateLimit, GUESSES_PER_MINUTE / 60, GUESSES_PER_MINUTE))
     _defaults: dict[bool, str | None] = field(init=False)
 
@@ -154,9 +158,11 @@ async def open_runtime(settings: Settings, lost: Callable[[str], None] = lambda 
         auditor = Auditor(Countdown(settings.audit_share), l1, l2, metrics)
         economics = Economics(accounts, l2, metrics)
 
-        pipeline = _pipeline(settings, l1, l2, metrics, auditor, economics)
+        traces = stack.enter_context(_open_traces(settings))
+        pipeline = _pipeline(settings, l1, l2, metrics, auditor, economics, traces)
         runtime = Runtime(settings, metrics, pipeline, models, auditor, economics, Bodies(settings.max_bodies_bytes))
         runtime.failed = failed
+        runtime.traces = traces
         stack.callback(runtime.refusals.close)
         stack.callback(runtime.bodies.close)
         stack.callback(runtime.update_metrics)  # for what the last requests counted
@@ -168,11 +174,19 @@ async def open_runtime(settings: Settings, lost: Callable[[str], None] = lambda 
 
 
 def _pipeline(
-    settings: Settings, l1: MemoryCache, l2: L2, metrics: Metrics, auditor: Auditor, economics: Economics
+    settings: Settings,
+    l1: MemoryCache,
+    l2: L2,
+    metrics: Metrics,
+    auditor: Auditor,
+    economics: Economics,
+    traces: Traces | None,
 ) -> BatchPipeline:
     def observe(lookup: Lookup, answer: Answer) -> None:
         auditor.observe(lookup, answer)
         economics.observe(lookup, answer)
+        if traces is not None:
+            traces.observe(lookup, answer)
 
     def observe_hits(model: Model, questions: Questions, rows: Mapping[str, int]) -> None:
         auditor.observe_hits(model, questions, rows)
@@ -181,6 +195,16 @@ def _pipeline(
     pipeline = BatchPipeline(settings, l1, l2, metrics, observe=observe)
     pipeline.observe_hits = observe_hits
     return pipeline
+
+
+def _open_traces(settings: Settings) -> AbstractContextManager[Traces | None]:
+    if settings.traces == "off":
+        return nullcontext()
+    try:
+        from service.traces import open_traces
+    except ImportError:
+        raise ConfigurationError("PREDICT_TRACES=on needs OpenTelemetry: pip install '.[traces]'.") from None
+    return open_traces(settings.deadline_seconds)
 
 
 async def _load_models(settings: Settings) -> tuple[list[LoadedModel], dict[str, str]]:

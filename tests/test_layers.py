@@ -29,6 +29,7 @@ RANKS = {
     "metrics": 2,
     "lookup": 3,
     "pipeline": 4,
+    "traces": 4,
     "audit": 4,
     "economics": 4,
     "batches": 5,

@@ -30,7 +30,7 @@ _CACHED = _HOW | {
 _UNCHANGED: Responses = {
     304: {"description": "The client has it: If-None-Match names this question", "headers": _HOW},
 }
-_FAILURES = problems(400, 404, 412, 413, 414, 415, 422, 500, 503, 504)
+_FAILURES = problems(400, 404, 412, 413, 414, 415, 422, 429, 500, 503, 504)
 
 
 def predict_routes(runtime: Runtime) -> Iterator[APIRoute]:

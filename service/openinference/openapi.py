@@ -44,6 +44,6 @@ def infer_routes(example: Model) -> Iterator[APIRoute]:
             summary="Ask a model many things",
             operation_id=f"POST {endpoint.route}",
             response_model=InferResponse,
-            responses=errors(400, 404, 413, 415, 500, 501, 503, 504) | {200: _ANSWER},
+            responses=errors(400, 404, 413, 415, 429, 500, 501, 503, 504) | {200: _ANSWER},
             openapi_extra={"requestBody": {"content": body}},
         )
