@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.feature_extraction import DictVectorizer
@@ -186,6 +187,16 @@ def test_texts_go_through_whatever_makes_numbers_of_them(tmp_path: Path) -> None
     parts = FeatureUnion([("words", TfidfVectorizer()), ("hashes", HashingVectorizer(n_features=16))])
     model = make_pipeline(parts, LogisticRegression()).fit(table["comment"], table["label"])
     assert [f.name for f in registered(tmp_path, model, table["comment"], table["label"]).features] == ["comment"]
+    assert answer(tmp_path, ["no fun"]) == model.predict_proba(["no fun"])[0].tolist()
+
+
+@pytest.mark.parametrize("as_frame", [False, True])
+def test_texts_stay_texts_behind_what_hides_the_vectorizer(tmp_path: Path, as_frame: bool) -> None:
+    """Of a DataFrame it would read the names of the columns, and answer each question alike."""
+    pipeline, table = own_models.mood()
+    model = CalibratedClassifierCV(pipeline, cv=2).fit(table["comment"], table["label"])
+    X = table[["comment"]] if as_frame else table["comment"].tolist()
+    assert registered(tmp_path, model, X, table["label"]).rows == "texts"
     assert answer(tmp_path, ["no fun"]) == model.predict_proba(["no fun"])[0].tolist()
 
 
