@@ -157,6 +157,8 @@ def _is_consistent(draft: Manifest, weights: bytes, model: Any, payloads: Sequen
     """Whether each row is answered alike alone, in company, elsewhere in it, and by the estimator by itself."""
     predictor = TabularPredictor(model, Artifact(draft, weights))
     alone = [_answers(predictor, [payload])[0] for payload in payloads]
+    if draft.output.kind == "integers" and any((unpack(one) % 1).any() for one in alone if one is not None):
+        raise ConfigurationError(f"This {type(model).__name__} says whole numbers to some rows only: make them floats.")
     order = np.random.default_rng(1).permutation(len(payloads)).tolist()
     shuffled = dict(zip(order, _answers(predictor, [payloads[index] for index in order]), strict=True))
     if alone != _answers(predictor, payloads) or alone != [shuffled[index] for index in range(len(payloads))]:
