@@ -108,6 +108,8 @@ def _category(known: list[Any], is_open: bool) -> Column:
 
 def columns_of_data(table: Any) -> list[Column]:
     """Of a DataFrame; raises ConfigurationError for a column of which no feature can be made."""
+    if not table.columns.is_unique:
+        raise ConfigurationError(f"Two columns are called {table.columns[table.columns.duplicated()][0]}: rename one.")
     return [{"name": str(name)} | _described(str(name), table[name]) for name in table.columns]
 
 
@@ -141,12 +143,21 @@ def _seen(series: Any) -> Column:
 def merged(data: Column, model: Column) -> Column:
     """What the data say, and on top of it what the estimator knows about categories, texts and missing values."""
     known = {key: value for key, value in model.items() if key in ("type", "values") and "type" in model}
+    if _is_text(known) and not _is_text(data):
+        raise ConfigurationError(
+            f"The column {data['name']} has no texts, and the model was fitted on texts: use Parquet, which keeps "
+            "texts of digits apart from numbers, as CSV does not."
+        )
     if known.get("type") == "category" and type(known["values"][0]) is not {"integer": int}.get(data["type"], str):
         known = {}
     column = data | known | {"missing": data["missing"] or model.get("missing", False)}
     if column["missing"]:
         column["dtype"] = WITH_GAPS.get(column["dtype"], column["dtype"])
     return {key: value for key, value in column.items() if key != "seen" or "values" not in known}
+
+
+def _is_text(column: Column) -> bool:
+    return column.get("type") == "text" or isinstance(next(iter(column.get("values", ())), None), str)
 
 
 def table_of(X: Any, model: Any) -> Any:

@@ -100,12 +100,19 @@ def ways_to_ask(model: Any, table: Any, names: Sequence[str] = ()) -> Iterator[O
     yield _by_rows(output)
 
 
+def check_predicts(model: Any) -> None:
+    """Raises ConfigurationError."""
+    if not hasattr(model, "predict") and not (hasattr(model, "predict_proba") and class_values(model)):
+        raise ConfigurationError(
+            f"A {type(model).__name__} has no predict method, so there is nothing that it can be asked: save the "
+            "fitted estimator itself."
+        )
+
+
 def _kind(model: Any, table: Any) -> tuple[Any, int]:
     """The kind of output, and how many numbers ``predict`` says; raises ConfigurationError."""
     name = type(model).__name__
     if not hasattr(model, "predict"):
-        if not hasattr(model, "predict_proba") or not class_values(model):
-            raise ConfigurationError(f"A {name} has no predict method, so there is nothing that it can be asked.")
         return "probabilities", 1
     said = _said(model, "predict", table)
     said = np.asarray(said.toarray() if hasattr(said, "toarray") else said)
