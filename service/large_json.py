@@ -70,7 +70,7 @@ class LargeArray:
 
 
 class LargeString:
-    """A long JSON string, parsed as it is read. Only a file in base64 is so long."""
+    """A long JSON string, parsed as it is read: a file in base64, or a text of many escapes."""
 
     def __init__(self, text: memoryview) -> None:
         self._text = text
@@ -81,6 +81,10 @@ class LargeString:
             end = self._end_of_piece(start + PIECE_BYTES)
             yield _loads(b'"%b"' % bytes(self._text[start:end]))
             start = end
+
+    def text(self, most: int) -> str | None:
+        """All at once; None for one that has more than ``most`` characters however they are written."""
+        return None if len(self._text) > most * _LONGEST_ESCAPE else _loads(b'"%b"' % bytes(self._text))
 
     def _end_of_piece(self, wanted: int) -> int:
         """A place near ``wanted`` that cuts no character and no escape in two."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from service.errors import ConfigurationError
 from service.inference.manifest import Feature
+from service.inference.tabular.splits import feature_count
 from service.inference.tabular.table import TABLES, Value
 
 Column = dict[str, Any]
@@ -107,6 +108,8 @@ def _category(known: list[Any], is_open: bool) -> Column:
 
 def columns_of_data(table: Any) -> list[Column]:
     """Of a DataFrame; raises ConfigurationError for a column of which no feature can be made."""
+    if not table.columns.is_unique:
+        raise ConfigurationError(f"Two columns are called {table.columns[table.columns.duplicated()][0]}: rename one.")
     return [{"name": str(name)} | _described(str(name), table[name]) for name in table.columns]
 
 
@@ -140,12 +143,21 @@ def _seen(series: Any) -> Column:
 def merged(data: Column, model: Column) -> Column:
     """What the data say, and on top of it what the estimator knows about categories, texts and missing values."""
     known = {key: value for key, value in model.items() if key in ("type", "values") and "type" in model}
+    if _is_text(known) and not _is_text(data):
+        raise ConfigurationError(
+            f"The column {data['name']} has no texts, and the model was fitted on texts: use Parquet, which keeps "
+            "texts of digits apart from numbers, as CSV does not."
+        )
     if known.get("type") == "category" and type(known["values"][0]) is not {"integer": int}.get(data["type"], str):
         known = {}
     column = data | known | {"missing": data["missing"] or model.get("missing", False)}
     if column["missing"]:
         column["dtype"] = WITH_GAPS.get(column["dtype"], column["dtype"])
     return {key: value for key, value in column.items() if key != "seen" or "values" not in known}
+
+
+def _is_text(column: Column) -> bool:
+    return column.get("type") == "text" or isinstance(next(iter(column.get("values", ())), None), str)
 
 
 def table_of(X: Any, model: Any) -> Any:
@@ -155,7 +167,7 @@ def table_of(X: Any, model: Any) -> Any:
     X = X.to_pandas() if hasattr(X, "to_pandas") else X
     if isinstance(X, pd.DataFrame):
         return X.set_axis([str(name) for name in X.columns], axis=1)
-    if takes_texts(model):
+    if takes_texts(model) or isinstance(next(iter(X), None), str):
         return pd.DataFrame({str(getattr(X, "name", None) or "text"): list(X)})
     table = pd.DataFrame(X)
     names = fitted_names(model)
@@ -174,7 +186,8 @@ def choose_form(model: Any, features: Sequence[Feature], rows: list[list[Value]]
     """What to call the model with: an array of numbers or of objects, where it then answers these rows as it does for
     the DataFrame that it was fitted on, else that."""
     names, are_texts = fitted_names(model), any(f.type in ("category", "text") for f in features)
-    if takes_texts(model):
+    one_text = [f.type for f in features] == ["text"] and not names and not feature_count(model)
+    if takes_texts(model) or (one_text and not isinstance(_answers(model, "texts", features, rows), Exception)):
         return "texts"
     if dropped(model) or (names and are_texts):
         return "frame"
@@ -198,9 +211,11 @@ def _answers(model: Any, form: str, features: Sequence[Feature], rows: list[list
         warnings.filterwarnings("ignore", message="X (has|does not have valid) feature names")
         try:
             ask = model.predict_proba if hasattr(model, "predict_proba") else model.predict
-            return np.asarray(ask(called(form, features, rows)))
+            said = np.asarray(ask(called(form, features, rows)))
         except Exception as error:
             return error
+    # What takes the names of a DataFrame's columns for its texts answers each of these.
+    return said if len(said) == len(rows) else ValueError(f"{len(said)} answers for {len(rows)} rows")
 
 
 def _is_close(one: Any, other: Any) -> bool:

@@ -18,7 +18,7 @@ from service.inference.tabular.table import Value
 from training import columns
 from training.columns import Column
 from training.flags import parse_example
-from training.proof import ROWS, prove
+from training.proof import ROWS, check_predicts, prove
 
 DTYPES = {"number": "float64", "integer": "int64", "boolean": "bool"}
 """Of a DataFrame's columns, where no data say more; texts are objects."""
@@ -118,6 +118,7 @@ def _feature(known: Column, explicit: Column, enforce_bounds: bool) -> Feature:
 
 def draft(name: str, source: Source, X: Any, y: Any, details: Details) -> tuple[Manifest, int]:
     """What can be published, and how many rows its accuracy is of."""
+    check_predicts(source.model)
     values = [str(value) for value in class_values(source.model)]
     features, rows = _columns(source.model, X, details)
     try:
@@ -126,6 +127,8 @@ def draft(name: str, source: Source, X: Any, y: Any, details: Details) -> tuple[
         raise ConfigurationError(f"{name}: {reason(error)}.") from None
     inputs = [dict(zip((f.name for f in features), row, strict=True)) for row in rows[:ROWS]]
     made = prove(made, source.weights, source.model, inputs)
+    if y is not None and rows and len(y) != len(rows):
+        raise ConfigurationError(f"X has {len(rows):,} rows, but y has {len(y):,}.")
     if y is None or not rows or not made.classes:
         return made, 0
     return made.model_copy(update={"accuracy": _accuracy(source.model, made, rows, y)}), len(rows)

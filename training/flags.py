@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from service.inference.manifest import Feature
 from service.inference.tabular.features import BOOLEANS
 
 TYPES = ("number", "integer", "boolean", "category", "text")
+WHOLE = re.compile("-?(0|[1-9][0-9]*)")
+"""Values that are numbers: 007 is none, since it would be written as 7."""
 HOW = "write name, name:minimum:maximum, name:type or name:category:a|b; a ? behind the type: it may be missing"
 
 
@@ -29,7 +32,7 @@ def _parse_feature(text: str) -> dict[str, Any]:
         feature |= {"type": kind.removesuffix("?")} if kind != "?" else {}
     if feature.get("type") == "category" and parts:
         values = parts.pop(0).split("|")
-        feature["values"] = [int(v) for v in values] if all(v.lstrip("-").isdecimal() for v in values) else values
+        feature["values"] = [int(v) for v in values] if all(map(WHOLE.fullmatch, values)) else values
     try:
         if len(parts) not in (0, 2):
             raise ValueError(HOW)
@@ -55,6 +58,13 @@ def _value(feature: Feature, text: str) -> Any:
         return {"number": float, "integer": int, "boolean": BOOLEANS.__getitem__}.get(feature.type, str)(text)  # type: ignore[operator]
     except (ValueError, KeyError):
         raise ConfigurationError(f"--example {text}: {feature.name} is of the type {feature.type}.") from None
+
+
+def read_lines(file: Path) -> list[str]:
+    try:
+        return read_bytes(file).decode().splitlines()
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{file} is no text in UTF-8.") from None
 
 
 def read_bytes(file: Path) -> bytes:

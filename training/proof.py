@@ -100,12 +100,19 @@ def ways_to_ask(model: Any, table: Any, names: Sequence[str] = ()) -> Iterator[O
     yield _by_rows(output)
 
 
+def check_predicts(model: Any) -> None:
+    """Raises ConfigurationError."""
+    if not hasattr(model, "predict") and not (hasattr(model, "predict_proba") and class_values(model)):
+        raise ConfigurationError(
+            f"A {type(model).__name__} has no predict method, so there is nothing that it can be asked: save the "
+            "fitted estimator itself."
+        )
+
+
 def _kind(model: Any, table: Any) -> tuple[Any, int]:
     """The kind of output, and how many numbers ``predict`` says; raises ConfigurationError."""
     name = type(model).__name__
     if not hasattr(model, "predict"):
-        if not hasattr(model, "predict_proba") or not class_values(model):
-            raise ConfigurationError(f"A {name} has no predict method, so there is nothing that it can be asked.")
         return "probabilities", 1
     said = _said(model, "predict", table)
     said = np.asarray(said.toarray() if hasattr(said, "toarray") else said)
@@ -157,6 +164,8 @@ def _is_consistent(draft: Manifest, weights: bytes, model: Any, payloads: Sequen
     """Whether each row is answered alike alone, in company, elsewhere in it, and by the estimator by itself."""
     predictor = TabularPredictor(model, Artifact(draft, weights))
     alone = [_answers(predictor, [payload])[0] for payload in payloads]
+    if draft.output.kind == "integers" and any((unpack(one) % 1).any() for one in alone if one is not None):
+        raise ConfigurationError(f"This {type(model).__name__} says whole numbers to some rows only: make them floats.")
     order = np.random.default_rng(1).permutation(len(payloads)).tolist()
     shuffled = dict(zip(order, _answers(predictor, [payloads[index] for index in order]), strict=True))
     if alone != _answers(predictor, payloads) or alone != [shuffled[index] for index in range(len(payloads))]:

@@ -20,11 +20,12 @@ import joblib
 from service.config import names
 from service.errors import ConfigurationError, ServiceError
 from service.inference.manifest import Manifest
+from service.inference.tabular.dependencies import MODULE
 from service.inference.tabular.estimator import OtherVersion, unpickle
 from service.inference.tabular.files import load_estimator
 from training import MODELS_DIR, check_name, columns, publish
 from training.draft import Details, Source, draft
-from training.flags import parse_features, read_bytes, read_data
+from training.flags import parse_features, read_bytes, read_data, read_lines
 
 NETWORK_FILES = (".onnx", ".pt", ".pth", ".safetensors")
 
@@ -42,6 +43,8 @@ def register(
 
     ``X``, ``y``: data like those it was fitted on, which say types, values and ranges of the features, and an example.
     """
+    if unknown := details.keys() - Details.__annotations__.keys():
+        raise TypeError(f"register() has no argument {min(unknown)!r}; there are {', '.join(Details.__annotations__)}.")
     check_name(name)
     trusted, any_version = tuple(details.get("trusted_types", ())), details.get("any_version", False)
     is_file = isinstance(model, str | Path)
@@ -52,6 +55,8 @@ def register(
         return publish(Path(models_dir), made, source.weights, trusted_types=trusted)
     except ServiceError as error:
         raise ConfigurationError(f"The example is refused: {error}") from None
+    except OSError as error:
+        raise ConfigurationError(f"{models_dir} cannot be written to ({error.strerror}).") from None
 
 
 def _read(file: Path, name: str, trusted: Sequence[str], any_version: bool) -> Source:
@@ -68,7 +73,11 @@ def _read(file: Path, name: str, trusted: Sequence[str], any_version: bool) -> S
 def _dumped(model: Any, name: str) -> Source:
     """Loaded again, since a model that is served is changed a little: whose it is keeps it as it was."""
     file = io.BytesIO()
-    joblib.dump(model, file)
+    try:
+        joblib.dump(model, file)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigurationError(f"This {type(model).__name__} cannot be pickled ({reason:.200}): {MODULE}.") from None
     return Source(unpickle(file.getvalue(), f"The model {name}"), file.getvalue())
 
 
@@ -163,7 +172,7 @@ def _run(options: argparse.Namespace) -> Manifest:
         ttl_seconds=options.ttl_seconds,
         max_batch_size=options.max_batch_size,
         lease=options.lease,
-        requirements=read_bytes(options.requirements).decode().splitlines() if options.requirements else (),
+        requirements=read_lines(options.requirements) if options.requirements else (),
         trusted_types=names(options.trust),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from service.errors import InvalidInput
+from service.http.json_body import load_object
 from service.inference.manifest import RESERVED_FEATURES, Class, Example, Feature, Manifest, Weights
 from service.inference.tabular.features import row_reader
 from service.inference.tabular.table import table_of, unpacked
@@ -156,6 +158,20 @@ def test_a_text_in_a_query_string_is_as_strictly_read(change: dict[str, str]) ->
     with pytest.raises(InvalidInput) as caught:
         payload({name: as_text(value) for name, value in GOOD.items()} | change, None)
     assert caught.value.parameter == next(iter(change))
+
+
+@pytest.mark.parametrize("character", ["x", "語", "\N{GRINNING FACE}", '"'])
+def test_a_long_text_is_read_however_json_writes_it(character: str) -> None:
+    """In ASCII, as most clients write it, each character may take twelve bytes."""
+    reader = row_reader(manifest_of(FEATURES[-1:], "texts"), None)
+    for text in (character * 100_000, character * 100_001, character * 300_000):
+        for as_ascii in (True, False):
+            row = load_object(json.dumps({"comment": text}, ensure_ascii=as_ascii).encode())
+            if len(text) == 100_000:
+                assert reader.read(row, "application/json") == [text]
+            else:
+                with pytest.raises(InvalidInput, match="at most 100,000 characters"):
+                    reader.read(row, "application/json")
 
 
 def test_a_feature_that_may_not_be_missing_is_named_where_it_is_absent() -> None:

@@ -83,6 +83,30 @@ def test_it_finds_how_the_model_answers_and_with_how_many_rows_a_call(
     assert (output.kind, output.rows_per_call) == (kind, rows)
 
 
+class Says:
+    """Whatever it is told to, for a first feature above 5 and for others."""
+
+    n_features_in_ = 4
+
+    def __init__(self, above: float, below: float) -> None:
+        self.said = [below, above]
+
+    def predict(self, rows: Any) -> Any:
+        return [self.said[int(row[0] > 5)] for row in np.asarray(rows)]
+
+
+@pytest.mark.parametrize(
+    ("above", "below", "reason"),
+    [
+        (2**60 + 1, 2**60 + 3, "fails on its example"),  # whole numbers that float64 rounds
+        (2.5, 3, "whole numbers to some rows only"),
+    ],
+)
+def test_numbers_that_would_be_rounded_are_refused(tmp_path: Path, above: float, below: float, reason: str) -> None:
+    with pytest.raises(ConfigurationError, match=reason):
+        registered(tmp_path, Says(above, below), example=[1, 1, 1, 1])
+
+
 def test_what_leaves_its_answers_to_chance_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="leaves nothing to chance"):
         registered(tmp_path, Chance(max_iter=500).fit(IRIS_X, IRIS_Y))

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.feature_extraction import DictVectorizer
@@ -17,7 +18,7 @@ from sklearn.feature_extraction.text import HashingVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import FeatureUnion, make_pipeline
-from sklearn.preprocessing import OneHotEncoder
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder
 
 from service.errors import ConfigurationError
 from service.inference.loading import load_model
@@ -26,6 +27,7 @@ from service.inference.predictor import Options, unpack
 from tests.inference.estimators import IRIS_X, IRIS_Y
 from tests.support import own_models
 from training import register
+from training.flags import parse_features
 from training.register import main
 
 FLOWERS = pd.DataFrame(IRIS_X, columns=["sepal length (cm)", "sepal width (cm)", "länge", "breite"])
@@ -189,6 +191,16 @@ def test_texts_go_through_whatever_makes_numbers_of_them(tmp_path: Path) -> None
     assert answer(tmp_path, ["no fun"]) == model.predict_proba(["no fun"])[0].tolist()
 
 
+@pytest.mark.parametrize("as_frame", [False, True])
+def test_texts_stay_texts_behind_what_hides_the_vectorizer(tmp_path: Path, as_frame: bool) -> None:
+    """Of a DataFrame it would read the names of the columns, and answer each question alike."""
+    pipeline, table = own_models.mood()
+    model = CalibratedClassifierCV(pipeline, cv=2).fit(table["comment"], table["label"])
+    X = table[["comment"]] if as_frame else table["comment"].tolist()
+    assert registered(tmp_path, model, X, table["label"]).rows == "texts"
+    assert answer(tmp_path, ["no fun"]) == model.predict_proba(["no fun"])[0].tolist()
+
+
 def test_data_that_the_model_fails_on_are_refused(tmp_path: Path) -> None:
     rows = [{"x": 1.0, "port": "C"}, {"x": 2.0, "port": "Q"}] * 3
     model = make_pipeline(DictVectorizer(), LogisticRegression()).fit(rows, [0, 1] * 3)
@@ -203,3 +215,45 @@ def test_data_that_the_model_fails_on_are_refused(tmp_path: Path) -> None:
 def test_a_column_that_no_request_can_hold_is_refused(tmp_path: Path, column: Any, said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         registered(tmp_path, FOREST, FLOWERS.assign(länge=column), IRIS_Y)
+
+
+@pytest.mark.parametrize(
+    ("model", "X", "y", "said"),
+    [
+        ({"model": FOREST}, None, None, "A dict has no predict method, .*: save the fitted estimator itself"),
+        (make_pipeline(FunctionTransformer(lambda x: x), FOREST), FLOWERS, IRIS_Y, "cannot be pickled .*into a module"),
+        (GaussianNB().fit(IRIS_X, IRIS_Y), FLOWERS.set_axis([*"aabc"], axis=1), IRIS_Y, "Two columns are called a"),
+        (FOREST, FLOWERS, IRIS_Y[1:], "X has 150 rows, but y has 149"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_in_a_sentence(tmp_path: Path, model: Any, X: Any, y: Any, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        registered(tmp_path, model, X, y)
+
+
+def test_texts_of_digits_need_a_file_that_keeps_them_texts(tmp_path: Path) -> None:
+    table = pd.DataFrame({"zip": ["10115", "20095"] * 9, "left": [0, 1] * 9})
+    first = ColumnTransformer([("zip", OneHotEncoder(handle_unknown="ignore"), ["zip"])])
+    model = make_pipeline(first, LogisticRegression()).fit(table[["zip"]], table["left"])
+    with pytest.raises(SystemExit, match=r"column zip has no texts.*Parquet"):
+        run(tmp_path, model, table, "--target", "left")
+    assert registered(tmp_path, model, features=[{"name": "zip", "type": "text"}]).features[0].type == "text"
+
+
+def test_files_of_the_command_line_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "binary.txt"
+    file.write_bytes(b"\xff")
+    with pytest.raises(SystemExit, match=r"binary\.txt is no text in UTF-8"):
+        run(tmp_path, FOREST, FLOWERS, "--requirements", str(file))
+    with pytest.raises(SystemExit, match=r"cannot be written to \(Not a directory\)"):
+        run(tmp_path, FOREST, FLOWERS, "--out", str(file))
+
+
+def test_an_argument_that_there_is_not_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="no argument 'classes'"):
+        registered(tmp_path, FOREST, classes=["a", "b", "c"])
+
+
+def test_categories_are_numbers_only_where_they_are_written_as_such() -> None:
+    values = [parse_features(f"zip:category:{text}")[0]["values"] for text in ("-1|20", "007|1", "--5|3")]
+    assert values == [[-1, 20], ["007", "1"], ["--5", "3"]]

@@ -17,6 +17,7 @@ from service.errors import ConfigurationError
 from service.inference.artifact import REMEDY
 from service.inference.manifest import Manifest, Output
 from service.inference.tabular.dependencies import MODULE
+from service.inference.tabular.features import MAX_EXACT
 from service.inference.tabular.forest import fast_forest, trees_of
 from service.inference.tabular.splits import class_name, feature_count
 
@@ -167,9 +168,12 @@ def _compute(model: Any, output: Output) -> Compute:
 
 
 def as_table(said: Any) -> NDArray[np.float64]:
-    """What ``predict`` says, as one row of numbers per row."""
+    """What ``predict`` says, as one row of numbers per row; NaN for whole numbers that float64 rounds."""
     dense = np.asarray(said.toarray() if hasattr(said, "toarray") else said)
-    return dense.astype(np.float64).reshape(len(dense), -1)
+    table = dense.astype(np.float64).reshape(len(dense), -1)
+    if dense.dtype.kind in "iu":
+        table[np.abs(table) >= MAX_EXACT] = np.nan
+    return table
 
 
 def _one_at_a_time(compute: Compute) -> Compute:

@@ -219,13 +219,12 @@ def _category(feature: Feature) -> Callable[[Any], Value]:
 
 
 def _text(name: str, value: Any) -> str:
-    if isinstance(value, LargeString):
-        value = "".join(value.pieces())
-    if not isinstance(value, str):
+    if not isinstance(value, str | LargeString):
         _refuse(name, "must be a text")
-    if len(value) > MAX_CHARACTERS:
+    text = value if isinstance(value, str) else value.text(MAX_CHARACTERS)
+    if text is None or len(text) > MAX_CHARACTERS:
         _refuse(name, f"must have at most {MAX_CHARACTERS:,} characters")
-    return value
+    return text
 
 
 def _schema(feature: Feature) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from collections.abc import Collection
 from typing import Any
 
 from service.errors import ConfigurationError
-from service.inference.artifact import REMEDY
 from service.inference.tabular.estimator import unpickle
 
 
@@ -33,7 +32,9 @@ def _load_skops(weights: bytes, trusted: Collection[str], where: str) -> Any:
             return loads(weights, trusted=found)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ConfigurationError(f"{where} cannot be read ({reason}): {REMEDY}.") from None
+        raise ConfigurationError(
+            f"{where} cannot be read ({reason}): write it again with skops.io.dump, and register it again."
+        ) from None
     raise ConfigurationError(
         f"{where} holds {', '.join(refused)}: if you trust it, name it in PREDICT_TRUSTED_TYPES (--trust to register)."
     )
