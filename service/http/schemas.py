@@ -13,6 +13,7 @@ Responses = dict[int | str, Schema]
 """Status -> what OpenAPI says of it, as FastAPI takes ``responses``."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Interval = Annotated[list[float | None], Field(min_length=2, max_length=2)]
 
 ERRORS = {
     400: "Malformed request",
@@ -53,7 +54,7 @@ class Prediction(Exact):
     prediction: Annotated[str | float | dict[str, float] | list[int], Field(description=PREDICTION)]
     label: str = ""
     probabilities: dict[str, Share] = {}
-    unchanged_within: dict[str, tuple[float | None, float | None] | None] = {}
+    unchanged_within: dict[str, Interval | None] = {}
 
 
 class FailedRow(Exact):
