@@ -96,9 +96,11 @@ class BatchPipeline(Pipeline):
             self.observe_hits(model, questions, hits)
         rows += [None] * (len(questions) - len(rows))
         missing = [row for row, one in enumerate(rows) if one is None]
-        answers = await self.answer_many(model, [questions.question(row) for row in missing], directives)
-        for row, answer in zip(missing, answers, strict=True):
-            rows[row] = answer
+        for start in range(0, len(missing), ROWS_AT_ONCE):
+            part = missing[start : start + ROWS_AT_ONCE]
+            answers = await self.answer_many(model, [questions.question(row) for row in part], directives)
+            for row, answer in zip(part, answers, strict=True):
+                rows[row] = answer
         return [row for row in rows if row is not None]
 
     async def _found(self, lookups: list[Lookup], directives: CacheDirectives) -> dict[str, Answer]:
