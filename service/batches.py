@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
+
+import numpy as np
 
 from service.cache.keys import cache_keys
 from service.errors import Overloaded, ServiceError
@@ -94,6 +96,8 @@ class BatchPipeline(Pipeline):
         if hits:
             self.metrics.resolved(model.name, "l1", self._clock() - started, len(hits))
             self.observe_hits(model, questions, hits)
+        if None not in rows and len(rows) == len(questions):
+            return cast("list[bytes | Answer | ServiceError]", rows)
         rows += [None] * (len(questions) - len(rows))
         missing = [row for row, one in enumerate(rows) if one is None]
         for start in range(0, len(missing), ROWS_AT_ONCE):
@@ -122,9 +126,11 @@ class BatchPipeline(Pipeline):
         if (named := (model.name, fingerprint, generation)) not in self._known_keys:
             self._known_keys.keep(named, Memo(MAX_KNOWN_KEYS))
         known, size = self._known_keys[named], questions.size
-        places = range(start * size, min(start + ROWS_PER_TURN, len(questions)) * size, size)
-        identities = [questions.identities[place : place + size] for place in places]
-        keys = [known.get(identity) for identity in identities]
+        part = questions.identities[start * size : (start + ROWS_PER_TURN) * size]
+        identities: list[bytes] = np.frombuffer(part, f"V{size}").tolist()
+        keys = list(map(known.get, identities))
+        if None not in keys:
+            return cast("list[str]", keys)
         new = list({identity for identity, key in zip(identities, keys, strict=True) if key is None})
         found = dict(
             zip(new, cache_keys(model.label, fingerprint, generation, questions.mark, b"".join(new), size), strict=True)
