@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TEST_WORKERS ?= 2
 
-.PHONY: help install train run test test-faults test-contract test-deploy test-gpu check format lock estimators demo bench bench-quick bench-peers bench-hit-rate bench-resnet bench-gpu load load-ui figures up down clean
+.PHONY: help install train run test test-faults test-contract test-deploy test-gpu check format lock estimators demo bench bench-quick bench-peers bench-forms bench-hit-rate bench-resnet bench-gpu load load-ui figures up down clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ bench-quick: install train  ## Our hits against nginx and bare uvicorn, in under
 
 bench-peers: install train  ## Us and everybody else, in one run
 	$(BIN)/python -m benchmarks.peers
+
+bench-forms: install train  ## Each form of a question, and what a user would otherwise pick for it
+	$(BIN)/python -m benchmarks.forms
 
 bench-hit-rate: install train  ## Hits among inputs that nobody sent before: cells against exact match
 	$(BIN)/python -m benchmarks.hit_rate

@@ -70,7 +70,12 @@ def run(address: Address, shape: Shape, vary: Vary, connections: int, seconds: f
     """One thread of wrk on the client's core."""
     if vary != "features":
         shape = shape.filled(HOT_IRIS)
-    script_arguments = [vary, str(random.randrange(2**31)), shape.method, shape.target, shape.body, *shape.all_headers]
+    return send(address, vary, [shape.method, shape.target, shape.body, *shape.all_headers], connections, seconds)
+
+
+def send(address: Address, vary: Vary, request: Sequence[str], connections: int, seconds: float) -> Run:
+    """``request``: method, target, body and headers, as wrk.lua takes them."""
+    script_arguments = [vary, str(random.randrange(2**31)), *request]
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:.0f}", "-s", str(SCRIPT), "--timeout", "10s"]
     finished = subprocess.run(
         [*command, f"http://{address[0]}:{address[1]}", "--", *script_arguments],

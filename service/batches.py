@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from typing import Any, TypeAlias, cast
 
+import numpy as np
+
+from service.cache.entry import new_entry
 from service.cache.keys import cache_keys
 from service.errors import Overloaded, ServiceError
 from service.inference.predictor import Question, Questions
@@ -23,13 +26,16 @@ MAX_KNOWN_KEYS = 16_384
 MAX_KNOWN_MODELS = 8
 """Of as many models' arrays so many keys are remembered: 4 MB each."""
 
+ObserveComputed: TypeAlias = Callable[[Model, Collection[str]], None]
 ObserveHits: TypeAlias = Callable[[Model, Questions, Mapping[str, int]], None]
 
 
 class BatchPipeline(Pipeline):
-    """``observe_hits`` is called with the hits of an array: key -> a row that has it."""
+    """``observe_hits`` is called with the hits of an array (key -> a row that has it), and ``observe_computed`` with
+    the keys of what was computed for one."""
 
     observe_hits: ObserveHits = staticmethod(lambda model, questions, rows: None)
+    observe_computed: ObserveComputed = staticmethod(lambda model, keys: None)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -75,6 +81,7 @@ class BatchPipeline(Pipeline):
         It is looked up in turns of the loop, so that nobody else waits for a large batch.
         """
         rows: list[bytes | Answer | ServiceError | None] = []
+        names: list[str] = []
         hits: dict[str, int] = {}
         started = self._clock()
         while len(rows) < len(questions) and directives is DEFAULT:
@@ -91,15 +98,54 @@ class BatchPipeline(Pipeline):
             else:
                 hits.update(zip(keys, places, strict=True))
             rows += said
+            names += keys
         if hits:
             self.metrics.resolved(model.name, "l1", self._clock() - started, len(hits))
             self.observe_hits(model, questions, hits)
+        if None not in rows and len(rows) == len(questions):
+            return cast("list[bytes | Answer | ServiceError]", rows)
         rows += [None] * (len(questions) - len(rows))
+        if names and self.l2.state == "off" and model.batcher.runs_on_loop:
+            await self._compute_missing(model, questions, rows, names)
         missing = [row for row, one in enumerate(rows) if one is None]
-        answers = await self.answer_many(model, [questions.question(row) for row in missing], directives)
-        for row, answer in zip(missing, answers, strict=True):
-            rows[row] = answer
+        for start in range(0, len(missing), ROWS_AT_ONCE):
+            part = missing[start : start + ROWS_AT_ONCE]
+            answers = await self.answer_many(model, [questions.question(row) for row in part], directives)
+            for row, answer in zip(part, answers, strict=True):
+                rows[row] = answer
         return [row for row in rows if row is not None]
+
+    async def _compute_missing(self, model: Model, questions: Questions, rows: list[Any], keys: Sequence[str]) -> None:
+        """Answer what is not in L1, as many rows in a turn of the loop as one batch has. The loop itself computes them.
+
+        There is no Redis that could have the answers. Between the look into L1 and the new entries there is no await,
+        so no flight for these keys can begin. What a flight is computing, and what fails, is left to ``answer_many``.
+        """
+        missing, size, step = (
+            [i for i, said in enumerate(rows) if said is None],
+            questions.size,
+            model.batcher.max_batch_size,
+        )
+        computed: dict[str, Answer] = {}
+        for start in range(0, len(missing), step):
+            part, began = missing[start : start + step], self._clock()
+            new = {keys[row]: row for row in part if keys[row] not in computed and self._is_free(keys[row])}
+            payloads = [questions.payloads[row * size : (row + 1) * size] for row in new.values()]
+            outcomes = model.batcher.compute_at_once(payloads)
+            seconds = self._clock() - began
+            for key, outcome in zip(new, outcomes, strict=True):
+                if isinstance(outcome, bytes) and model.is_answer(outcome):
+                    entry = new_entry(outcome, model.ttl(self.settings), self._clock(), self._random)
+                    self.l1.put(key, entry)
+                    computed[key] = Answer(key, entry, "computed", stored=True, model_seconds=seconds)
+            for row in part:
+                rows[row] = computed.get(keys[row])
+            self.metrics.resolved(model.name, "computed", seconds, sum(1 for key in new if key in computed))
+            await asyncio.sleep(0)
+        self.observe_computed(model, computed)
+
+    def _is_free(self, key: str) -> bool:
+        return not self._flights.is_under_way(key) and self.l1.get(key) is None
 
     async def _found(self, lookups: list[Lookup], directives: CacheDirectives) -> dict[str, Answer]:
         """What the caches have of a batch. All reads start in one turn of the loop, so one round trip takes them."""
@@ -120,9 +166,11 @@ class BatchPipeline(Pipeline):
         if (named := (model.name, fingerprint, generation)) not in self._known_keys:
             self._known_keys.keep(named, Memo(MAX_KNOWN_KEYS))
         known, size = self._known_keys[named], questions.size
-        places = range(start * size, min(start + ROWS_PER_TURN, len(questions)) * size, size)
-        identities = [questions.identities[place : place + size] for place in places]
-        keys = [known.get(identity) for identity in identities]
+        part = questions.identities[start * size : (start + ROWS_PER_TURN) * size]
+        identities: list[bytes] = np.frombuffer(part, f"V{size}").tolist()
+        keys = list(map(known.get, identities))
+        if None not in keys:
+            return cast("list[str]", keys)
         new = list({identity for identity, key in zip(identities, keys, strict=True) if key is None})
         found = dict(
             zip(new, cache_keys(model.label, fingerprint, generation, questions.mark, b"".join(new), size), strict=True)

@@ -6,7 +6,7 @@ A request only adds to sums. Twice a second the sums go to the metrics, and once
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,6 +72,11 @@ class Economics:
     def add_hits(self, model: str, count: int) -> None:
         """Hits that the pipeline did not see."""
         self._accounts[model].add_hits(count)
+
+    def add_computed(self, model: str, keys: Collection[str]) -> None:
+        """Computations that the pipeline did not observe one by one."""
+        self._accounts[model].asked += len(keys)
+        self._accounts[model].keys.update(keys)
 
     def update_metrics(self) -> None:
         for model, account in self._accounts.items():

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -192,8 +192,11 @@ def _pipeline(
         auditor.observe_hits(model, questions, rows)
         economics.add_hits(model.name, len(rows))
 
+    def observe_computed(model: Model, keys: Collection[str]) -> None:
+        economics.add_computed(model.name, keys)
+
     pipeline = BatchPipeline(settings, l1, l2, metrics, observe=observe)
-    pipeline.observe_hits = observe_hits
+    pipeline.observe_hits, pipeline.observe_computed = observe_hits, observe_computed
     return pipeline
 
 

@@ -13,6 +13,8 @@ from mlserver import MLModel, MLServer, ModelSettings, Settings
 from mlserver.codecs import NumpyCodec
 from mlserver.types import InferenceResponse
 
+CACHED = "CACHED" in os.environ
+
 
 class Iris(MLModel):
     async def load(self):
@@ -31,9 +33,17 @@ class Iris(MLModel):
 async def main():
     port = int(os.environ["PORT"])
     settings = Settings(
-        debug=False, host="127.0.0.1", http_port=port, grpc_port=port + 1, metrics_port=port + 2, parallel_workers=0
+        debug=False,
+        host="127.0.0.1",
+        http_port=port,
+        grpc_port=port + 1,
+        metrics_port=port + 2,
+        parallel_workers=0,
+        cache_enabled=CACHED,
     )
-    iris = ModelSettings(name="iris", implementation=Iris, max_batch_size=32, max_batch_time=0.001)
+    iris = ModelSettings(
+        name="iris", implementation=Iris, max_batch_size=32, max_batch_time=0.001, cache_enabled=CACHED
+    )
     await MLServer(settings).start([iris])
 
 

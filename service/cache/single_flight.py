@@ -58,6 +58,9 @@ class SingleFlight:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
 
+    def is_under_way(self, key: Hashable) -> bool:
+        return key in self._calls
+
     async def do(
         self,
         key: Hashable,

@@ -168,7 +168,10 @@ def _batch(runtime: Runtime, models: Sequence[Model]) -> Schema:
             forms.append(_strict({"batch_inputs": rows} | _views(model), ["batch_inputs"]))
     example = {"model": models[0].name, "inputs": [models[0].manifest.example.inputs]}
     content = {JSON: {"schema": {"anyOf": forms}, "example": example}}
-    text = "Each row is cached on its own, and may fail on its own."
+    text = (
+        "Each row is cached on its own, and may fail on its own. `text/csv` is taken as well: its first line names the "
+        "features, `model` and `top_k` go into the query. With `Accept: text/csv` the answer is CSV."
+    )
     return {"description": text, "requestBody": {"required": True, "content": content}}
 
 

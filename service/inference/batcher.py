@@ -19,7 +19,7 @@ from functools import partial
 from typing import Protocol, TypeAlias
 
 from service.errors import DeadlineExceeded, DeviceLost, NoWaiters, Overloaded, PredictionFailed, ServiceError
-from service.inference.model_thread import ModelThreads
+from service.inference.model_thread import ModelThreads, Outcome
 from service.inference.predictor import Prediction
 
 Wanted: TypeAlias = Callable[[], bool]
@@ -83,7 +83,7 @@ class Batcher:
         lost: Callable[[], None] = lambda: None,
         name: str = "model",
     ) -> None:
-        self._max_batch_size = max_batch_size
+        self.max_batch_size = max_batch_size
         self._max_queue_size = max_queue_size
         self._clock = clock
         self._observe = observe
@@ -91,8 +91,8 @@ class Batcher:
         self._name = name
         self._loop = asyncio.get_running_loop()
         slots: int = getattr(predictor, "slots", 1)
-        on_loop: bool = getattr(predictor, "runs_on_loop", False)
-        self._threads = ModelThreads(predictor.predict, name, 0 if on_loop else slots)
+        self.runs_on_loop: bool = getattr(predictor, "runs_on_loop", False)
+        self._threads = ModelThreads(predictor.predict, name, 0 if self.runs_on_loop else slots)
         self._single: deque[_Item] = deque()
         self._bulk: deque[_Item] = deque()
         self._reservations: set[Reservation] = set()
@@ -130,6 +130,18 @@ class Batcher:
             return await self._enqueue(self._bulk, payload, wanted, deadline)
         self._admit(1)
         return await self._enqueue(self._single, payload, wanted, deadline)
+
+    def compute_at_once(self, payloads: Sequence[bytes]) -> list[Outcome]:
+        """The outcomes of one batch, of a predictor that runs on the loop.
+
+        Nobody waits for what is over in this turn of the loop, so it needs no place in the queue.
+        """
+        if not payloads:
+            return []
+        started = self._clock()
+        outcomes = self._threads.compute(list(payloads))
+        self._observe(len(outcomes), self._clock() - started)
+        return outcomes
 
     @contextmanager
     def reserve(self, count: int) -> Iterator[Reservation]:
@@ -179,13 +191,13 @@ class Batcher:
         if count and self._closing:
             raise Overloaded("The service is shutting down.")
         # While nothing is computed, a batch of items is dispatched in the next turn, so it does not count as waiting.
-        room = self._max_queue_size + (0 if self._computing else self._max_batch_size)
+        room = self._max_queue_size + (0 if self._computing else self.max_batch_size)
         reserved = sum(reservation.places for reservation in self._reservations)
         if count and self.queued + reserved + count > room:
             raise Overloaded("Too many predictions wait already.", retry_after=self._retry_after())
 
     def _retry_after(self) -> int:
-        batches = 1 + math.ceil(self.queued / self._max_batch_size)
+        batches = 1 + math.ceil(self.queued / self.max_batch_size)
         return max(1, min(LONGEST_RETRY_SECONDS, math.ceil(batches * self._batch_seconds)))
 
     def _enqueue(self, lane: deque[_Item], payload: bytes, wanted: Wanted, deadline: float) -> asyncio.Future[Computed]:
@@ -223,7 +235,7 @@ class Batcher:
         """Take up to ``max_batch_size`` items that are still worth computing, singles and bulk in turn."""
         lane, other, now = self._single, self._bulk, self._clock()
         batch = self._computing[slot] = []
-        while len(batch) < self._max_batch_size and (lane or other):
+        while len(batch) < self.max_batch_size and (lane or other):
             if lane:
                 # On the list before anything can raise, because an item on no list is never answered.
                 batch.append(lane.popleft())

@@ -46,21 +46,22 @@ class ModelThreads:
     def _work(self) -> None:
         while (batch := self._batches.get()) is not None:
             payloads, done = batch
-            outcomes = self._compute(payloads)
+            outcomes = self.compute(payloads)
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(_resolve, done, outcomes)
 
     def _compute_here(self, payloads: list[bytes], done: asyncio.Future[list[Outcome]]) -> None:
-        _resolve(done, self._compute(payloads))
+        _resolve(done, self.compute(payloads))
 
-    def _compute(self, payloads: list[bytes]) -> list[Outcome]:
+    def compute(self, payloads: list[bytes]) -> list[Outcome]:
+        """What ``run`` does, here and now; never raises."""
         try:
             outcomes = self._predict(payloads)
         except BaseException as error:  # also SystemExit, because a model must not end its thread
             if len(payloads) == 1 or isinstance(error, DeviceLost):
                 return [self._failed(error)] * len(payloads)
             # One by one, so that only the row at fault fails.
-            return [self._compute([payload])[0] for payload in payloads]
+            return [self.compute([payload])[0] for payload in payloads]
         if len(outcomes) != len(payloads):
             broken = self._failed(ValueError(f"{len(outcomes)} predictions for {len(payloads)} inputs"))
             return [broken] * len(payloads)

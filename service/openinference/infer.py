@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -60,7 +60,7 @@ async def infer(request: Request) -> Reply:
         answers = await pipeline.answer_many(model, asked, directives)
     predictions = _predictions(answers)
     render = partial(_inferred, model, inference, wanted, predictions)
-    reply = await request.runtime.bodies.work(render, sum(map(len, predictions)))
+    reply = await request.runtime.bodies.work(render, len(predictions) * len(predictions[0]))
     reply.headers.append((b"cache-status", batch_status(answers)))
     if len(answers) == 1 and isinstance(answer := answers[0], Answer) and answer.source == "l1":
         reply.hot = Hot(model.name, answer.key, answer.entry, id_at=_place_of_id(inference, body, length, reply))
@@ -69,14 +69,12 @@ async def infer(request: Request) -> Reply:
 
 def _predictions(answers: Sequence[bytes | Answer | ServiceError]) -> list[bytes]:
     """Of all rows; raises the error of the first that has one, since the protocol has none for a single row."""
-    for number, answer in enumerate(answers):
+    others = {row: answer for row, answer in enumerate(answers) if not isinstance(answer, bytes)}
+    for row, answer in others.items():
         if isinstance(answer, ServiceError):
-            raise bad_row(number, answer) if isinstance(answer, InvalidInput) else answer
-    return [
-        answer.entry.value if isinstance(answer, Answer) else answer
-        for answer in answers
-        if not isinstance(answer, ServiceError)
-    ]
+            raise bad_row(row, answer) if isinstance(answer, InvalidInput) else answer
+    said = [answer.entry.value if isinstance(answer, Answer) else answer for answer in answers] if others else answers
+    return cast("list[bytes]", said)
 
 
 def _inferred(model: Model, inference: Inference, wanted: list[Wanted], predictions: list[bytes]) -> Reply:

@@ -16,7 +16,7 @@ import pytest
 
 from service.cache.keys import cache_key, cache_keys
 from tests.support.client import Connection, Response
-from tests.support.server import Server, running_server
+from tests.support.server import ADMIN_TOKEN, Server, running_server
 
 pytestmark = pytest.mark.anyio
 
@@ -69,15 +69,20 @@ async def test_a_batch_has_each_rows_own_answer(server: Server, odd: list[Any]) 
             assert odd is ODD or batch.hit
 
 
-async def test_what_a_batch_finds_is_counted_once_for_equal_rows(server: Server) -> None:
+async def test_equal_rows_are_computed_and_counted_once(server: Server) -> None:
+    def counts() -> list[float]:
+        results = [server.metric("predict_cache_results_total", result=result) for result in ("computed", "l1")]
+        return [server.metric("predict_computations_total"), *results]
+
     async with await Connection.open(server.address) as connection:
-        rows = [[5.1, 3.5, 1.4, 0.2]] * 3 + [[6.7, 3.0, 5.2, 2.3]]
-        for _ in range(2):
-            await post(connection, "/predict_batch", json.dumps({"inputs": rows}).encode())
-        before = server.metric("predict_cache_results_total", result="l1")
-        answer = await post(connection, "/predict_batch", json.dumps({"inputs": rows}).encode())
-        assert answer.cache["detail"] == "rows=4 hits=4 computed=0"
-        assert server.metric("predict_cache_results_total", result="l1") - before == 2
+        purged = await post(connection, "/admin/purge", b'{"model": "iris"}', authorization=f"Bearer {ADMIN_TOKEN}")
+        assert purged.status == 200
+        rows = [[4.4, 2.2, 6.6, 0.2]] * 3 + [[7.7, 2.1, 1.1, 2.3]]
+        for detail, grown in (("hits=0 computed=2", [2, 2, 0]), ("hits=4 computed=0", [0, 0, 2])):
+            before = counts()
+            answer = await post(connection, "/predict_batch", json.dumps({"inputs": rows}).encode())
+            assert answer.cache["detail"] == f"rows=4 {detail}"
+            assert [now - then for now, then in zip(counts(), before, strict=True)] == grown
 
 
 async def test_tensors_of_many_rows_say_what_batches_say(server: Server) -> None:
