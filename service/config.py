@@ -200,12 +200,8 @@ class Settings(BaseSettings):
     access_log_slow_seconds: float = Field(
         0, ge=0, description="Requests that take longer have a line in the log in any case, in seconds; 0: none."
     )
-    traces: Literal["off", "on"] = Field(
-        "off", description="Send spans to `OTEL_EXPORTER_OTLP_ENDPOINT`. Turns the hit path off."
-    )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severe log line that is written."
-    )
+    traces: Literal["off", "on"] = Field("off", description="Send OpenTelemetry's spans. Turns the hit path off.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line.")
 
     @field_validator("*", mode="before")
     @classmethod

@@ -11,6 +11,8 @@ from service.errors import TooManyRequests
 
 MAX_CLIENTS = 65_536
 """Addresses that are remembered. Of more, those that were idle for longest are forgotten, and start with all tokens."""
+GUESSES_PER_MINUTE = 10
+"""Wrong admin tokens that one client address may try."""
 
 
 class RateLimit:
@@ -33,6 +35,11 @@ class RateLimit:
         self._full_at[client] = min(full_at, self._clock() + self._burst / self._per_second)
         if len(self._full_at) > MAX_CLIENTS:
             del self._full_at[next(iter(self._full_at))]
+
+
+def guesses() -> RateLimit:
+    """The limit of wrong admin tokens."""
+    return RateLimit(GUESSES_PER_MINUTE / 60, GUESSES_PER_MINUTE)
 
 
 class ConnectionLimit:

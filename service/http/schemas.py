@@ -47,10 +47,6 @@ class Problem(BaseModel):
     parameter: str = ""
 
 
-Interval = Annotated[list[float | None], Field(min_length=2, max_length=2)]
-"""Of a tuple FastAPI would make what OpenAPI 3.1 and later do not allow."""
-
-
 class Prediction(Exact):
     model: str
     version: Annotated[str, Field(pattern="^[0-9a-f]{12}$")]

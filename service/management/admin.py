@@ -34,18 +34,19 @@ def token(settings: Settings) -> bytes:
 
 
 def check_token(request: Request) -> None:
-    """404 without a configured token, so that /admin cannot be told from nothing; 401 with a wrong one; 429 for an
-    address that has sent too many wrong ones, whatever it sends, or the right one would show among its guesses."""
+    """404 without a configured token, so that /admin cannot be told from nothing; 401 without or with a wrong one; 429
+    for an address that has sent too many wrong ones, even with the right one, which would show among its guesses."""
     expected = token(request.runtime.settings)
     if not expected:
         raise NotFound
+    authorization = request.header(b"authorization")
+    if authorization is None:
+        raise Unauthorized
     guesses, client = request.runtime.guesses, request.client or ""
     guesses.check(client)
-    authorization = request.header(b"authorization")
-    scheme, _, given = (authorization or b"").partition(b" ")
+    scheme, _, given = authorization.partition(b" ")
     if scheme.lower() != b"bearer" or not compare_digest(given.strip(), expected):
-        if authorization is not None:
-            guesses.take(client)
+        guesses.take(client)
         raise Unauthorized
 
 
