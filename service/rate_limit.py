@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 from service.errors import TooManyRequests
 
+GUESSES_PER_MINUTE = 10
+"""Wrong admin tokens that one client address may try."""
 MAX_CLIENTS = 65_536
 """Addresses that are remembered. Of more, those that were idle for longest are forgotten, and start with all tokens."""
 

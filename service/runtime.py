@@ -30,7 +30,7 @@ from service.inference.predictor import Options, Questions
 from service.lookup import Answer, Lookup, Model
 from service.memo import Memo
 from service.metrics import Metrics
-from service.rate_limit import RateLimit
+from service.rate_limit import GUESSES_PER_MINUTE, RateLimit
 from service.refusals import Refusals
 
 if TYPE_CHECKING:
@@ -41,8 +41,6 @@ logger = logging.getLogger(__name__)
 METRICS_SECONDS = 0.5
 HOT_SECONDS = 1.0
 WATCH_SECONDS = 0.5
-GUESSES_PER_MINUTE = 10
-"""Wrong admin tokens that one client address may try."""
 MAX_REMEMBERED = 1024
 LEASE_COST_SECONDS = 0.001
 """A lease costs two round trips to Redis and a little waiting. A model cheaper than this does without."""
@@ -201,7 +199,7 @@ def _pipeline(
 
 
 def _open_traces(settings: Settings) -> AbstractContextManager[Traces | None]:
-    if settings.traces == "off":
+    if not settings.traces:
         return nullcontext()
     try:
         from service.traces import open_traces

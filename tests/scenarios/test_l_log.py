@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from service.runtime import GUESSES_PER_MINUTE
+from service.rate_limit import GUESSES_PER_MINUTE
 from tests.scenarios.conftest import Fresh, Start
 from tests.support.client import Connection, burst, caught_up, fetch, fetch_json
 from tests.support.probe import NAN, RAISE, WAIT, Book, inputs, target
