@@ -189,9 +189,7 @@ class Settings(BaseSettings):
     )
     client_connections: int = Field(0, ge=0, description="Most connections of one client address to a worker; 0: any.")
     client_requests_per_second: float = Field(
-        0,
-        ge=0,
-        description="Most predictions of one client address from a worker per second; 0: any. Turns the hit path off.",
+        0, ge=0, description="Most predictions a second of a client address from a worker; 0: any. No hit path then."
     )
     admin_token: SecretStr | None = Field(None, description="Bearer token for `/admin`; none: `/admin` does not exist.")
     access_log_share: float = Field(
@@ -200,8 +198,10 @@ class Settings(BaseSettings):
     access_log_slow_seconds: float = Field(
         0, ge=0, description="Requests that take longer have a line in the log in any case, in seconds; 0: none."
     )
-    traces: Literal["off", "on"] = Field("off", description="Send OpenTelemetry's spans. Turns the hit path off.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line.")
+    traces: bool = Field(False, description="Send spans to `OTEL_EXPORTER_OTLP_ENDPOINT`. Turns the hit path off.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe log line that is written."
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -241,7 +241,7 @@ class Settings(BaseSettings):
     @property
     def has_hit_path(self) -> bool:
         """Whether hits may be answered below ASGI, where no request is logged or limited by itself."""
-        return self.hit_path and not (self.access_log_share or self.client_requests_per_second or self.traces == "on")
+        return self.hit_path and not (self.access_log_share or self.client_requests_per_second or self.traces)
 
     @property
     def hit_path_bytes(self) -> int:

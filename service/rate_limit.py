@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 from service.errors import TooManyRequests
 
-MAX_CLIENTS = 65_536
-"""Addresses that are remembered. Of more, those that were idle for longest are forgotten, and start with all tokens."""
 GUESSES_PER_MINUTE = 10
 """Wrong admin tokens that one client address may try."""
+MAX_CLIENTS = 65_536
+"""Addresses that are remembered. Of more, those that were idle for longest are forgotten, and start with all tokens."""
 
 
 class RateLimit:

@@ -199,7 +199,7 @@ def _pipeline(
 
 
 def _open_traces(settings: Settings) -> AbstractContextManager[Traces | None]:
-    if settings.traces == "off":
+    if not settings.traces:
         return nullcontext()
     try:
         from service.traces import open_traces

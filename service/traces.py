@@ -59,7 +59,7 @@ class Traces:
         return traced
 
     def _begin(self, scope: Scope) -> Span:
-        carrier = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
+        carrier = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         attributes = {"http.request.method": scope["method"]}
         span = self._tracer.start_span(scope["method"], _W3C.extract(carrier, Context()), SpanKind.SERVER, attributes)
         _current.set(trace.set_span_in_context(span, Context()))

@@ -36,6 +36,9 @@ class Recorded(NonRecordingSpan):
     def update_name(self, name: str) -> None:
         self.name = name
 
+    def set_attribute(self, key: str, value: Any) -> None:
+        self.attributes[key] = value
+
     def set_attributes(self, attributes: Any) -> None:
         self.attributes |= attributes
 
@@ -71,7 +74,7 @@ def test_each_request_and_question_has_spans_under_the_callers(
 ) -> None:
     memory = Memory()
     monkeypatch.setattr(traces, "_exporting", lambda: memory)
-    with TestClient(create_app(Settings(models_dir=iris_models, traces="on", audit_share=0))) as client:
+    with TestClient(create_app(Settings(models_dir=iris_models, traces=True, audit_share=0))) as client:
         client.get(ASKED, headers={"traceparent": f"00-{TRACE}-{PARENT}-01"})
         computed = list(memory.spans)
         client.get(ASKED)
@@ -85,7 +88,7 @@ def test_each_request_and_question_has_spans_under_the_callers(
     assert all(part.parent == question.get_span_context() for part in parts)
     assert question.attributes == {"predict.model": "iris", "predict.cache": "computed"}
     hit = memory.spans[len(computed) :]
-    assert [span.name for span in hit] == ["look-up", "question", "GET /predict", "GET /models"]
+    assert [span.name for span in hit] == ["look-up", "question", "GET /predict", "GET"]
     assert hit[1].attributes["predict.cache"] == "l1"
 
 
