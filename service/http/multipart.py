@@ -27,7 +27,9 @@ def check_origin(request: Request) -> None:
     name, own = origin.decode("latin-1").lower(), (request.header(b"host") or b"").decode("latin-1").lower()
     allowed = request.runtime.settings.cors_origins.replace(" ", "").split(",")
     if name.partition("://")[2] != own and name not in allowed and "*" not in allowed:
-        raise UnsupportedContent("A page of another origin sends an image as image/png, not as a form.")
+        raise UnsupportedContent(
+            "A form from a page of another origin is refused; send the image itself, as image/png."
+        )
 
 
 def read_question(params: dict[str, Any], body: bytes, content_type: bytes) -> tuple[dict[str, Any], bytes, str | None]:

@@ -10,12 +10,14 @@ from typing import Any
 
 from fastapi.routing import APIRoute
 
+from service.http.multipart import FILE, FORM
 from service.http.predict import IMAGE_PARAMETERS, IMAGE_TYPES, JSON
 from service.http.schemas import Prediction, Responses, Results, Schema, problems
 from service.lookup import Model
 from service.runtime import Runtime
 
 _TEXT: Schema = {"type": "string"}
+_FILE: Schema = {"type": "string", "contentMediaType": FILE}
 _HOW: Schema = {
     "Cache-Status": {"description": "How the caches answered (RFC 9211).", "required": True, "schema": _TEXT}
 }
@@ -102,9 +104,15 @@ def _body(runtime: Runtime, models: Sequence[Model], named: bool) -> Schema:
     which = {} if named or first in _defaults(runtime).values() else {"model": first.name}
     content: Schema = {JSON: {"schema": {"anyOf": forms}, "example": which | first.manifest.example.inputs}}
     if any(model.manifest.image for model in models):
-        file = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
-        content |= dict.fromkeys(IMAGE_TYPES, file)
+        content |= {media_type: {"schema": _FILE} for media_type in IMAGE_TYPES} | _form(models, _FILE, named)
     return {"requestBody": {"required": True, "content": content}}
+
+
+def _form(models: Sequence[Model], files: Schema, named: bool = False) -> Schema:
+    """An HTML form with a file, or with several in a batch. Any name of the file's field is taken."""
+    images = [model for model in models if model.manifest.image]
+    model = {} if named else {"model": {"enum": [model.name for model in images]}}
+    return {FORM: {"schema": _strict({"file": files} | model | _views(*images), ["file"])}}
 
 
 def _forms(runtime: Runtime, model: Model, named: bool) -> list[Schema]:
@@ -168,6 +176,8 @@ def _batch(runtime: Runtime, models: Sequence[Model]) -> Schema:
             forms.append(_strict({"batch_inputs": rows} | _views(model), ["batch_inputs"]))
     example = {"model": models[0].name, "inputs": [models[0].manifest.example.inputs]}
     content = {JSON: {"schema": {"anyOf": forms}, "example": example}}
+    if any(model.manifest.image for model in models):
+        content |= _form(models, rows | {"items": _FILE})
     text = (
         "Each row is cached on its own, and may fail on its own. `text/csv` is taken as well: its first line names the "
         "features, `model` and `top_k` go into the query. With `Accept: text/csv` the answer is CSV."

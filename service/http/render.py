@@ -60,12 +60,14 @@ def _no_top_k(classes: int) -> str:
 
 def _take_domain(params: dict[str, Any], model: Model) -> bool:
     """Whether to show in which box around the input nothing changes; raises InvalidInput."""
-    value = params.pop("domain", False)
+    if "domain" not in params:
+        return False
+    value = params.pop("domain")
     wanted = {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
     if not isinstance(wanted, bool):
         raise InvalidInput("domain must be true or false.", parameter="domain")
-    if wanted and model.predictor.key_kind != "cells":
-        raise InvalidInput("This model has no cells, in which its answers would not change.", parameter="domain")
+    if model.predictor.key_kind != "cells":
+        raise InvalidInput("This model has no cells, so it has no domain to show.", parameter="domain")
     return wanted
 
 

@@ -27,7 +27,14 @@ pytestmark = pytest.mark.anyio
 
 PAGE = "https://page.example"
 JSON = {"Content-Type": "application/json"}
-HIT = "/predict?sepal_length=5.1&sepal_width=3.5&petal_length=1.4&petal_width=0.2"
+FORM = {"Content-Type": "multipart/form-data; boundary=b"}
+ROW = "sepal_length=5.1&sepal_width=3.5&petal_length=1.4&petal_width=0.2"
+HIT = f"/predict?{ROW}"
+FIELDS = [
+    b'--b\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n' % tuple(pair.encode().split(b"="))
+    for pair in ROW.split("&")
+]
+IRIS_FORM = b"".join(FIELDS) + b"--b--\r\n"
 TARGETS = [*5 * [HIT], *5 * [HIT.replace("/predict", "/models/iris/predict")], "/livez", "/v2/models/iris", "/nothing"]
 ROUTES = ["/predict", "/models/{name}/predict", "/livez", "/v2/models/{name}", "unknown"]
 
@@ -144,6 +151,10 @@ async def test_pages_of_the_allowed_origins_alone_may_ask(iris_models: Path, tmp
             assert answer.headers["access-control-allow-origin"] == PAGE
             stranger = await fetch(server.address, target, headers={"Origin": "https://c.example"})
             assert "access-control-allow-origin" not in stranger.headers
+        form = await fetch(server.address, "/predict", "POST", {**FORM, "Origin": PAGE}, IRIS_FORM)
+        foreign = {**FORM, "Origin": "https://c.example"}
+        assert (form.status, form.headers["access-control-allow-origin"]) == (200, PAGE)
+        assert (await fetch(server.address, "/predict", "POST", foreign, IRIS_FORM)).status == 415
         assert (await preflight(PAGE, "content-type")).status == 200
         assert (await preflight("https://c.example", "content-type")).status == 400
         assert (await preflight(PAGE, "authorization", "/admin/purge")).status == 400

@@ -113,7 +113,9 @@ async def test_the_domain_is_a_rendering_and_a_box_with_one_answer(server: Serve
     assert (await ask(server, "forest", domain="false")).body == plain.body
 
 
-@pytest.mark.parametrize(("model", "value"), [("forest", "yes"), ("forest", "1"), ("class", "true")])
+@pytest.mark.parametrize(
+    ("model", "value"), [("forest", "yes"), ("forest", "1"), ("class", "true"), ("class", "false")]
+)
 async def test_a_domain_that_there_is_not_is_refused(server: Server, model: str, value: str) -> None:
     refused = await ask(server, model, domain=value)
     assert (refused.status, json.loads(refused.body)["parameter"]) == (422, "domain")

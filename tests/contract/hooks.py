@@ -21,7 +21,9 @@ def before_load_schema(context: Any, raw_schema: dict[str, Any]) -> None:
                 operation["parameters"].remove(parameters["sha256"])
                 parameters["image"]["required"] = True
                 _take_example(parameters["image"]["schema"])
-            for media in operation.get("requestBody", {}).get("content", {}).values():
+            content = operation.get("requestBody", {}).get("content", {})
+            content.pop("multipart/form-data", None)  # whose files would be random texts
+            for media in content.values():
                 _restrict_forms(media["schema"])
 
 
