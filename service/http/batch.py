@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,17 +32,25 @@ MAX_BATCH_BYTES = 32 * 2**20
 ROWS_PER_TURN = 16
 """Rows rendered in one turn of the event loop: a row of a thousand classes takes a third of a millisecond."""
 
+BYTES_PER_ROW = 256
+"""To read a row by itself takes as long as so many bytes of a large body, mostly to say what is wrong with it."""
+
 Asked = Questions | Sequence[Question | ServiceError]
 """Each row's question, or its own error."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Batch:
+    """``asked``: None until ``read_each`` has read its ``count`` rows one by one, where they are no array."""
+
     model: Model
     view: View
-    asked: Asked
+    asked: Asked | None
+    count: int
+    read_each: Callable[[], Asked]
 
     def parsed(self, row: int) -> Parsed:
+        assert self.asked is not None
         asked = self.asked.question(row) if isinstance(self.asked, Questions) else self.asked[row]
         assert isinstance(asked, Question)
         return Parsed(self.model, asked, self.view)
@@ -53,6 +61,9 @@ async def batch(request: Request) -> Reply:
     read_rows = {JSON: _read_json, CSV: _read_csv, FORM: _read_form}[media_type(request, [JSON, CSV, FORM])]
     body = await read_content(request, MAX_BATCH_BYTES)
     rows = await request.runtime.bodies.work(partial(read_rows, request, body), len(body))
+    if rows.asked is None:
+        size = max(len(body), rows.count * BYTES_PER_ROW)
+        rows.asked = await request.runtime.bodies.work(rows.read_each, size)
     answers = await _answers(request, rows)
     bodies = await _bodies(request, rows, answers)
     headers = [(b"cache-status", batch_status(answers))]
@@ -67,6 +78,7 @@ async def _answers(request: Request, rows: Batch) -> Sequence[bytes | Answer | S
     pipeline, view = request.runtime.pipeline, (rows.model.name, rows.view)
     if isinstance(rows.asked, Questions):
         return await pipeline.answer_table(rows.model, rows.asked, request.directives, view)
+    assert rows.asked is not None
     return await pipeline.answer_many(rows.model, rows.asked, request.directives)
 
 
@@ -92,7 +104,7 @@ def _read_form(request: Request, body: bytes) -> Batch:
     most = request.runtime.settings.max_batch_rows
     members, files = read_files(body, request.header(b"content-type") or b"", most)
     model, view = _take_model_and_view(request.runtime, members, image=True)
-    return Batch(model, view, [_question(model, {}, file, FILE) for file in files])
+    return Batch(model, view, None, len(files), lambda: [_question(model, {}, file, FILE) for file in files])
 
 
 def _read_csv(request: Request, body: bytes) -> Batch:
@@ -100,7 +112,8 @@ def _read_csv(request: Request, body: bytes) -> Batch:
     model, view = _take_model_and_view(request.runtime, dict(parse_query(request.query)), image=False)
     rows = read_csv(body, model, request.runtime.settings.max_batch_rows)
     table = decimals(rows, [feature.name for feature in model.manifest.features])
-    return Batch(model, view, _questions(model, table) or [_question(model, row, b"", None) for row in rows])
+    asked = _questions(model, table)
+    return Batch(model, view, asked, len(rows), lambda: [_question(model, row, b"", None) for row in rows])
 
 
 def _read_json(request: Request, body: bytes) -> Batch:
@@ -113,7 +126,8 @@ def _read_json(request: Request, body: bytes) -> Batch:
     image = names[0] == "batch_inputs" or _is_image(next(iter(rows)))
     model, view = _take_model_and_view(runtime, document, image)
     table = as_table(rows, [feature.name for feature in model.manifest.features])
-    return Batch(model, view, _questions(model, table) or [_parse_row(model, row) for row in rows])
+    asked = _questions(model, table)
+    return Batch(model, view, asked, len(rows), lambda: [_parse_row(model, row) for row in rows])
 
 
 def _take_model_and_view(runtime: Runtime, params: dict[str, Any], image: bool) -> tuple[Model, View]:

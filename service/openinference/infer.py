@@ -13,11 +13,11 @@ from typing import Any, cast
 import orjson
 
 from service.errors import InvalidInput, MalformedRequest, ServiceError, UnknownModel
-from service.http.batch import MAX_BATCH_BYTES
+from service.http.batch import BYTES_PER_ROW, MAX_BATCH_BYTES
 from service.http.caching import batch_status
 from service.http.coding import encode, negotiate, read_content
 from service.http.endpoint import Endpoint, Hot, Reply, Request, error_headers
-from service.inference.predictor import Question, Questions
+from service.inference.predictor import Questions
 from service.lookup import Answer, Model
 from service.openinference.outputs import render_outputs, wanted_outputs
 from service.openinference.rows import bad_row, questions
@@ -49,8 +49,10 @@ async def infer(request: Request) -> Reply:
         check_version(model, version)
     body = await read_content(request, MAX_BATCH_BYTES)  # whatever the media type says: Triton's client sends none
     length = request.header(b"inference-header-content-length")
-    read = partial(_read, model, body, length, request.runtime.settings.max_batch_rows)
-    inference, asked = await request.runtime.bodies.work(read, len(body))
+    bodies, most = request.runtime.bodies, request.runtime.settings.max_batch_rows
+    inference = await bodies.work(partial(read_inference, body, length, most), len(body))
+    size = max(len(body), inference.inputs[0].shape[0] * BYTES_PER_ROW)
+    asked = await bodies.work(partial(questions, model, inference.inputs), size)
     wanted = wanted_outputs(model.manifest, inference)
     pipeline, directives = request.runtime.pipeline, request.directives
     answers: Sequence[bytes | Answer | ServiceError]
@@ -60,7 +62,7 @@ async def infer(request: Request) -> Reply:
         answers = await pipeline.answer_many(model, asked, directives)
     predictions = _predictions(answers)
     render = partial(_inferred, model, inference, wanted, predictions)
-    reply = await request.runtime.bodies.work(render, len(predictions) * len(predictions[0]))
+    reply = await bodies.work(render, len(predictions) * len(predictions[0]))
     reply.headers.append((b"cache-status", batch_status(answers)))
     if len(answers) == 1 and isinstance(answer := answers[0], Answer) and answer.source == "l1":
         reply.hot = Hot(model.name, answer.key, answer.entry, id_at=_place_of_id(inference, body, length, reply))
@@ -96,13 +98,6 @@ def _place_of_id(inference: Inference, body: bytes, length: bytes | None, reply:
         return None
     end = dict(reply.headers).get(b"inference-header-content-length", b"%d" % len(reply.body))
     return int(end) - len(f'{inference.id}"}}')
-
-
-def _read(
-    model: Model, body: bytes, header_length: bytes | None, max_rows: int
-) -> tuple[Inference, list[Question] | Questions]:
-    inference = read_inference(body, header_length, max_rows)
-    return inference, questions(model, inference.inputs)
 
 
 async def _encoded(request: Request, reply: Reply) -> Reply:

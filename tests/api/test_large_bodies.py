@@ -175,6 +175,12 @@ def image_bodies() -> Iterator[tuple[str, bytes]]:
 def batch_bodies() -> Iterator[tuple[str, bytes]]:
     yield "zeros", filled(b'{"inputs":[0', b",0", b"]}", LARGE)
     yield "rows of zeros", b'{"inputs":[%b]}' % b",".join([filled(b"[0", b",0", b"]", 40_000)] * 256)
+    yield "rows of nothing", b'{"inputs":[%b]}' % b",".join([b"[]"] * 10_000)
+    yield "rows of other names", b'{"inputs":[%b]}' % b",".join(b'{"%x":1}' % i for i in range(5000))
+    yield (
+        "ten thousand rows",
+        b'{"inputs":[%b]}' % b",".join(b"[%d.5,3.5,1.4,0.%d]" % (i % 8, i) for i in range(10_000)),
+    )
     yield "a row of numbers", filled(b'{"inputs":[[', NUMBERS, b"0]]}", LARGE)
     yield (
         "rows of names",
