@@ -30,23 +30,22 @@ def load_estimator(
     weights: bytes, extension: str, trusted: Collection[str], where: str, *, any_version: bool = True
 ) -> Any:
     """Raises ConfigurationError. ``trusted``: the types that a .skops file may hold, beside those that skops knows.
-    ``any_version``: also a pickle that another scikit-learn has written."""
-    if extension == "skops":
-        return _load_skops(weights, trusted, where)
-    return _unpickle(weights, where, any_version=any_version)
-
-
-def _unpickle(weights: bytes, where: str, *, any_version: bool) -> Any:
-    """Execute the pickle; raises ConfigurationError. ``where`` names the model in it.
-
-    ``any_version``: also what another scikit-learn has written, which may answer wrongly without a word.
-    """
+    ``where`` names the model in it. ``any_version``: also what another scikit-learn has written, which may answer
+    wrongly without a word."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore" if any_version else "error", InconsistentVersionWarning)
-            return joblib.load(io.BytesIO(weights))
+            return _load_skops(weights, trusted, where) if extension == "skops" else _unpickle(weights, where)
     except InconsistentVersionWarning as other:
         raise OtherVersion(where, other) from None
+
+
+def _unpickle(weights: bytes, where: str) -> Any:
+    """Execute the pickle."""
+    try:
+        return joblib.load(io.BytesIO(weights))
+    except InconsistentVersionWarning:
+        raise
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         raise ConfigurationError(
@@ -72,6 +71,8 @@ def _load_skops(weights: bytes, trusted: Collection[str], where: str) -> Any:
         refused = [name for name in found if name not in trusted]
         if not refused:
             return loads(weights, trusted=found)
+    except InconsistentVersionWarning:
+        raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ConfigurationError(
