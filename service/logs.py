@@ -62,12 +62,28 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str, ensure_ascii=True)
 
 
+class OncePerPlace(logging.Filter):
+    """A warning once for each line of code that gives it, as Python means to: it forgets them whenever a library
+    changes the filters, and then a model that warns of an input writes a line for each question."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._places: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        place = ":".join(record.getMessage().split(":", 2)[:2])  # file and line
+        is_new = place not in self._places
+        self._places.add(place)
+        return is_new
+
+
 def set_up_logging(level: str) -> None:
     """Send every logger of this process, Python's warnings included, through one JSON handler."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+    logging.getLogger("py.warnings").addFilter(OncePerPlace())
     # uvicorn writes four lines about each start and stop of a worker; ours is one.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -78,3 +80,21 @@ def test_what_was_not_told_yet_is_told_at_the_end(
     flood.close()
     flood.close()
     assert (told(caplog), timers.ring) == ([(MESSAGE, 1), (MESSAGE, 4)], None)
+
+
+def test_a_warning_is_told_once_for_each_line_that_gives_it_even_when_filters_change() -> None:
+    program = """
+import warnings
+from service.logs import set_up_logging
+set_up_logging("info")
+for number in range(5):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn(f"overflow in row {number}")
+        warnings.warn("another")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    told = done.stderr.splitlines()
+    assert len(told) == 2
+    assert "overflow in row 0" in told[0]
+    assert "another" in told[1]

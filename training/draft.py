@@ -77,6 +77,9 @@ def _selected(model: Any, table: Any, known: Sequence[str], given: Sequence[Colu
     """The columns that the model takes, in its order."""
     wanted = [column["name"] for column in given]
     names = known if columns.fitted_names(model) else wanted if wanted and set(wanted) <= set(table.columns) else []
+    own, underscored = set(table.columns), {name: name.replace(" ", "_") for name in table.columns}
+    if not set(names) <= own and set(names) <= set(underscored.values()):  # as LightGBM calls them
+        table = table.rename(columns=underscored)
     if missing := [name for name in names if name not in table]:
         raise ConfigurationError(f"The data have no column {missing[0]}, which the model was fitted on.")
     table = table[list(names)] if names else table

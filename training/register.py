@@ -21,8 +21,7 @@ from service.config import names
 from service.errors import ConfigurationError, ServiceError
 from service.inference.manifest import Manifest
 from service.inference.tabular.dependencies import MODULE
-from service.inference.tabular.estimator import OtherVersion, unpickle
-from service.inference.tabular.files import load_estimator
+from service.inference.tabular.files import OtherVersion, load_estimator
 from training import MODELS_DIR, check_name, columns, publish
 from training.draft import Details, Source, draft
 from training.flags import parse_features, read_bytes, read_data, read_lines
@@ -78,7 +77,7 @@ def _dumped(model: Any, name: str) -> Source:
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ConfigurationError(f"This {type(model).__name__} cannot be pickled ({reason:.200}): {MODULE}.") from None
-    return Source(unpickle(file.getvalue(), f"The model {name}"), file.getvalue())
+    return Source(load_estimator(file.getvalue(), "joblib", (), f"The model {name}"), file.getvalue())
 
 
 def _shown(draft: Manifest, rows: int) -> str:

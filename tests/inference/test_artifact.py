@@ -19,7 +19,7 @@ from sklearn.tree import DecisionTreeClassifier
 from service.errors import ConfigurationError
 from service.inference import artifact as module
 from service.inference.artifact import Artifact, discover, read_artifact, write_artifact
-from service.inference.loading import load_current, load_model
+from service.inference.loading import import_kinds, load_current, load_model
 from service.inference.manifest import Manifest, Weights
 from service.inference.predictor import Options
 from tests.inference.estimators import IRIS_X, IRIS_Y, artifact_of
@@ -296,3 +296,12 @@ def test_a_compressed_joblib_file_is_served_too(tmp_path: Path) -> None:
     facts["example"]["golden"] = golden
     write_artifact(tmp_path / "model", Artifact(Manifest.model_validate(facts), file.getvalue()))
     assert load_model(tmp_path / "model", Options()).warning is None
+
+
+@pytest.mark.parametrize("manifest", ["[]", '{"kind": []}', '{"kind": "other"}', "[" * 100_000])
+def test_a_manifest_that_is_none_does_not_stop_the_start(tmp_path: Path, manifest: str) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "manifest.json").write_text(manifest)
+    import_kinds(tmp_path)
+    with pytest.raises(ConfigurationError):
+        load_model(tmp_path / "broken", Options())

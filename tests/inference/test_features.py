@@ -83,6 +83,12 @@ def test_a_row_is_one_question_in_json_by_name_by_place_and_in_a_query_string(ro
     assert tuple(unpacked(one)) == row
 
 
+@pytest.mark.parametrize("text", ["true", "True", "1"])
+def test_true_is_one_question_as_json_and_as_pandas_writes_it(text: str) -> None:
+    written = {name: as_text(value) for name, value in GOOD.items()}
+    assert payload(written | {"vip": text}, None) == payload(GOOD)
+
+
 @given(ROWS, ROWS)
 def test_other_rows_are_other_questions(one: tuple[Any, ...], other: tuple[Any, ...]) -> None:
     assume(one != other)

@@ -46,6 +46,17 @@ def test_what_is_no_skops_file_is_refused_in_one_sentence(tmp_path: Path) -> Non
         registered(tmp_path, tmp_path / "own.skops")
 
 
+def test_a_skops_file_of_another_scikit_learn_is_refused_unless_any_version_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as other:
+        other.setattr("sklearn.base.__version__", "1.5.2")
+        dump(GaussianNB().fit(IRIS_X, IRIS_Y), tmp_path / "old.skops")
+    with pytest.raises(ConfigurationError, match=r"written by scikit-learn 1\.5\.2, and this is"):
+        registered(tmp_path, tmp_path / "old.skops")
+    assert registered(tmp_path, tmp_path / "old.skops", any_version=True).versions["scikit-learn"] == "1.5.2"
+
+
 def test_a_model_is_loaded_only_where_its_requirements_are_installed(tmp_path: Path) -> None:
     model = GaussianNB().fit(IRIS_X, IRIS_Y)
     path = tmp_path / "models" / "own"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from lightgbm import LGBMClassifier
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
@@ -252,6 +253,12 @@ def test_files_of_the_command_line_that_cannot_be_used_are_named(tmp_path: Path)
 def test_an_argument_that_there_is_not_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="no argument 'classes'"):
         registered(tmp_path, FOREST, classes=["a", "b", "c"])
+
+
+def test_lightgbm_has_its_own_names_for_columns_with_spaces(tmp_path: Path) -> None:
+    model = LGBMClassifier(n_estimators=2, verbose=-1).fit(FLOWERS, IRIS_Y)
+    assert features(registered(tmp_path, model, FLOWERS, IRIS_Y))["sepal_length_(cm)"].seen == (4.3, 7.9)
+    assert answer(tmp_path, [5.1, 3.5, 1.4, 0.2]) == model.predict_proba(FLOWERS.head(1))[0].tolist()
 
 
 def test_categories_are_numbers_only_where_they_are_written_as_such() -> None:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import threading
-import warnings
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-import joblib
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.exceptions import InconsistentVersionWarning
 
 from service.errors import ConfigurationError
 from service.inference.artifact import REMEDY
 from service.inference.manifest import Manifest, Output
-from service.inference.tabular.dependencies import MODULE
 from service.inference.tabular.features import MAX_EXACT
 from service.inference.tabular.forest import fast_forest, trees_of
 from service.inference.tabular.splits import class_name, feature_count
@@ -29,43 +24,6 @@ LIBRARIES = ("sklearn", "xgboost", "lightgbm", "catboost")
 
 Compute: TypeAlias = Callable[[Any], NDArray[Any]]
 """Rows (an array, a DataFrame …) in, one float64 vector per row out."""
-
-
-class OtherVersion(ConfigurationError):
-    """``version``: of the scikit-learn that has written the file."""
-
-    def __init__(self, where: str, other: InconsistentVersionWarning) -> None:
-        self.version: str = other.original_sklearn_version
-        super().__init__(
-            f"{where} was written by scikit-learn {self.version}, and this is {other.current_sklearn_version}, in "
-            "which it may answer otherwise: install that version here, fit and write the model with this one, or say "
-            "--any-version."
-        )
-
-
-def unpickle(weights: bytes, where: str, *, any_version: bool = True) -> Any:
-    """Execute the pickle; raises ConfigurationError. ``where`` names the model in it.
-
-    ``any_version``: also what another scikit-learn has written, which may answer wrongly without a word.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore" if any_version else "error", InconsistentVersionWarning)
-            return joblib.load(io.BytesIO(weights))
-    except InconsistentVersionWarning as other:
-        raise OtherVersion(where, other) from None
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        raise ConfigurationError(
-            f"{where} needs the module {error.name}: install {package} into this environment, or if it is your own, "
-            "put its directory on PYTHONPATH."
-        ) from None
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        remedy = "write it again with joblib.dump, and register it again"
-        if isinstance(error, AttributeError) and "__main__" in reason:
-            remedy = f"it was defined in a notebook or script: {MODULE}"
-        raise ConfigurationError(f"{where} cannot be unpickled ({reason}): {remedy}.") from None
 
 
 def class_values(model: Any) -> list[Any]:

@@ -26,7 +26,8 @@ MAX_VALUES_NAMED = 10
 MAX_EXACT = 2**53
 """The largest integer whose neighbours are float64s, too."""
 
-BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+BOOLEANS = {"true": True, "True": True, "1": True, "false": False, "False": False, "0": False}
+"""The capital ones are in the CSV that pandas writes."""
 JSON_TYPES = {"number": "number", "integer": "integer", "boolean": "boolean", "text": "string"}
 
 
