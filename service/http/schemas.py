@@ -11,7 +11,6 @@ Responses = dict[int | str, Schema]
 """Status -> what OpenAPI says of it, as FastAPI takes ``responses``."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Interval = Annotated[list[float | None], Field(min_length=2, max_length=2)]
 
 ERRORS = {
     400: "Malformed request",
