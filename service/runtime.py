@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,10 +26,11 @@ from service.inference.artifact import discover
 from service.inference.batcher import Batcher
 from service.inference.loading import LoadedModel, load_model
 from service.inference.manifest import Manifest
-from service.inference.predictor import Options, Questions
-from service.lookup import Answer, Lookup, Model
+from service.inference.predictor import Options
+from service.lookup import Model
 from service.memo import Memo
 from service.metrics import Metrics
+from service.observer import AnswerObserver
 from service.rate_limit import RateLimit, guesses
 from service.refusals import Refusals
 
@@ -59,7 +60,7 @@ class Runtime:
     metrics: Metrics
     pipeline: BatchPipeline
     models: dict[str, Model]
-    auditor: Auditor
+    observer: AnswerObserver
     economics: Economics
     bodies: Bodies
     refusals: Refusals = field(default_factory=Refusals)
@@ -157,8 +158,10 @@ async def open_runtime(settings: Settings, lost: Callable[[str], None] = lambda 
         economics = Economics(accounts, l2, metrics)
 
         traces = stack.enter_context(_open_traces(settings))
-        pipeline = _pipeline(settings, l1, l2, metrics, auditor, economics, traces)
-        runtime = Runtime(settings, metrics, pipeline, models, auditor, economics, Bodies(settings.max_bodies_bytes))
+        observer = AnswerObserver(metrics, auditor, economics, traces.observe if traces is not None else None)
+        pipeline = BatchPipeline(settings, l1, l2, metrics, observe=observer.answer)
+        pipeline.observe_hits, pipeline.observe_computed = observer.array_hits, observer.array_computed
+        runtime = Runtime(settings, metrics, pipeline, models, observer, economics, Bodies(settings.max_bodies_bytes))
         runtime.failed = failed
         runtime.traces = traces
         stack.callback(runtime.refusals.close)
@@ -169,33 +172,6 @@ async def open_runtime(settings: Settings, lost: Callable[[str], None] = lambda 
         for background in (auditor.run(), economics.run(), _keep_metrics(runtime), _keep_hot(l1, l2), watching):
             stack.push_async_callback(_cancel, asyncio.create_task(background))
         yield runtime
-
-
-def _pipeline(
-    settings: Settings,
-    l1: MemoryCache,
-    l2: L2,
-    metrics: Metrics,
-    auditor: Auditor,
-    economics: Economics,
-    traces: Traces | None,
-) -> BatchPipeline:
-    def observe(lookup: Lookup, answer: Answer) -> None:
-        auditor.observe(lookup, answer)
-        economics.observe(lookup, answer)
-        if traces is not None:
-            traces.observe(lookup, answer)
-
-    def observe_hits(model: Model, questions: Questions, rows: Mapping[str, int]) -> None:
-        auditor.observe_hits(model, questions, rows)
-        economics.add_hits(model.name, len(rows))
-
-    def observe_computed(model: Model, keys: Collection[str]) -> None:
-        economics.add_computed(model.name, keys)
-
-    pipeline = BatchPipeline(settings, l1, l2, metrics, observe=observe)
-    pipeline.observe_hits, pipeline.observe_computed = observe_hits, observe_computed
-    return pipeline
 
 
 def _open_traces(settings: Settings) -> AbstractContextManager[Traces | None]:

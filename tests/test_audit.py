@@ -31,6 +31,7 @@ from service.inference.predictor import Prediction, Question, pack, unpack
 from service.inference.tabular.cells import Cells
 from service.lookup import Answer, Lookup, Model
 from service.metrics import Metrics
+from service.observer import AnswerObserver
 from service.runtime import Runtime, open_runtime
 from service.server.hit_table import HitCounter, HitTable
 from tests.support.client import Connection
@@ -200,7 +201,7 @@ async def test_one_hit_in_a_thousand_is_audited_and_the_first_not_before_the_tho
         await ask(runtime, "forest", SETOSA)
         for _ in range(999):
             assert (await ask(runtime, "forest", SETOSA)).hit
-        assert not runtime.auditor._waiting
+        assert not runtime.observer.auditor._waiting
         assert counted(runtime, "forest") == (0, 0)
         await ask(runtime, "forest", SETOSA)
         await audited(runtime, "forest", 1)
@@ -254,15 +255,14 @@ async def test_a_hit_that_is_due_leaves_the_hit_path_alone_and_stays_in_its_tabl
 
     l1, counts = MemoryCache(10**6, 100, lambda: 1000.0), []
     countdown = Countdown(1 / 3, lambda: 0.5)
-    auditor = SimpleNamespace(countdown=countdown, has_room=True)
+    auditor: Any = SimpleNamespace(countdown=countdown, has_room=True)
+    economics: Any = SimpleNamespace(add_hits=lambda model, count: counts.append((model, count)))
     runtime: Any = SimpleNamespace(
         settings=load_settings({}),
-        metrics=Metrics(),
         clock=lambda: 1000.0,
         draining=False,
         pipeline=SimpleNamespace(l1=l1, l2=NoRedis(lambda: None)),
-        auditor=auditor,
-        economics=SimpleNamespace(add_hits=lambda model, count: counts.append((model, count))),
+        observer=AnswerObserver(Metrics(), auditor, economics),
     )
     hits = HitTable(runtime)
     hits.server_state = ServerState()

@@ -32,6 +32,7 @@ RANKS = {
     "traces": 4,
     "audit": 4,
     "economics": 4,
+    "observer": 5,
     "batches": 5,
     "runtime": 6,
     "http": 7,

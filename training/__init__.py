@@ -26,7 +26,7 @@ MOST_PREDICTIONS = 101
 
 
 def __getattr__(name: str) -> Any:
-    """``register_network`` imports torch, which nobody else has to wait for."""
+    """``register_network`` is imported when it is used, because it imports torch."""
     if name == "register_network":
         return import_module("training.networks").register_network
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -59,7 +59,7 @@ def _is_by_name(spec: Any) -> bool:
 
 
 def _steps(model: Any) -> list[Any]:
-    """A pipeline's, also of the one that a search has found the best."""
+    """The steps of a pipeline, also of the best one that a search has found."""
     model = getattr(model, "best_estimator_", model)
     steps = [step for _, step in getattr(model, "steps", ()) if step not in (None, "passthrough")]
     return steps or [model]
@@ -95,7 +95,7 @@ def _facts_of(steps: Sequence[Any], places: Iterable[int]) -> dict[int, Column]:
 
 
 def _category(known: list[Any], is_open: bool) -> Column:
-    """``is_open``: the encoder takes other values, too, so that nobody needs to be refused for one."""
+    """``is_open``: the encoder takes other values as well, so no request needs to be refused for one."""
     values = [value for value in known if value is not None and value == value]  # NaN is not itself
     missing: Column = {"missing": True} if len(values) < len(known) else {}
     kinds = set(map(type, values))
@@ -175,7 +175,7 @@ def table_of(X: Any, model: Any) -> Any:
 
 
 def rows_of(table: Any) -> list[list[Value]]:
-    """Of a DataFrame, as the values of features."""
+    """The rows of a DataFrame as values of features."""
     import pandas as pd
 
     whole = table.astype(object)
@@ -206,7 +206,7 @@ def called(form: str, features: Sequence[Feature], rows: list[list[Value]]) -> A
 
 
 def _answers(model: Any, form: str, features: Sequence[Feature], rows: list[list[Value]]) -> Any:
-    """What the model says to them, or the exception that it raises."""
+    """The model's answers to the rows, or the exception that it raises."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="X (has|does not have valid) feature names")
         try:

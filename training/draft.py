@@ -1,4 +1,4 @@
-"""From an estimator, perhaps data, and what is said of it to the draft of a manifest. All raise ConfigurationError."""
+"""The draft of a manifest, from an estimator, from data and from flags. All functions raise ConfigurationError."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from training.flags import parse_example
 from training.proof import ROWS, check_predicts, prove
 
 DTYPES = {"number": "float64", "integer": "int64", "boolean": "bool"}
-"""Of a DataFrame's columns, where no data say more; texts are objects."""
+"""The dtypes of a DataFrame's columns where there are no data. Texts are objects."""
 
 
 class Source(NamedTuple):
@@ -35,7 +35,7 @@ class Source(NamedTuple):
 
 
 class Details(TypedDict, total=False):
-    """What may be said, and comes before what data and estimator say.
+    """What a user may say of the model. It counts more than what data and estimator say.
 
     ``features``: in the order of the columns. ``labels``: a name per class, in the estimator's order; default its own
     class values. ``outputs``: a name for each of several. ``any_version``: also a pickle of another scikit-learn's.
@@ -93,7 +93,7 @@ def _selected(model: Any, table: Any, known: Sequence[str], given: Sequence[Colu
 
 
 def _features(model: Any, known: Sequence[Column], given: Sequence[Column], enforce_bounds: bool) -> list[Feature]:
-    """``given`` over ``known``, place by place."""
+    """The features that are ``known``, column by column, changed by those that are ``given``."""
     if not known and not given:
         raise ConfigurationError("The model does not say which features it takes: name them with --features.")
     if known and given and len(known) != len(given):
@@ -120,7 +120,7 @@ def _feature(known: Column, explicit: Column, enforce_bounds: bool) -> Feature:
 
 
 def draft(name: str, source: Source, X: Any, y: Any, details: Details) -> tuple[Manifest, int]:
-    """What can be published, and how many rows its accuracy is of."""
+    """The draft, and the number of rows that its accuracy was measured on."""
     check_predicts(source.model)
     values = [str(value) for value in class_values(source.model)]
     features, rows = _columns(source.model, X, details)
@@ -174,7 +174,7 @@ def _manifest(
 
 
 def _versions(source: Source, form: columns.Form) -> dict[str, str]:
-    """Of what the model is made of; of scikit-learn the one that has written the file."""
+    """The versions of the model's libraries. scikit-learn's is the one that has written the file."""
     written_by = {"scikit-learn": source.written_by} if source.written_by else {}
     return library_versions("joblib", *["pandas"] * (form == "frame")) | dependencies(source.model) | written_by
 
@@ -215,7 +215,7 @@ def _middle(feature: Feature) -> Value:
 
 
 def _accuracy(model: Any, made: Manifest, rows: list[list[Value]], y: Any) -> float:
-    """Of the answers to all rows, as the service will ask."""
+    """The accuracy on all rows, asked as the service will ask them."""
     try:
         predicted = np.asarray(model.predict(columns.called(made.rows, made.features, rows)))
     except Exception as error:

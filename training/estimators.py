@@ -91,7 +91,7 @@ class Line:
 
 
 def names() -> list[str]:
-    """Of all that has a ``predict`` method, and so may be asked."""
+    """The estimators that have a ``predict`` method."""
     return sorted([*_classes(), *BOOSTING], key=str.lower)
 
 
@@ -137,7 +137,7 @@ def _made(name: str) -> Any:
 
 
 def _parts(name: str) -> dict[str, Any]:
-    """What a meta-estimator is made of."""
+    """The inner estimators of a meta-estimator."""
     regresses = "Regress" in name
     plain, forest, tree = (
         (Ridge(), RandomForestRegressor(3, random_state=0), DecisionTreeRegressor(max_depth=2, random_state=0))

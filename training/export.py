@@ -22,14 +22,14 @@ from service.inference.vision.cpu import has_openvino
 from service.inference.vision.program import module, to_bytes
 
 Meaning = Literal["logits", "probabilities", "numbers"]
-"""What a network's numbers are; of logits the softmax is served."""
+"""What a network's numbers are. For logits, the softmax is served."""
 
 Files = Mapping[str, bytes]
 """Extension -> contents: ``pt2``, torch's program, and ``xml`` and ``bin``, OpenVINO's graph."""
 
 CONVOLUTION, NORM = torch.ops.aten.conv2d.default, torch.ops.aten.batch_norm.default
 TOLERANCE = 1e-4
-"""How far from 1 the sum of what is taken for probabilities may be."""
+"""How far from 1 the sum of probabilities may be."""
 
 
 class Served(nn.Module):
@@ -74,7 +74,7 @@ def export(network: nn.Module, spec: Image, width: int, output: Meaning | None =
 
 
 def noise(spec: Image, count: int) -> NDArray[np.float32]:
-    """Images as a network is given them, always the same."""
+    """Random images, normalised, the same in each call."""
     shape = (count, *spec.size, len(spec.mode))
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
@@ -89,7 +89,7 @@ def one_line(error: Exception) -> str:
 
 
 def _program(network: nn.Module, images: Tensor) -> ExportedProgram:
-    """For any number of images, or where the network fixes it for one; raises ConfigurationError."""
+    """The program for any number of images, or for one where the network fixes it; raises ConfigurationError."""
     try:
         return torch.export.export(network, (images,), dynamic_shapes=({0: Dim("count")},))
     except Exception:
@@ -139,7 +139,7 @@ def _follows_convolution(norm: Node) -> bool:
 
 
 def _array(program: GraphModule, node: Any) -> Any:
-    """What a node stands for that reads a weight; None stays None."""
+    """The weight that a node reads; None stays None."""
     found: Any = program
     for name in node.target.split(".") if node is not None else ():
         found = getattr(found, name)

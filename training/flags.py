@@ -1,4 +1,4 @@
-"""What the command line of training.register says, read: features, an example, files. All raise ConfigurationError."""
+"""Reads the flags of training.register: features, an example, files. All functions raise ConfigurationError."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def make(draft: Manifest, files: Files) -> Artifact:
 
 
 def is_batch_invariant(made: Artifact, spec: Image) -> bool:
-    """Whether a CPU says the same to an image alone and among others, to the last bit, as far as noise shows it."""
+    """Whether a CPU gives an image the same bits alone and in a batch. Tested with noise."""
     return all(_says_the_same(made, spec, threads) for threads in {1, os.cpu_count() or 1})
 
 

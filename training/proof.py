@@ -25,9 +25,9 @@ from service.inference.tabular.predictor import TabularPredictor
 
 ROWS = 100
 OWN_ROWS = 25
-"""Of these, how many are held against what the estimator says to each alone."""
+"""How many of these rows are compared with what the estimator says to each alone."""
 TOLERANCE = 1e-12
-"""Of what a row is answered in company, relative to what it is answered alone; absolute below 1."""
+"""How far a row's answer in a batch may be from its answer alone: relative, and absolute below 1."""
 
 
 def prove(draft: Manifest, weights: bytes, model: Any, inputs: Sequence[Mapping[str, Any]] = ()) -> Manifest:
@@ -75,7 +75,7 @@ def _drawn(feature: Feature, example: Any, chance: np.random.Generator) -> Any:
 
 
 def _payloads(draft: Manifest, inputs: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:
-    """Of those rows that may be asked at all; the example comes first, and it has to be one."""
+    """The payloads of the rows that the reader accepts. The example comes first, and must be accepted."""
     reader = row_reader(draft, None)
     for number, row in enumerate(inputs):
         try:
@@ -180,7 +180,7 @@ def _by_rows(output: Output) -> Output:
 
 
 def _answers(predictor: TabularPredictor, payloads: Sequence[bytes]) -> list[bytes | None]:
-    """None for a row that the estimator refuses; where a whole call fails, each row is asked alone, as in service."""
+    """None for a row that the estimator refuses. If a whole call fails, each row is asked alone, as in the service."""
     try:
         answers = predictor.predict(payloads)
     except Exception:

@@ -1,4 +1,4 @@
-"""What a path operation of FastAPI's has here besides: HEAD, ``If-Match``, ``no-store``, a request id, metrics."""
+"""What our path operations have beside FastAPI's: HEAD, ``If-Match``, ``no-store``, a request id, metrics."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ def _head_as_get(scope: Scope) -> Scope:
 
 
 class Observed:
-    """Around FastAPI's layers: one request through them, whichever route or middleware answers it.
+    """Around FastAPI's layers: it names and counts each request, whichever route or middleware answers it.
 
-    It is known to all of them as ``scope[CURRENT]``, which the route that is found writes its name into.
+    All layers find the Request as ``scope[CURRENT]``. The route that answers writes its own name into it.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -109,7 +109,7 @@ def _with_id(request: Request, status: int, headers: Headers) -> Headers:
 
 
 def as_response(reply: Reply) -> Response:
-    """A reply of our own endpoints as Starlette has it."""
+    """A reply of our endpoints as Starlette's Response."""
     response = Response(reply.body, reply.status)
     if reply.content_type is not None:
         response.headers["content-type"] = reply.content_type.decode()

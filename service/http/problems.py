@@ -1,4 +1,4 @@
-"""Exceptions to answers: FastAPI's exception handlers for all routes, in the form that a path's clients read."""
+"""From exceptions to answers: FastAPI's exception handlers for all routes. The path decides the form of an error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "QUERY")
 
 
 class ExceptionHandlers:
-    """``renderer``: a path -> how its errors are written. ``guard``: raises for whom a path is not told to exist."""
+    """``renderer``: a path -> how its errors are written. ``guard``: raises for who may not know the path."""
 
     def __init__(self, renderer: Callable[[str], ErrorRenderer], guard: Callable[[Any], None]) -> None:
         self._renderer = renderer
@@ -56,7 +56,7 @@ class ExceptionHandlers:
         return as_response(reply)
 
     async def _not_allowed(self, request: Request) -> Response:
-        """405, or what OPTIONS asks for. No operation was called, and so none of the dependencies."""
+        """405, or the answer to OPTIONS. No operation was called, so no dependency has checked the request."""
         try:
             self._guard(request.scope[CURRENT])
         except ServiceError as error:
@@ -83,7 +83,7 @@ def _allowed(request: Request) -> list[str]:
 
 
 def _as_service_error(error: HTTPException) -> ServiceError:
-    """Of an exception that a route of FastAPI's own kind has raised."""
+    """The service's error for FastAPI's exception, which a middleware or an added route may raise."""
     made = ServiceError(str(error.detail))
     made.status, made.type, made.title = error.status_code, "about:blank", HTTPStatus(error.status_code).phrase
     return made

@@ -12,6 +12,7 @@ Responses = dict[int | str, Schema]
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Interval = Annotated[list[float | None], Field(min_length=2, max_length=2)]
+"""Of a tuple FastAPI would make what OpenAPI 3.1 and later do not allow."""
 
 ERRORS = {
     400: "Malformed request",

@@ -1,4 +1,4 @@
-"""``/admin``: there only when the operator configured a token, and then only for who has it."""
+"""``/admin``: its routes exist only if the operator has set a token, and answer only requests that carry it."""
 
 from __future__ import annotations
 
@@ -29,13 +29,16 @@ MAX_ADMIN_BYTES = 64 * 2**10
 
 
 def token(settings: Settings) -> bytes:
-    """Empty: there is no /admin."""
+    """The operator's token. It is empty if none is set, and then /admin does not exist."""
     return b"" if settings.admin_token is None else settings.admin_token.get_secret_value().encode()
 
 
 def check_token(request: Request) -> None:
-    """404 without a configured token, so that /admin cannot be told from nothing; 401 without or with a wrong one; 429
-    for an address that has sent too many wrong ones, even with the right one, which would show among its guesses."""
+    """Raises NotFound if no token is set, as for any unknown path, and Unauthorized for a missing or wrong token.
+
+    Raises TooManyRequests for an address that has sent too many wrong tokens. It then cannot use the right one either,
+    or it would see which of its guesses is right.
+    """
     expected = token(request.runtime.settings)
     if not expected:
         raise NotFound
@@ -58,7 +61,7 @@ async def is_operator(
 
 
 async def purge_request(request: CurrentRequest) -> PurgeRequest:
-    """Read here and not by FastAPI, which reads a body of any length before it asks for the token."""
+    """Read the body here: FastAPI would read a body of any length before it checks the token."""
     document = load_object(await read_content(request, MAX_ADMIN_BYTES))
     try:
         return PurgeRequest.model_validate(document)
@@ -87,15 +90,17 @@ router = APIRouter(
 @router.post(
     "/purge",
     summary="Forget every answer of one model",
-    responses=problems(400, 404, 413, 415, 422, 503) | {202: {"model": Purged, "description": "Some will yet notice"}},
+    responses=problems(400, 404, 413, 415, 422, 503)
+    | {202: {"model": Purged, "description": "Some workers have not acknowledged it yet"}},
     openapi_extra={"requestBody": BODY},
 )
 async def purge(
     asked: Annotated[PurgeRequest, Depends(purge_request)], runtime: CurrentRuntime, response: Response
 ) -> Purged:
-    """On every worker, in O(1): the model's generation is replaced.
+    """Replace the model's generation. This takes the same time for any number of answers.
 
-    200 once every worker has acknowledged it; 202 when some have not in time, with when they will have noticed.
+    The status is 200 if all workers have acknowledged the new generation. It is 202 if some have not answered in time;
+    the answer says within how many seconds they will use it.
     """
     model = runtime.model(asked.model)
     l2 = runtime.pipeline.l2
@@ -119,7 +124,7 @@ async def purge(
 
 @router.get("/key", summary="The cache key of a question", responses=problems(404, 422))
 async def key_of(request: CurrentRequest) -> KeyOfQuestion:
-    """Asked like a prediction. It is the name that the operations on one answer take."""
+    """It takes the parameters of a prediction. The operations on one answer take this key."""
     asked = predict.parse_get(request)
     return KeyOfQuestion(model=asked.model.name, key=request.runtime.pipeline.key(asked.model, asked.question))
 
@@ -133,7 +138,7 @@ async def cache_stats(runtime: CurrentRuntime) -> CacheStats:
 # The first route that matches answers: literal paths under /cache stand above.
 @router.get("/cache/{key}", summary="What the caches have under a key", responses=problems(404, 422, 503))
 async def show(key: CacheKey, runtime: CurrentRuntime) -> CachedEntry:
-    """L1 before L2."""
+    """Look into L1 first, then into Redis."""
     l1, l2 = runtime.pipeline.l1, runtime.pipeline.l2
     entry = l1.get(key)
     if entry is not None:
@@ -149,7 +154,7 @@ async def show(key: CacheKey, runtime: CurrentRuntime) -> CachedEntry:
 
 @router.delete("/cache/{key}", summary="Forget one answer", status_code=204, responses=problems(422, 503))
 async def forget(key: CacheKey, runtime: CurrentRuntime) -> None:
-    """Here and in Redis. Other workers' own copies stay for as long as L1 keeps any."""
+    """Delete it here and in Redis. Other workers keep their copies for `PREDICT_L1_MAX_SECONDS` at most."""
     runtime.pipeline.l1.delete(key)
     try:
         await runtime.pipeline.l2.delete(key)

@@ -1,4 +1,4 @@
-"""``/openapi.json``, and ``/docs`` from files that are here: it works where there is no internet."""
+"""``/openapi.json`` and ``/docs``. All files of the page are served from here, so it needs no internet."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def openapi(request: Request, current: CurrentRequest) -> Response:
     return await _descriptions[body].response(current)
 
 
-@router.get("/docs", summary="This description, for people", response_class=HTMLResponse)
+@router.get("/docs", summary="This description as a page", response_class=HTMLResponse)
 async def docs(current: CurrentRequest) -> Response:
     return await _page().response(current)
 

@@ -1,4 +1,4 @@
-"""Documents that stay as they are for a while: with an entity tag, ``Cache-Control``, and compressed for who asks."""
+"""Documents that seldom change: each has an entity tag and ``Cache-Control``, and is compressed where asked."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from service.http.directives import matches
 from service.http.endpoint import Request
 
 BEST = 9
-"""Each document is compressed once."""
+"""The slowest level of compression, since each document is compressed once."""
 
 REVALIDATED, KEPT = "no-cache", "max-age=3600"
-"""What may change with the models or with a release is asked for each time, and is 304 while it has not changed."""
+"""REVALIDATED is for what changes with the models or a release: clients ask each time, and mostly get 304."""
 
 
 class Document:
-    """A body of one media type. What already is compressed is sent as it is."""
+    """A body of one media type. Images are compressed already, so they are sent as they are."""
 
     def __init__(self, body: bytes, media_type: str, cache_control: str) -> None:
         self._body, self._media_type, self._cache_control = body, media_type, cache_control
@@ -32,7 +32,7 @@ class Document:
         self._encoded: dict[str | None, bytes] = {None: body}
 
     async def response(self, request: Request) -> Response:
-        """The document as this client takes it, or 304 when it has it so."""
+        """The document in a coding that the client accepts, or 304 if the client has it in this coding."""
         coding = negotiate(request.header(b"accept-encoding")) if self._compresses else None
         tag = self._tag(coding)
         headers = {"etag": tag, "cache-control": self._cache_control, "vary": "accept-encoding"}
@@ -44,12 +44,12 @@ class Document:
         return Response(await self._in(coding), media_type=self._media_type, headers=headers)
 
     def _tag(self, coding: str | None) -> str:
-        """A strong one, so each coding has its own."""
+        """A strong entity tag, so each coding has its own."""
         return f'"{self._digest}{"" if coding is None else f"-{coding}"}"'
 
     async def _in(self, coding: str | None) -> bytes:
         if coding is not None and coding not in self._encoded:
-            # Two may do this at once; both make the same bytes.
+            # Two requests may do this at the same time. Both make the same bytes.
             self._encoded[coding] = await asyncio.to_thread(encode, self._body, coding, BEST)
         return self._encoded[coding]
 
@@ -63,7 +63,7 @@ class Folder:
         self._documents: dict[str, Document] = {}
 
     def document(self, name: str) -> Document:
-        """Raises NotFound. ``name`` is compared with those of the folder, so it leads nowhere else."""
+        """Raises NotFound. ``name`` is only compared with the folder's own names, so none leads out of it."""
         if name not in self._documents:
             found = [file for file in self._folder.iterdir() if file.name == name and file.is_file()]
             if not found:

@@ -1,4 +1,4 @@
-"""``/``: the page for whoever tries the service, from the static files in page/."""
+"""``/``: a page to try the service on, from the static files in page/."""
 
 from __future__ import annotations
 

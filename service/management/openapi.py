@@ -1,4 +1,4 @@
-"""The OpenAPI description: FastAPI's own, of the path operations and of what the hot routes are said to be."""
+"""The OpenAPI description. FastAPI makes it from the path operations and from routes that describe the hot ones."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from service.runtime import Runtime
 
 TITLE = "Cached prediction service"
 OPENAPI = "3.2.0"
-"""The first that knows QUERY."""
+"""The first version that knows the method QUERY."""
 
 
 def describe(routes: Sequence[BaseRoute], runtime: Runtime) -> dict[str, Any]:
-    """All that this runtime serves now."""
+    """Describe what this runtime serves now."""
     document = get_openapi(
         title=TITLE,
         version=__version__,
@@ -50,7 +50,7 @@ def describe(routes: Sequence[BaseRoute], runtime: Runtime) -> dict[str, Any]:
 
 
 _NOT_OURS = "ValidationError"
-"""FastAPI says of every operation with parameters that it answers with one of these; ours have problem documents."""
+"""FastAPI adds an answer with this schema to each operation with parameters. Ours answer with problem documents."""
 
 
 def _hot_routes(runtime: Runtime) -> Iterator[APIRoute]:
@@ -60,7 +60,7 @@ def _hot_routes(runtime: Runtime) -> Iterator[APIRoute]:
 
 
 def _say_what_is_served(operation: Schema, runtime: Runtime) -> None:
-    """The names and versions that a path may have, the first of them as an example."""
+    """Add the served names or versions to each path parameter, the first one as its example."""
     versions = [CURRENT, *(model.version for model in runtime.models.values())]
     values = {"name": list(runtime.models), "version": versions}
     for parameter in operation.get("parameters", ()):

@@ -36,7 +36,7 @@ class Economics(Exact):
 
 
 class Audit(Exact):
-    """How many hits were computed anew, and how many of them were wrong."""
+    """How many hits were computed again, and how many of these were wrong."""
 
     share: float
     audited: int

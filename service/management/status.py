@@ -27,13 +27,13 @@ router = APIRouter(route_class=Operation, tags=["status"])
 
 @router.get("/livez", summary="Is the process alive")
 async def livez() -> Alive:
-    """Alive: the event loop turns. Depends on nothing else."""
+    """The event loop runs. Nothing else is checked."""
     return Alive()
 
 
 @router.get("/readyz", summary="May traffic be sent here", responses={503: {"model": Readiness}})
 async def readyz(runtime: CurrentRuntime, response: Response) -> Readiness:
-    """Ready: models loaded and warmed, not draining. Redis down costs time, not answers, so it does not count."""
+    """The models are loaded and warmed up, and the worker is not draining. Redis is not needed to be ready."""
     response.status_code = 503 if runtime.draining else 200
     return Readiness(
         status="draining" if runtime.draining else "ready",
@@ -60,7 +60,7 @@ async def models(runtime: CurrentRuntime) -> ModelList:
 
 @router.get("/models/{name}", summary="One served model", response_model_exclude_unset=True, responses=problems(404))
 async def model(name: str, runtime: CurrentRuntime) -> ModelReport:
-    """With what its cache has saved and cost, and how often its answers were found right."""
+    """The model, what its cache has saved and cost, and how many wrong answers audits have found."""
     model = runtime.model(name)
     runtime.update_metrics()
     samples = await asyncio.to_thread(runtime.metrics.samples, model.name)

@@ -24,13 +24,13 @@ from service.openinference.rows import bad_row, questions
 from service.openinference.tensors import Inference, Wanted, read_inference
 
 CURRENT = "1"
-"""The version that clients ask for which know of numbers only: whatever is served now."""
+"""The version for clients that only know numbers. It means the model that is served now."""
 SMALL_BODY_BYTES = 64 * 2**10
-"""Up to here, compressing takes less than a change of threads is worth."""
+"""Up to this size the event loop compresses a body itself: a change of threads would take longer."""
 
 
 def render_error(error: ServiceError) -> Reply:
-    """``{"error": <text>}`` and nothing else, since that is what its clients read."""
+    """``{"error": <text>}`` and nothing else: the protocol's clients read no more."""
     status = MalformedRequest.status if error.status == InvalidInput.status else error.status
     return Reply(orjson.dumps({"error": str(error)}), status, headers=error_headers(error))
 
@@ -70,7 +70,7 @@ async def infer(request: Request) -> Reply:
 
 
 def _predictions(answers: Sequence[bytes | Answer | ServiceError]) -> list[bytes]:
-    """Of all rows; raises the error of the first that has one, since the protocol has none for a single row."""
+    """The answers of all rows. Raises the first row's error, since the protocol has no errors of single rows."""
     others = {row: answer for row, answer in enumerate(answers) if not isinstance(answer, bytes)}
     for row, answer in others.items():
         if isinstance(answer, ServiceError):
@@ -92,7 +92,7 @@ def _inferred(model: Model, inference: Inference, wanted: list[Wanted], predicti
 
 
 def _place_of_id(inference: Inference, body: bytes, length: bytes | None, reply: Reply) -> int | None:
-    """Where the reply has the request's id, if no other member of the request could be one."""
+    """Where the reply has the request's id; None if other text in the request could be taken for an id."""
     text = body if length is None else body[: int(length)]
     if inference.id is None or text.count(b'"id"') != 1 or b"\\" in text:
         return None
@@ -107,7 +107,6 @@ async def _encoded(request: Request, reply: Reply) -> Reply:
         if len(reply.body) <= SMALL_BODY_BYTES:
             reply.body = encode(reply.body, coding)
         else:
-            # The reply, too, is this request's own.
             reply.body = await asyncio.to_thread(encode, reply.body, coding)
         reply.headers.append((b"content-encoding", coding.encode()))
         if reply.hot is not None:

@@ -16,7 +16,7 @@ Samples = Mapping[tuple[str, str], float]
 
 
 def model_stats(model: Model, samples: Samples) -> dict[str, Any]:
-    """Of all workers, since they started. A question is a row of a request; what a cache had was not inferred."""
+    """The counts of all workers since their start. Each row of a request counts. A hit is no inference."""
     return {
         "name": model.name,
         "version": model.version,

@@ -27,7 +27,7 @@ _ANSWER: Schema = {
 
 
 def infer_routes(example: Model) -> Iterator[APIRoute]:
-    """In binary, the JSON comes first, and its length in Inference-Header-Content-Length. Any media type is taken."""
+    """A binary body begins with JSON, whose length is in Inference-Header-Content-Length. Any media type will do."""
 
     async def current(name: str, request: InferRequest) -> None: ...
 

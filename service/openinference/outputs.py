@@ -30,7 +30,7 @@ def describe_outputs(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def wanted_outputs(manifest: Manifest, inference: Inference) -> list[Wanted]:
-    """What was asked for, or everything; raises MalformedRequest for outputs that there are not."""
+    """The outputs that the request names, or all; raises MalformedRequest for an unknown one."""
     names = [output["name"] for output in describe_outputs(manifest)]
     for output in inference.outputs or ():
         if output.name not in names:

@@ -18,7 +18,7 @@ from service.lookup import Model
 from service.openinference.tensors import BYTES, Tensor
 
 ANY_IMAGE = "image/png"
-"""Which one does not matter: a predictor looks at the file, not at what it is called."""
+"""Any image's media type will do, because a predictor looks at the file's content."""
 
 DATATYPES = {"number": "FP64", "integer": "INT64", "boolean": "BOOL", "text": BYTES}
 
@@ -43,7 +43,7 @@ def questions(model: Model, tensors: Sequence[Tensor]) -> list[Question] | Quest
 
 
 def bad_row(number: int, error: InvalidInput) -> MalformedRequest:
-    """Whatever is wrong with a row, to this protocol it is a bad tensor."""
+    """The protocol has no errors of single rows, so a bad row makes the request malformed."""
     return MalformedRequest(f"Row {number}: {error}")
 
 
@@ -58,14 +58,14 @@ def describe_inputs(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def datatype(feature: Feature) -> str:
-    """Of a tensor that holds just that feature."""
+    """The datatype of a tensor that holds only this feature."""
     if feature.type == "category":
         return "INT64" if isinstance(feature.values[0], int) else BYTES
     return DATATYPES[feature.type]
 
 
 def example_inputs(manifest: Manifest) -> list[dict[str, Any]]:
-    """The manifest's example as tensors in JSON; one that is missing is left out."""
+    """The manifest's example as tensors in JSON. A missing value has no tensor."""
     tensors, inputs = describe_inputs(manifest), manifest.example.inputs
     data = inputs["input"] if "input" in inputs else [inputs.get(name) for name in _asked_by(manifest)]
     if manifest.image is None and len(tensors) == len(data) > 1:
@@ -79,19 +79,19 @@ def _asked_by(manifest: Manifest) -> list[str]:
 
 
 def may_be_left_out(manifest: Manifest, name: str) -> bool:
-    """Since there is another way to give an image, or since the feature may be missing."""
+    """Whether a request may lack this input: an image has another form, or the feature may be missing."""
     return manifest.image is not None or any(f.missing for f in manifest.features if f.name == name)
 
 
 def explain_inputs(manifest: Manifest) -> str:
-    """What the list of inputs cannot say: which of them a request has."""
+    """Which of the listed inputs a request has to have. The list itself cannot say it."""
     if manifest.image is None:
         names = ", ".join(feature.name for feature in manifest.features)
         one = f"one tensor of shape [rows, 1] for each of: {names}"
         if any(datatype(feature) == BYTES for feature in manifest.features):
             return f"{one}; a feature that is missing in all rows may be left out, an empty text is a missing one"
         return f"input: all features in this order; or instead {one}"
-    return "either image: PNG, JPEG or WebP files (in JSON as base64); or input: normalised channels × height × width"
+    return "either image: image files (in JSON as base64); or input: normalised channels × height × width"
 
 
 def _described(name: str, datatype: str, *row: int) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def _as_table(manifest: Manifest, tensors: Sequence[Tensor]) -> NDArray[np.float
 
 
 def _table_rows(manifest: Manifest, tensors: Sequence[Tensor]) -> Iterator[Row]:
-    """From one tensor of all features, or one for each by its name."""
+    """The rows of one tensor with all features, or of a tensor for each feature."""
     features = manifest.features
     names = [feature.name for feature in features]
     if len(tensors) == 1 and (tensors[0].name not in names or len(names) == 1):
@@ -149,7 +149,7 @@ def _values(tensor: Tensor, features: Sequence[Feature]) -> Iterable[Sequence[An
 
 
 def _check_type_and_shape(tensor: Tensor, features: Sequence[Feature]) -> None:
-    """A single column may go without its dimension."""
+    """Raises MalformedRequest. A single column may have the shape [rows]."""
     name, columns = tensor.name, len(features)
     are_texts = {datatype(feature) == BYTES for feature in features}
     if len(are_texts) > 1:
@@ -162,7 +162,7 @@ def _check_type_and_shape(tensor: Tensor, features: Sequence[Feature]) -> None:
 
 
 def _as_json(feature: Feature, column: list[Any]) -> list[Any]:
-    """Numbers for booleans and booleans for numbers, which a tensor of one type for all features has to be."""
+    """Values of the feature's type. A tensor of several features has one type, so booleans may come as numbers."""
     if feature.type == "boolean":
         return [bool(value) if value in (0, 1) else value for value in column]
     return [int(value) if isinstance(value, bool) else value for value in column]

@@ -26,9 +26,9 @@ FLOATS = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8"}
 BOOLEANS = {"BOOL": "?"}
 DTYPES = {name: np.dtype(code) for name, code in (INTEGERS | FLOATS | BOOLEANS).items()}
 JSON_TYPES = {name: {int, float, type(None)} for name in FLOATS} | {"BOOL": {bool}}
-"""Python's, of each datatype that has other ones than int; null is NaN."""
+"""The Python types that a datatype's values have in JSON, where these are not just int. null is NaN."""
 BF16, BYTES = "BF16", "BYTES"
-"""The upper half of a float32, which numpy has no name for; and strings of any bytes."""
+"""BF16 is the upper half of a float32; NumPy has no such type. BYTES are strings of any bytes."""
 
 Object = dict[str, Any]
 
@@ -154,7 +154,7 @@ def _from_json(
 
 
 def _from_large(name: str, datatype: str, shape: tuple[int, ...], data: LargeArray) -> NDArray[Any] | list[Any]:
-    """Group by group, each forgotten at once."""
+    """Parse the data group by group, and free each group before the next."""
     nested = len(shape) > 1 and len(data) == shape[0] and is_array(next(iter(data)))
     if not nested and len(data) != math.prod(shape):
         raise _miscounted(name, len(data), shape)

@@ -111,10 +111,9 @@ class HitTable:
     server_state: ServerState
 
     def __init__(self, runtime: Runtime) -> None:
-        self._runtime, self._metrics = runtime, runtime.metrics
-        self._clock = runtime.clock
+        self._runtime, self._clock = runtime, runtime.clock
         self._l1, self._l2 = runtime.pipeline.l1, runtime.pipeline.l2
-        self._auditor, self._economics = runtime.auditor, runtime.economics
+        self._observer = runtime.observer
         self._max_bytes = runtime.settings.hit_path_bytes
         self.by_spelling: dict[bytes, Hit] = {}
         self.by_key: dict[bytes, Hit] = {}
@@ -171,11 +170,10 @@ class HitTable:
             self.by_spelling.update(dict.fromkeys(hit.spellings, hit))
         tally = hit.tally
         if not tally.left:
-            tally.start(self._auditor.countdown.gap())
-            if self._auditor.has_room:
+            tally.start(self._observer.audit_gap())
+            if self._observer.takes_audit(hit.hot.key):
                 # Only this request leaves the hit path. The requests behind it are still answered here before the audit
                 # runs, because the ordinary path takes ten times as long.
-                self._auditor.countdown.force_sample(hit.hot.key)
                 return False
             tally.grant(1)
         tally.left -= 1
@@ -190,22 +188,18 @@ class HitTable:
             self._forget(key)
 
     def flush(self) -> None:
-        """Add the hits since the last flush to the metrics. They have no latencies, being too short to measure."""
+        """Tell the observer of the hits since the last flush."""
         for (route, model, status, size), tally in self._tallies.items():
             if count := tally.count():
                 self.server_state.total_requests += count
-                self._metrics.requests.labels(route, status).inc(count)
-                self._metrics.body_bytes.inc(count * size)
-                if status == 200:  # a 304 looks nothing up
-                    self._metrics.cache_results.labels(model, "l1").inc(count)
-                    self._economics.add_hits(model, count)
+                self._observer.hits_below_asgi(route, model, status, size, count)
 
     def _tally(self, route: str, model: str, status: int, size: int) -> HitCounter:
         """``size``: of the requests' bodies."""
         tally = self._tallies.get((route, model, status, size))
         if tally is None:
             tally = self._tallies[route, model, status, size] = HitCounter()
-            tally.start(self._auditor.countdown.gap() if status == 200 else NEVER)
+            tally.start(self._observer.audit_gap() if status == 200 else NEVER)
         return tally
 
     def _is_new(self, key: bytes) -> bool:

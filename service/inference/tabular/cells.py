@@ -79,12 +79,12 @@ def _interval(value: float, cuts: Sequence[float]) -> Interval | None:
 
 
 def _names(boundaries: Sequence[float]) -> list[float]:
-    """A value of each interval: the smallest; of the lowest interval, which has none, the largest."""
+    """A value that names each interval: its smallest. The lowest interval has none, so its largest names it."""
     return [*boundaries[:1], *(float(np.nextafter(x, np.inf)) + 0.0 for x in boundaries)] or [0.0]
 
 
 def find_cells(model: Any) -> Cells | None:
-    """Those of an ensemble of trees, alone, behind scalers or inside others; None when exactness cannot be shown."""
+    """The cells of an ensemble of trees, also behind scalers or in other ensembles. None where they may be wrong."""
     found = find_splits(model)
     if found is None:
         return None
@@ -103,7 +103,7 @@ def find_cells(model: Any) -> Cells | None:
 
 
 def _merged(found: Sequence[Splits]) -> list[Splits]:
-    """Parts that are given the same and prepare it alike, with the thresholds of all."""
+    """Joined into one: parts that see the same columns, prepared in the same way. It has the thresholds of all."""
     ways: dict[Any, list[Splits]] = {}
     for splits in found:
         ways.setdefault(splits.way, []).append(splits)

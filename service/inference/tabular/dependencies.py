@@ -57,7 +57,7 @@ def _distribution(package: str) -> str | None:
 
 
 def _modules_of(model: Any) -> set[str]:
-    """Of the classes and functions of all objects that it holds."""
+    """The modules of the classes and functions of all objects that the model holds."""
     names: set[str] = set()
     seen: set[int] = set()
     pending = [model]

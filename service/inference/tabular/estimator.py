@@ -20,7 +20,7 @@ ROWS_PER_BLOCK = 16
 """Libraries compute in blocks of rows, and the last bits of a row depend on how many are computed with it."""
 
 LIBRARIES = ("sklearn", "xgboost", "lightgbm", "catboost")
-"""Whose estimators are called with blocks, and for whom processes are this service's parallelism."""
+"""Libraries whose estimators are called with blocks of rows, each call in one thread: the service has processes."""
 
 Compute: TypeAlias = Callable[[Any], NDArray[Any]]
 """Rows (an array, a DataFrame …) in, one float64 vector per row out."""
@@ -135,7 +135,7 @@ def as_table(said: Any) -> NDArray[np.float64]:
 
 
 def _one_at_a_time(compute: Compute) -> Compute:
-    """For what may not bear an audit beside a prediction: each waits for the other."""
+    """With a lock: an audit and a prediction wait for each other, because the estimator may not be thread-safe."""
     lock = threading.Lock()
 
     def alone(rows: Any) -> NDArray[Any]:

@@ -19,9 +19,9 @@ from service.large_json import LargeArray, LargeString
 
 MAX_DIGITS = 64
 MAX_CHARACTERS = 100_000
-"""Of a text."""
+"""The longest text."""
 MAX_VALUES_NAMED = 10
-"""Of a category, in the sentence that refuses another one."""
+"""How many of a category's values an error names."""
 
 MAX_EXACT = 2**53
 """The largest integer whose neighbours are float64s, too."""
@@ -138,7 +138,7 @@ def row_reader(manifest: Manifest, cells: Cells | None = None) -> RowReader:
 
 
 def _decoder(feature: Feature) -> Callable[[str], Any]:
-    """From the text of a value to the value as JSON has it. A category or a text may be "null", and mean it."""
+    """From a value's text to the value as JSON has it. In a category or a text, "null" is an ordinary value."""
     name = feature.name
     if feature.type == "text":
         return str
@@ -202,7 +202,7 @@ def _integer(name: str, value: Any, low: float, high: float) -> int:
 
 
 def _category(feature: Feature) -> Callable[[Any], Value]:
-    """An answer of the model's own, to what it does not know, would be an error of ours: say what it knows."""
+    """Refuse unknown values here and name the known ones: the model itself would fail, which is a 500."""
     known = {(type(value), value): value for value in feature.values}
     names = [str(value) for value in feature.values]
 

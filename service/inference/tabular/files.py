@@ -1,4 +1,4 @@
-"""An estimator from the bytes of its file: a pickle, which is executed, or skops' format, of which nothing is."""
+"""An estimator from the bytes of its file. To load a pickle runs code; to load skops' format runs none."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _load_skops(weights: bytes, trusted: Collection[str], where: str) -> Any:
         raise ConfigurationError(f"{where} is a .skops file: install skops into this environment.") from None
     try:
         found = get_untrusted_types(data=weights)
-        # Which ones are trusted the operator says, and never the file itself.
+        # The operator says which types are trusted, never the file itself.
         refused = [name for name in found if name not in trusted]
         if not refused:
             return loads(weights, trusted=found)

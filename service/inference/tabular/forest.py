@@ -95,7 +95,7 @@ class LeafTable:
 
 
 def _thresholds(tree: Any, feature: int) -> NDArray[np.float64]:
-    """Of the tree's splits on one feature; leaves have a threshold too, which means nothing."""
+    """The thresholds of the tree's splits on one feature. A leaf's threshold means nothing."""
     return np.asarray(tree.threshold[(tree.feature == feature) & (tree.children_left >= 0)], dtype=np.float64)
 
 

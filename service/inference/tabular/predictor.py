@@ -39,7 +39,7 @@ longer to hand the batch to each other, and fight for the interpreter while they
 
 
 def load(artifact: Artifact, options: Options) -> TabularPredictor:
-    """Of weights whose digest is already checked; raises ConfigurationError."""
+    """The predictor of weights whose digest has been checked; raises ConfigurationError."""
     manifest = artifact.manifest
     where = f"The model {manifest.name} ({manifest.weights.file})"
     extension = manifest.weights.file.rpartition(".")[2]
@@ -110,7 +110,7 @@ class TabularPredictor:
         return dict(zip(self._feature_names, self._cells.box(question.identity[1:]), strict=True))
 
     def predict(self, batch: Sequence[bytes]) -> Sequence[Prediction | Exception]:
-        """Bit-equal to the estimator's own answers; one that is none is that row's PredictionFailed.
+        """The same bits as the estimator's own answers. A row without a finite answer gets PredictionFailed.
 
         A row that the estimator refuses by itself with a ValueError, such as for a category that it does not know, is
         its client's fault.
@@ -119,11 +119,11 @@ class TabularPredictor:
             return self._answers(self._fast_answers, batch)
         except ValueError as error:
             if len(batch) > 1:
-                raise  # who calls asks for each alone
+                raise  # the caller then asks for each row alone
             return [InvalidInput(str(error).partition("\n")[0][:MAX_SENTENCE])]
 
     def audit(self, payload: bytes) -> Prediction | Exception:
-        """As ``predict``, by the estimator itself and none of this service's short cuts.
+        """As ``predict``, but by the estimator's own method, without this service's short cuts.
 
         May be called while ``predict`` runs.
         """
@@ -155,7 +155,7 @@ class TabularPredictor:
 
 
 def _tell_of_other_versions(manifest: Manifest, libraries: Mapping[str, str]) -> None:
-    """The golden answer is what tells whether they matter; the answers of other versions are never used again."""
+    """The warm-up tells whether the difference matters. Cached answers of other versions are never used."""
     for name in sorted(manifest.versions.keys() & libraries.keys()):
         if manifest.versions[name] != libraries[name]:
             logger.warning(

@@ -75,11 +75,11 @@ class Splits:
 
 
 class _Unknown(Exception):
-    """A part of the model is none that could be shown to ask nothing else."""
+    """A part of the model may ask something else than thresholds."""
 
 
 def find_splits(model: Any) -> list[Splits] | None:
-    """Of all the model's parts; None for a model that may ask something else."""
+    """The splits of all parts of the model; None if a part may ask something else."""
     try:
         return list(_splits(model, Splits(tuple(range(feature_count(model))))))
     except (_Unknown, AttributeError):
@@ -141,7 +141,7 @@ def _chosen(given: Splits, indices: Sequence[int]) -> Splits:
 
 
 def _placed(given: Splits, thresholds: Sequence[Floats]) -> Splits:
-    """With the thresholds where their columns are."""
+    """Put the thresholds in the places of their columns."""
     if given.after is None:
         return replace(given, thresholds=tuple(thresholds))
     found: list[list[float]] = [[] for _ in given.columns]

@@ -19,7 +19,7 @@ _MISSING, _TRUE, _FALSE = b"-", b"t", b"f"
 
 
 class Arrays:
-    """Payloads are big-endian float64s, and of NaN, which is a missing value, there is one."""
+    """Payloads are big-endian float64s. A missing value is NaN, always with the same bits."""
 
     mark = b"x"
     libraries: tuple[str, ...] = ()
@@ -35,7 +35,7 @@ class Arrays:
 
 
 class Typed:
-    """Payloads say of each value its type and itself: rows that are the same, and no others, have the same bytes."""
+    """A payload has the type and the bytes of each value, so only equal rows have equal payloads."""
 
     mark = b"t"
 

@@ -1,4 +1,4 @@
-"""How large a batch may be on a device whose memory is not its own."""
+"""How large a batch may be on a device whose memory other programs use as well."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ RECOVERY_SECONDS = 30.0
 
 
 class BatchLimit:
-    """How many images the device's memory bears at once: fewer when it bore less, in time more again.
+    """How many images fit into the device's memory at once: fewer after a lack of memory, later more again.
 
-    Threads may interleave as they like: every value there can be is a size, and one too large is only tried in vain.
+    Threads need no lock. In any order of their steps the index names a size; one that is too large only fails again.
     """
 
     def __init__(self, sizes: list[int], clock: Callable[[], float]) -> None:

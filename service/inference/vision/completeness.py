@@ -16,7 +16,7 @@ from service.inference.vision.image_header import Header, png_chunks
 from service.inference.vision.jpeg_scans import Scans
 
 FILLER = bytes(range(1, 65))
-"""More than a decoder reads ahead, and no marker in it."""
+"""Longer than what a decoder reads ahead, and without a marker."""
 
 STRIP_ROWS = 64
 STEP = 2**16
@@ -53,7 +53,7 @@ def png_is_complete(file: bytes, header: Header, picture: PIL.Image.Image) -> bo
 
 
 def _is_middling(pixel: Any) -> bool:
-    """Of middle brightness: the colours of its neighbours may shine in where a file has fewer colours than pixels."""
+    """Near to grey, as libjpeg fills it. Not exactly: where colours are subsampled, neighbours change the pixel."""
     if not isinstance(pixel, tuple):
         brightness = pixel
     elif len(pixel) == 3:

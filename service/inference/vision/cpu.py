@@ -35,7 +35,7 @@ class CpuRunner:
         self._spec = spec
         self.libraries: tuple[str, ...]
         if artifact.file("xml") is not None and has_openvino():
-            # One for a lone image: knowing the number makes it a thirtieth faster.
+            # A lone image has a graph of its own: for a known number of images it is a thirtieth faster.
             computes = compiled(artifact, spec, threads, (1, -1) if spec.batched else (1,))
             self._lone, self._many = computes[0], computes[-1]
             self.kernels, self.chunk, self.libraries = "openvino", CHUNK if spec.batched else 1, ("openvino",)

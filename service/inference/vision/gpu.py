@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 class GpuRunner:
-    """Runs a network on a GPU. To the last bit, an answer depends on the size that its batch is padded to alone."""
+    """Runs a network on a GPU. Of its batch, an answer's bits depend only on the size that the batch is padded to."""
 
     slots = 2
     kernels = "program"
@@ -82,7 +82,7 @@ class GpuRunner:
             self._free.put(slot)
 
     def launch(self, pixels: Tensor, arrays: Mapping[int, Tensor], copied: Event, answers: Tensor) -> Event:
-        """Have images that will be ``copied`` normalised and computed; the answers are in host memory at the mark."""
+        """Launch the work on images that will be ``copied``. The answers are in host memory at the event returned."""
         count = len(pixels)
         images = self._images[:count]
         with self._launching, self._device.computing():
@@ -101,7 +101,7 @@ class GpuRunner:
             raise DeviceLost
 
     def shrinks(self, error: RuntimeError, count: int) -> bool:
-        """Whether fewer images than the ``count`` that failed are to be tried; raises what is no lack of memory."""
+        """Whether to try fewer images than the ``count`` that failed. Raises an error that is no lack of memory."""
         if self._device.is_lost():
             if not self._lost:
                 logger.error("The device fails and computes nothing more in this process.", exc_info=error)

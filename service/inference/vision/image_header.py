@@ -22,8 +22,6 @@ _JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
 _JPEG_ENDS = frozenset({0xD9, 0xDA})
 _GIF_FRAME, _GIF_EXTENSION = 0x2C, 0x21
-
-
 _RAW_BMPS = (0, 3)
 """Compression of a BMP: none, or none with masks. Pillow takes seconds for the pixels of others."""
 
@@ -139,7 +137,7 @@ def _webp_frames(file: bytes) -> int:
 
 
 def _gif(file: bytes) -> Header:
-    """Its first frame is what is seen of it; what comes before that has a bound, too."""
+    """Only the first frame is read. The number of blocks before it is bounded."""
     width, height, flags = struct.unpack_from("<2HB", file, 6)
     start, inside = 13 + (2 << (flags & 7)) * 3 * (flags >> 7), False
     for _ in range(MAX_PARTS):

@@ -35,8 +35,8 @@ MAX_JPEG_SCANS = 100
 
 
 def reuse_memory() -> None:
-    """Have the C library keep what was freed of a few MiB: the kernel would clear it anew for each image, and a third
-    of the time that reading takes went there. It gives back what is more, and that of large images at once."""
+    """Let the C library keep a few MiB of freed memory. Otherwise the kernel clears new pages for each image, which
+    took a third of the reading time. More than these MiB, and the memory of large images, goes back at once."""
     with suppress(OSError, AttributeError):  # another C library than glibc
         library = CDLL(None)
         library.mallopt(_MMAP_THRESHOLD, 4 * 2**20)

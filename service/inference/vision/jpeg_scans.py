@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from service.inference.vision.image_header import MAX_PARTS, damaged
 
-_HUFFMAN_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
 _OTHER_FRAMES = frozenset(range(0xC3, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 

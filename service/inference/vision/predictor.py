@@ -73,7 +73,7 @@ def _check_options(options: Options, device: str) -> None:
 
 
 def _on_gpu(artifact: Artifact, spec: Image, options: Options) -> tuple[Runner, Options]:
-    """And the options as the network can have them: some take one image at a time."""
+    """The runner, and the options that suit the network: some networks take one image at a time."""
     from service.inference.vision.cuda import Cuda, compute_exactly, is_out_of_memory
     from service.inference.vision.gpu import GpuRunner
     from service.inference.vision.program import module, restore, takes_batches, use_threads
@@ -176,7 +176,7 @@ class VisionPredictor:
         try:
             yield (load.result() for load in loads)
         finally:
-            wait(loads)  # or it would write into memory that is another batch's by then
+            wait(loads)  # or a load would write into memory that belongs to another batch by then
 
 
 def _answer(vector: Vector | ServiceError) -> Prediction | ServiceError:

@@ -22,12 +22,12 @@ class Batch(Protocol):
     """Payloads on their way through the network."""
 
     def load(self, row: int, payload: bytes) -> InvalidInput | None:
-        """Decode a payload into its row, or say what is wrong with it. Any thread may, each row once."""
+        """Decode a payload into its row, or say what is wrong with it. Any thread may call it, once for each row."""
 
     def compute(self, rows: Sequence[int]) -> Sequence[Vector | ServiceError]:
-        """What the network says to these rows, ascending and all loaded, or in a row's place why it says nothing.
+        """The network's answer to each row, or the reason why there is none. The rows ascend, and all are loaded.
 
-        Raises DeviceLost when it never will again.
+        Raises DeviceLost when the device can compute nothing any more.
         """
 
 
@@ -37,9 +37,9 @@ class Runner(Protocol):
     device: str
     """"cpu" or "cuda"."""
     kernels: str
-    """Which way the network is computed: it moves last bits."""
+    """What computes the network. It decides the last bits of an answer."""
     libraries: tuple[str, ...]
-    """Those that compute it."""
+    """The distributions that compute the network."""
     slots: int
     """Most batches that may be open at once."""
     chunk: int
