@@ -11,8 +11,9 @@ from typing import Any
 from fastapi.routing import APIRoute
 
 from service.http.multipart import FILE, FORM
-from service.http.predict import IMAGE_PARAMETERS, IMAGE_TYPES, JSON
+from service.http.predict import IMAGE_PARAMETERS, JSON
 from service.http.schemas import Prediction, Responses, Results, Schema, problems
+from service.inference.manifest import IMAGE_TYPES
 from service.lookup import Model
 from service.runtime import Runtime
 

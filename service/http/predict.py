@@ -14,9 +14,10 @@ from service.http.coding import read_content
 from service.http.directives import matches
 from service.http.endpoint import Headers, Hot, Reply, Request
 from service.http.json_body import load_object
-from service.http.multipart import FILE, FORM, check_origin, read_question
+from service.http.multipart import FORM, check_origin, read_question
 from service.http.query import parse_query
 from service.http.render import View, default_top_k, render, take_view
+from service.inference.manifest import IMAGE_ALIASES, IMAGE_TYPES
 from service.inference.predictor import Question
 from service.lookup import Answer, CacheDirectives, Model
 from service.runtime import Runtime
@@ -42,9 +43,7 @@ class Parsed:
 
 
 JSON = "application/json"
-IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/tiff")
 MEDIA_TYPES = (JSON, *IMAGE_TYPES, FORM)
-ALIASES = ("image/jpg", FILE)  # which many send
 IMAGE_PARAMETERS = frozenset({"image", "input", "sha256"})
 MAX_REMEMBERED_BYTES = 1024
 """Longer queries and longer answers are not remembered."""
@@ -80,7 +79,7 @@ def parse_get(request: Request) -> Parsed:
 
 async def _read(request: Request) -> Parsed:
     """Parse a request with its input in the body."""
-    content_type = media_type(request, MEDIA_TYPES + ALIASES)
+    content_type = media_type(request, MEDIA_TYPES + IMAGE_ALIASES)
     params: dict[str, Any] = dict(parse_query(request.query))
     body = await read_content(request, request.runtime.settings.max_body_bytes)
     given = request.header(b"content-type") or b""

@@ -19,6 +19,10 @@ from pydantic import (
     model_validator,
 )
 
+IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/tiff")
+IMAGE_ALIASES = ("image/jpg", "application/octet-stream")
+"""Types that clients announce for images as well. The content decides."""
+
 RESERVED_FEATURES = frozenset({"model", "image", "input", "sha256", "domain", "top_k"})
 
 

@@ -17,14 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InvalidInput, PayloadTooLarge, UnsupportedContent
-from service.inference.manifest import Image
+from service.inference.manifest import IMAGE_ALIASES, IMAGE_TYPES, Image
 from service.inference.predictor import Question
 from service.inference.vision.image_header import read_header
 from service.large_json import LargeArray, LargeString
-
-UPLOADS = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/tiff")
-ALIASES = ("image/jpg", "application/octet-stream")
-"""Types that are announced for images as well: the content decides."""
 
 MAX_IMAGE_BYTES = 10 * 2**20
 FORMS = ("image", "sha256", "input")
@@ -42,12 +38,12 @@ _LINE_BREAKS = str.maketrans("", "", "\r\n")
 
 def parse(params: Mapping[str, Any], body: bytes, content_type: str | None, spec: Image, max_pixels: int) -> Question:
     """As Predictor.parse. Nothing is decoded here beyond base64 and the file's header."""
-    if content_type in UPLOADS + ALIASES:
+    if content_type in IMAGE_TYPES + IMAGE_ALIASES:
         for name in params:
             raise InvalidInput(f"Unknown parameter {name!r:.80} beside an image.", parameter=name)
         return image_question(body, max_pixels)
     if content_type not in (None, "application/json"):
-        raise UnsupportedContent(f"This model reads {', '.join(UPLOADS)} and JSON, not {content_type}.")
+        raise UnsupportedContent(f"This model reads {', '.join(IMAGE_TYPES)} and JSON, not {content_type}.")
     for name in params:
         if name not in FORMS:
             raise InvalidInput(f"Unknown parameter {name!r:.80}: this model takes {', '.join(FORMS)}.", parameter=name)
