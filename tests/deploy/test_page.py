@@ -102,9 +102,11 @@ def test_an_image_is_asked_about_as_the_example_a_file_or_a_drawing(page: Page, 
     page.mouse.move(x, y)
     page.mouse.down()
     page.mouse.move(x, y + middle["height"] / 2, steps=5)
-    page.mouse.up()
+    with page.expect_response("**/models/digits/predict*"):  # what is let go is asked about
+        page.mouse.up()
     expect(page.locator("#how")).to_contain_text("Computed")
-    page.get_by_role("button", name="Ask", exact=True).click()
+    with page.expect_response("**/models/digits/predict*"):
+        page.get_by_role("button", name="Ask", exact=True).click()
     expect(page.locator("#how")).to_contain_text("Hit")
 
 
