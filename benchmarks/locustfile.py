@@ -22,6 +22,7 @@ QUESTIONS = 10_000
 PER_USER = 10
 """Requests per second of each user: ``--users 100`` is 1,000 requests per second."""
 BATCH_ROWS = 16
+PICTURES = 64
 
 LARGEST_SHARE_OF_ERRORS = 0.0
 LONGEST_MEAN, LONGEST_P99 = 100.0, 250.0
@@ -31,7 +32,6 @@ LEAST_SHARE_OF_RATE = 0.95
 _chance = random.Random(0)
 _rows = [row for row, _ in zip(iris_rows(_chance), range(QUESTIONS), strict=False)]
 _weights = list(accumulate(1 / rank for rank in range(1, QUESTIONS + 1)))
-_IMAGES = list(range(64))
 
 
 def questions(count: int = 1) -> list[tuple[float, ...]]:
@@ -45,17 +45,18 @@ def picture(number: int) -> bytes:
     return file.getvalue()
 
 
+_pictures = [picture(number) for number in range(PICTURES)]
+
+
 class Visitor(FastHttpUser):
     """Somebody who keeps a connection and asks ten times a second, whatever it takes to be answered."""
 
     wait_time = constant_throughput(PER_USER)
     has_digits = False
-    pictures: list[bytes]
 
     def on_start(self) -> None:
         with self.client.get("/models", name="/models") as response:
             self.has_digits = any(model["name"] == "digits" for model in response.json()["models"])
-        self.pictures = [picture(number) for number in _IMAGES] if self.has_digits else []
 
     @tag("get")
     @task(70)
@@ -81,10 +82,10 @@ class Visitor(FastHttpUser):
     @tag("image")
     @task(5)
     def image(self) -> None:
-        if self.pictures:
+        if self.has_digits:
             self.client.post(
                 "/models/digits/predict",
-                data=random.choice(self.pictures),  # type: ignore[arg-type]
+                data=random.choice(_pictures),  # type: ignore[arg-type]
                 headers={"Content-Type": "image/png"},
                 name="POST an image",
             )

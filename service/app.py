@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -21,7 +21,7 @@ from starlette.routing import Route, compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import __version__
-from service.config import Settings, settings_of_process
+from service.config import Settings, names, settings_of_process
 from service.http import batch, predict
 from service.http.endpoint import Endpoint, ErrorRenderer, Request, problem
 from service.http.operations import SHORT_CUTS, Observed, Operation
@@ -139,14 +139,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 async def _lifespan(app: Service) -> AsyncIterator[dict[str, Any]]:
     settings: Settings = app.state.settings or settings_of_process()
     if settings.cors_origins:
-        _allow_origins(app, settings.cors_origins.replace(" ", "").split(","))
+        _allow_origins(app, names(settings.cors_origins))
     async with open_runtime(settings, app.state.lost) as runtime:
         app.state.runtime = runtime
         app.traces = runtime.traces
         yield {"runtime": runtime}
 
 
-def _allow_origins(app: FastAPI, origins: list[str]) -> None:
+def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
     app.middleware_stack = None  # It was built for the lifespan, before there were settings.
     app.add_middleware(
         CORSMiddleware,

@@ -121,11 +121,8 @@ class BatchPipeline(Pipeline):
         There is no Redis that could have the answers. Between the look into L1 and the new entries there is no await,
         so no flight for these keys can begin. What a flight is computing, and what fails, is left to ``answer_many``.
         """
-        missing, size, step = (
-            [i for i, said in enumerate(rows) if said is None],
-            questions.size,
-            model.batcher.max_batch_size,
-        )
+        missing = [row for row, said in enumerate(rows) if said is None]
+        size, step = questions.size, model.batcher.max_batch_size
         computed: dict[str, Answer] = {}
         for start in range(0, len(missing), step):
             part, began = missing[start : start + step], self._clock()

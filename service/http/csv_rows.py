@@ -13,14 +13,14 @@ import orjson
 from numpy.typing import NDArray
 
 from service.errors import InvalidInput, MalformedRequest
+from service.inference.manifest import DECIMAL, MAX_DIGITS
 from service.lookup import Model
 
 CSV = "text/csv"
 CLASS = "probability: "
 """Before a class's label, in the name of its column."""
 
-_DECIMALS = frozenset("0123456789.+-eE")
-_MAX_DIGITS = 64
+_DECIMALS = frozenset(DECIMAL)
 
 
 def read_csv(body: bytes, model: Model, most: int) -> list[dict[str, str]]:
@@ -48,7 +48,7 @@ def decimals(rows: Sequence[dict[str, str]], names: Sequence[str]) -> NDArray[np
     if len(rows[0]) != len(names):
         return None
     fields = [row[name] for row in rows for name in names]
-    if not _DECIMALS.issuperset(chain.from_iterable(fields)) or max(map(len, fields)) > _MAX_DIGITS:
+    if not _DECIMALS.issuperset(chain.from_iterable(fields)) or max(map(len, fields)) > MAX_DIGITS:
         return None
     try:
         return np.fromiter(map(float, fields), np.float64, len(fields)).reshape(-1, len(names))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from service.config import names
 from service.errors import InvalidInput, MalformedRequest, UnsupportedContent
 from service.http.endpoint import Request
 
@@ -25,7 +26,7 @@ def check_origin(request: Request) -> None:
     if origin is None or request.header(b"sec-fetch-site") in (b"same-origin", b"none"):
         return
     name, own = origin.decode("latin-1").lower(), (request.header(b"host") or b"").decode("latin-1").lower()
-    allowed = request.runtime.settings.cors_origins.replace(" ", "").split(",")
+    allowed = names(request.runtime.settings.cors_origins)
     if name.partition("://")[2] != own and name not in allowed and "*" not in allowed:
         raise UnsupportedContent(
             "A form from a page of another origin is refused; send the image itself, as image/png."

@@ -1,4 +1,4 @@
-"""``/predict`` and ``/predict_batch``: inputs in, renderings out."""
+"""``/predict``: an input in, a rendering out."""
 
 from __future__ import annotations
 

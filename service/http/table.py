@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.inference.manifest import MAX_EXACT
 from service.large_json import LargeArray
-
-MAX_EXACT = 2**53
-"""Larger integers may be rounded, before or after they are compared with a bound."""
 
 
 def as_table(rows: list[Any] | LargeArray, names: Sequence[str]) -> NDArray[np.float64] | None:
@@ -40,6 +38,6 @@ def _numbers(group: list[Any], names: Sequence[str]) -> NDArray[np.float64] | No
         table = np.array(values, np.float64)
     except (KeyError, OverflowError):
         return None
-    if int in types and np.abs(table).max() > MAX_EXACT:
+    if int in types and np.abs(table).max() > MAX_EXACT:  # rounded before or after it is compared with a bound
         return None
     return table.reshape(len(names), -1).T if kinds == {dict} else table.reshape(-1, len(names))

@@ -23,6 +23,13 @@ IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"
 IMAGE_ALIASES = ("image/jpg", "application/octet-stream")
 """Types that clients announce for images as well. The content decides."""
 
+MAX_EXACT = 2**53
+"""The largest integer whose neighbours are float64s, too. A larger one may be rounded."""
+DECIMAL = "0123456789.+-eE"
+"""Of what float() takes, these characters leave decimals: no spaces, underscores, "nan" or other alphabets' digits."""
+MAX_DIGITS = 64
+"""The most characters of a number in a text."""
+
 RESERVED_FEATURES = frozenset({"model", "image", "input", "sha256", "domain", "top_k"})
 
 

@@ -16,7 +16,7 @@ LINGER_BYTES = 16 * 2**20
 LINGER_SECONDS = 2.0
 
 
-def refusal(error: ServiceError, target: bytes, server_headers: Headers) -> bytes:
+def refusal(error: ServiceError, target: bytes, server_headers: Headers, is_head: bool) -> bytes:
     """The whole answer to a request that never reaches the application, in the form that an endpoint would use."""
     if target.startswith(b"/v2"):
         kind, body = b"application/json", orjson.dumps({"error": str(error)})
@@ -30,7 +30,8 @@ def refusal(error: ServiceError, target: bytes, server_headers: Headers) -> byte
         (b"connection", b"close"),
         (b"x-request-id", uuid4().hex.encode()),
     ]
-    return STATUS_LINE[error.status] + b"".join(b"%b: %b\r\n" % header for header in headers) + b"\r\n" + body
+    head = STATUS_LINE[error.status] + b"".join(b"%b: %b\r\n" % header for header in headers) + b"\r\n"
+    return head if is_head else head + body
 
 
 class Lingering(asyncio.Protocol):

@@ -242,9 +242,8 @@ class Connection(RequestReader):
         if (runtime := self.app_state.get("runtime")) is not None:
             runtime.metrics.refused(error.status)
             runtime.refusals.add(error, client=self.client[0] if self.client else None)
-        self._last_words = refusal(error, self.url, self.server_state.default_headers)
-        if self.url and self.parser.get_method() == b"HEAD":
-            self._last_words = self._last_words[: self._last_words.index(b"\r\n\r\n") + 4]
+        is_head = bool(self.url) and self.parser.get_method() == b"HEAD"
+        self._last_words = refusal(error, self.url, self.server_state.default_headers, is_head)
         if self.running is None:
             self._say_last_words()
         else:

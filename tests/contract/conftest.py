@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,12 +30,10 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory, iris_models: Path) -> Iterator[Server]:
     """``iris``, and ``digits`` which has learnt nothing."""
-    from tests.support.untrained import write_untrained  # not above: it imports torch
+    from tests.support.untrained import write_both  # not above: it imports torch
 
     directory = tmp_path_factory.mktemp("images")
-    shutil.copytree(iris_models, directory / "models")
-    write_untrained(directory / "models")
-    with running_server(directory, models_dir=directory / "models") as server:
+    with running_server(directory, models_dir=write_both(iris_models, directory)) as server:
         yield server
 
 

@@ -44,14 +44,13 @@ def programs() -> list[Program]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, iris_models: Path) -> Iterator[Server]:
     """As `make run` starts it, and with an operator's token."""
-    from tests.support.untrained import write_untrained  # not above: it imports torch
+    from tests.support.untrained import write_both  # not above: it imports torch
 
     directory = tmp_path_factory.mktemp("clients")
-    shutil.copytree(iris_models, directory / "models")
-    write_untrained(directory / "models")
+    models = write_both(iris_models, directory)
     with (
         running_redis(directory / "redis") as redis,
-        running_server(directory, models_dir=directory / "models", redis_url=redis.url, admin_token=TOKEN) as server,
+        running_server(directory, models_dir=models, redis_url=redis.url, admin_token=TOKEN) as server,
     ):
         yield server
 

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.support.redis_server import RedisServer
 from tests.support.server import Server, running_server
-from tests.support.untrained import write_untrained
+from tests.support.untrained import write_both
 
 pytestmark = pytest.mark.deploy
 
@@ -28,10 +29,9 @@ SECONDS = 10
 
 @pytest.fixture(scope="module")
 def service(iris_models: Path, tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[Server]:
-    models = tmp_path_factory.mktemp("both") / "models"
-    shutil.copytree(iris_models, models)
-    write_untrained(models)
-    with running_server(models.parent, models_dir=models, redis_url=redis_server.url) as service:
+    directory = tmp_path_factory.mktemp("both")
+    models = write_both(iris_models, directory)
+    with running_server(directory, models_dir=models, redis_url=redis_server.url) as service:
         yield service
 
 
@@ -140,8 +140,9 @@ def test_what_is_copied_runs(page: Page) -> None:
     answer = subprocess.run(["bash", "-c", page.inner_text("#code")], capture_output=True, check=True).stdout
     assert json.loads(answer)["model"] == "iris"
     page.get_by_role("button", name="Python").click()
-    printed = subprocess.run(["python3", "-c", "pass"], check=True)  # there is a Python to run it with
-    assert printed.returncode == 0 and "requests.get(" in page.inner_text("#code")
+    assert "requests.get(" in page.inner_text("#code")
+    printed = subprocess.run([sys.executable, "-c", page.inner_text("#code")], capture_output=True, check=True).stdout
+    assert b"'model': 'iris'" in printed and b"predict; hit" in printed
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

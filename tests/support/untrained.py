@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -26,3 +27,10 @@ def write_untrained(models: Path, name: str = "digits") -> list[bytes]:
         models_dir=models,
     )
     return files
+
+
+def write_both(iris_models: Path, directory: Path) -> Path:
+    """``directory/models``, with ``iris`` and with ``digits`` that has learnt nothing."""
+    models = shutil.copytree(iris_models, directory / "models")
+    write_untrained(models)
+    return models

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from service.errors import ConfigurationError
 from service.inference.artifact import REMEDY
-from service.inference.manifest import Manifest, Output
-from service.inference.tabular.features import MAX_EXACT
+from service.inference.manifest import MAX_EXACT, Manifest, Output
 from service.inference.tabular.forest import fast_forest, trees_of
 from service.inference.tabular.splits import class_name, feature_count
 

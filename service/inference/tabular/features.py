@@ -12,19 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InvalidInput, UnsupportedContent
-from service.inference.manifest import Feature, Manifest
+from service.inference.manifest import DECIMAL, MAX_DIGITS, MAX_EXACT, Feature, Manifest
 from service.inference.tabular.cells import Cells
 from service.inference.tabular.table import Value, table_of
 from service.large_json import LargeArray, LargeString
 
-MAX_DIGITS = 64
 MAX_CHARACTERS = 100_000
 """The longest text."""
 MAX_VALUES_NAMED = 10
 """How many of a category's values an error names."""
-
-MAX_EXACT = 2**53
-"""The largest integer whose neighbours are float64s, too."""
 
 BOOLEANS = {"true": True, "True": True, "1": True, "false": False, "False": False, "0": False}
 """The capital ones are in the CSV that pandas writes."""
@@ -41,6 +37,7 @@ class RowReader:
         self.rows = table_of(manifest)
         """How rows are packed, and made a table."""
         self._bounds = _bounds(manifest.features, cells)
+        self._lowest, self._highest = np.array([bounds[1:] for bounds in self._bounds], np.float64).T
         self._names = frozenset(f.name for f in manifest.features)
         self._example = manifest.example.inputs
 
@@ -52,8 +49,7 @@ class RowReader:
 
     def accepts(self, table: NDArray[np.float64]) -> bool:
         """Whether all rows of numbers are valid. If not, ``read`` says of each what is wrong."""
-        lowest, highest = np.array([bounds[1:] for bounds in self._bounds], np.float64).T
-        return self.is_plain and bool(((table >= lowest) & (table <= highest)).all())
+        return self.is_plain and bool(((table >= self._lowest) & (table <= self._highest)).all())
 
     def read(self, params: Mapping[str, Any], content_type: str | None) -> Sequence[Any]:
         """One row; raises InvalidInput."""
@@ -150,8 +146,7 @@ def _decoder(feature: Feature) -> Callable[[str], Any]:
 
 
 def _decimal(name: str, text: str) -> float:
-    # Of what float() takes, this leaves decimals: no spaces, underscores, "nan" or other alphabets' digits.
-    if len(text) > MAX_DIGITS or text.strip("0123456789.+-eE"):
+    if len(text) > MAX_DIGITS or text.strip(DECIMAL):
         _refuse(name, "must be a decimal number")
     try:
         return float(text)

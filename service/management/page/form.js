@@ -67,7 +67,6 @@ function number(id, schema, asked) {
   const [low, high] = range(schema);
   if (!(high > low)) return { input, element: element("div", { className: "number" }, input), read: () => input.value, write: (value) => (input.value = value) };
   const slider = element("input", { type: "range", min: low, max: high, step: whole ? 1 : step(high - low) });
-  slider.setAttribute("aria-labelledby", `${id}-label`);
   slider.setAttribute("aria-label", id.slice("field-".length));
   const holds = element("span", { className: "box", hidden: true });
   slider.oninput = () => (input.value = slider.value);

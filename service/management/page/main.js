@@ -55,8 +55,13 @@ function forget() {
   $("more").hidden = true;
 }
 
+/** What the form has; null, and a word about it, without an image. */
 function input() {
-  if (current.picture) return { file: current.picture.file() };
+  if (current.picture) {
+    const file = current.picture.file();
+    if (!file) $("fault").textContent = word.noImage;
+    return file && { file };
+  }
   const values = {};
   for (const part of current.fields) {
     const value = part.read();
@@ -68,7 +73,7 @@ function input() {
 /** `moved`: by a field that was let go, which asks nothing where the answer is known to stay. */
 async function send(moved = false) {
   const asked = input();
-  if (current.picture && !asked.file) return void ($("fault").textContent = word.noImage);
+  if (!asked) return;
   if (moved && within(asked)) return void ($("how").textContent = word.sameBox);
   await question(requestFor(current, asked), asked);
 }
@@ -154,7 +159,7 @@ function copyable(request) {
 
 async function repeat() {
   const asked = input();
-  if (current.picture && !asked.file) return void ($("fault").textContent = word.noImage);
+  if (!asked) return;
   const request = requestFor(current, asked);
   repeating = true;
   $("repeating").hidden = false;
