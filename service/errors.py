@@ -43,158 +43,106 @@ class ServiceError(Exception):
     type = "internal-error"
     title = "Internal error"
 
+    def __init_subclass__(cls, **given: object) -> None:
+        """What is not given in the brackets behind a class's name is inherited."""
+        for name, value in given.items():
+            setattr(cls, name, value)
+
     def __init__(self, detail: str = "", *, parameter: str | None = None) -> None:
         super().__init__(detail or self.title)
         self.parameter = parameter
 
 
-class InvalidInput(ServiceError):
-    status = 422
-    type = "invalid-input"
-    title = "The input is not valid"
+class InvalidInput(ServiceError, status=422, type="invalid-input", title="The input is not valid"): ...
 
 
-class MalformedRequest(InvalidInput):
-    status = 400
-    type = "malformed-request"
-    title = "The request is malformed"
+class MalformedRequest(InvalidInput, status=400, type="malformed-request", title="The request is malformed"): ...
 
 
-class RequestTimeout(InvalidInput):
-    status = 408
-    type = "request-timeout"
-    title = "The request took too long to arrive"
-    logged = True
+class RequestTimeout(
+    InvalidInput, status=408, type="request-timeout", title="The request took too long to arrive", logged=True
+): ...
 
 
-class UriTooLong(InvalidInput):
-    status = 414
-    type = "uri-too-long"
-    title = "The request target is too long"
+class UriTooLong(InvalidInput, status=414, type="uri-too-long", title="The request target is too long"): ...
 
 
-class HeadersTooLarge(InvalidInput):
-    status = 431
-    type = "headers-too-large"
-    title = "The request header section is too large"
+class HeadersTooLarge(
+    InvalidInput, status=431, type="headers-too-large", title="The request header section is too large"
+): ...
 
 
-class PayloadTooLarge(InvalidInput):
-    status = 413
-    type = "payload-too-large"
-    title = "The body is too large"
+class PayloadTooLarge(InvalidInput, status=413, type="payload-too-large", title="The body is too large"): ...
 
 
-class UnsupportedContent(InvalidInput):
-    status = 415
-    type = "unsupported-content"
-    title = "The media type is not supported"
+class UnsupportedContent(
+    InvalidInput, status=415, type="unsupported-content", title="The media type is not supported"
+): ...
 
 
-class UnsupportedCoding(UnsupportedContent):
-    title = "The content coding is not supported"
+class UnsupportedCoding(UnsupportedContent, title="The content coding is not supported"): ...
 
 
-class NotFound(ServiceError):
-    status = 404
-    type = "not-found"
-    title = "There is nothing here"
+class NotFound(ServiceError, status=404, type="not-found", title="There is nothing here"): ...
 
 
-class MethodNotAllowed(ServiceError):
-    status = 405
-    type = "method-not-allowed"
-    title = "The method is not allowed here"
+class MethodNotAllowed(ServiceError, status=405, type="method-not-allowed", title="The method is not allowed here"): ...
 
 
-class PreconditionFailed(ServiceError):
-    status = 412
-    type = "precondition-failed"
-    title = "If-Match does not hold"
+class PreconditionFailed(ServiceError, status=412, type="precondition-failed", title="If-Match does not hold"): ...
 
 
-class NotSupported(ServiceError):
-    status = 501
-    type = "not-supported"
-    title = "This is not supported"
+class NotSupported(ServiceError, status=501, type="not-supported", title="This is not supported"): ...
 
 
-class VersionNotSupported(ServiceError):
-    status = 505
-    type = "version-not-supported"
-    title = "This version of HTTP is not supported"
+class VersionNotSupported(
+    ServiceError, status=505, type="version-not-supported", title="This version of HTTP is not supported"
+): ...
 
 
-class Unauthorized(ServiceError):
-    logged = True
-    status = 401
-    type = "unauthorized"
-    title = "A bearer token is needed"
+class Unauthorized(ServiceError, status=401, type="unauthorized", title="A bearer token is needed", logged=True): ...
 
 
-class UnknownModel(ServiceError):
-    status = 404
-    type = "unknown-model"
-    title = "No such model"
+class UnknownModel(ServiceError, status=404, type="unknown-model", title="No such model"): ...
 
 
-class NotCached(ServiceError):
-    status = 404
-    type = "unknown-input"
-    title = "No cached answer for this digest"
+class NotCached(ServiceError, status=404, type="unknown-input", title="No cached answer for this digest"): ...
 
 
-class OnlyIfCached(NotCached):
-    status = 504
-    type = "not-cached"
-    title = "No cached answer, and the request forbids computing one"
+class OnlyIfCached(
+    NotCached, status=504, type="not-cached", title="No cached answer, and the request forbids computing one"
+): ...
 
 
-class Overloaded(ServiceError):
+class Overloaded(ServiceError, status=503, type="overloaded", title="The service is overloaded", logged=True):
     """``retry_after``: whole seconds after which the queue should have room again."""
-
-    logged = True
-    status = 503
-    type = "overloaded"
-    title = "The service is overloaded"
 
     def __init__(self, detail: str = "", *, retry_after: int = 1) -> None:
         super().__init__(detail)
         self.retry_after = retry_after
 
 
-class TooManyRequests(Overloaded):
-    status = 429
-    type = "too-many-requests"
-    title = "This address asks too often"
+class TooManyRequests(Overloaded, status=429, type="too-many-requests", title="This address asks too often"): ...
 
 
-class DeviceLost(Overloaded):
-    type = "device-lost"
-    title = "The device that computes has failed; its worker is being replaced"
-
+class DeviceLost(
+    Overloaded, type="device-lost", title="The device that computes has failed; its worker is being replaced"
+):
     def __init__(self, detail: str = "") -> None:
         super().__init__(detail, retry_after=5)
 
 
-class DeadlineExceeded(ServiceError):
-    logged = True
-    status = 504
-    type = "deadline-exceeded"
-    title = "The answer was not ready in time"
+class DeadlineExceeded(
+    ServiceError, status=504, type="deadline-exceeded", title="The answer was not ready in time", logged=True
+): ...
 
 
-class PredictionFailed(ServiceError):
-    status = 500
-    type = "prediction-failed"
-    title = "The model failed on this input"
+class PredictionFailed(ServiceError, status=500, type="prediction-failed", title="The model failed on this input"): ...
 
 
-class StoreFailed(ServiceError):
-    logged = True
-    status = 503
-    type = "store-failed"
-    title = "Redis did not carry the command out"
+class StoreFailed(
+    ServiceError, status=503, type="store-failed", title="Redis did not carry the command out", logged=True
+): ...
 
 
 class NoWaiters(Exception):
