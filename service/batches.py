@@ -10,10 +10,10 @@ import numpy as np
 
 from service.cache.entry import new_entry
 from service.cache.keys import cache_keys
+from service.cache.memory import Memo
 from service.errors import Overloaded, ServiceError
 from service.inference.predictor import Question, Questions
 from service.lookup import DEFAULT, Answer, CacheDirectives, Lookup, Model
-from service.memo import Memo
 from service.pipeline import NO_GENERATION, Pipeline
 
 ROWS_AT_ONCE = 256

@@ -5,12 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
+import random
 import sys
 from collections.abc import Callable
 from contextvars import Context, ContextVar
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
+
+from service.errors import ServiceError
+
+_access = logging.getLogger("service.access_log")
+_access.setLevel(logging.INFO)  # whatever PREDICT_LOG_LEVEL is: who asks for these lines gets them
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
@@ -147,3 +154,40 @@ class FloodLog:
 def _call_later(seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
     """Call it in an empty context: a later line is not about the request that began the flood."""
     return asyncio.get_running_loop().call_later(seconds, callback, context=Context())
+
+
+class Refusals:
+    """Log lines about the requests of one worker that are refused or late, by the error's type."""
+
+    PERIOD_SECONDS = 10.0
+
+    def __init__(self) -> None:
+        self._floods: dict[str, FloodLog] = {}
+
+    def add(self, error: ServiceError, **details: object) -> None:
+        """Log an error that answered a request, if it concerns the operator. Most concern only the client."""
+        if not error.logged:
+            return
+        flood = self._floods.get(error.type)
+        if flood is None:
+            logger = logging.getLogger("service.refusals")
+            flood = self._floods[error.type] = FloodLog(logger, f"{error.title}.", self.PERIOD_SECONDS)
+        flood.add(status=error.status, type=error.type, detail=str(error), **details)
+
+    def close(self) -> None:
+        for flood in self._floods.values():
+            flood.close()
+
+
+class AccessLog:
+    """A line about each answered request, for a share of them and for the slow ones.
+
+    It has no query and no path, only the route: both may hold what a person has measured.
+    """
+
+    def __init__(self, share: float, slow_seconds: float, random: Callable[[], float] = random.random) -> None:
+        self._share, self._slow_seconds, self._random = share, slow_seconds or math.inf, random
+
+    def add(self, seconds: float, **details: object) -> None:
+        if seconds >= self._slow_seconds or self._random() < self._share:
+            _access.info("A request is answered.", extra={"seconds": round(seconds, 6), **details})

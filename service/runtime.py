@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from service.access_log import AccessLog, access_log
 from service.audit import Auditor, Countdown
 from service.batches import BatchPipeline
 from service.bodies import Bodies
 from service.cache.lease import Waits
-from service.cache.memory import MemoryCache
+from service.cache.memory import Memo, MemoryCache
 from service.cache.redis.l2 import L2, open_redis
 from service.config import Settings, names
 from service.economics import Account, Economics
@@ -27,12 +26,11 @@ from service.inference.batcher import Batcher
 from service.inference.loading import LoadedModel, load_model
 from service.inference.manifest import Manifest
 from service.inference.predictor import Options
+from service.logs import AccessLog, Refusals
 from service.lookup import Model
-from service.memo import Memo
 from service.metrics import Metrics
 from service.observer import AnswerObserver
 from service.rate_limit import RateLimit, guesses
-from service.refusals import Refusals
 
 if TYPE_CHECKING:
     from service.traces import Traces
@@ -78,7 +76,8 @@ class Runtime:
 
     def __post_init__(self) -> None:
         settings = self.settings
-        self.access_log = access_log(settings)
+        share, slow_seconds = settings.access_log_share, settings.access_log_slow_seconds
+        self.access_log = AccessLog(share, slow_seconds) if share or slow_seconds else None
         per_second = settings.client_requests_per_second
         self.rate_limit = RateLimit(per_second, per_second) if per_second else None
         self._defaults = {

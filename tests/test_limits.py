@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from service import rate_limit
-from service.access_log import AccessLog
 from service.errors import TooManyRequests, Unauthorized
 from service.http.endpoint import Request
+from service.logs import AccessLog
 from service.management.admin import check_token
 from service.rate_limit import RateLimit
 

@@ -1,4 +1,4 @@
-"""L1: this worker's own cache, bounded in bytes and entries."""
+"""What one worker keeps: L1, bounded in bytes and entries, and small memos."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
 
 from service.cache.entry import Entry
 
@@ -14,6 +15,22 @@ ENTRY_OVERHEAD = 600
 RENDERING_OVERHEAD = 130
 
 MAX_ASKED = 1000
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Memo(dict[K, V]):
+    """At most ``most`` results. A full memo forgets all of them: those still in use soon come back."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def keep(self, key: K, result: V) -> None:
+        if len(self) >= self._most:
+            self.clear()
+        self[key] = result
 
 
 class Slot:

@@ -11,9 +11,9 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, Response
 
+from service.cache.memory import Memo
 from service.http.operations import CurrentRequest, Operation
 from service.management.documents import KEPT, REVALIDATED, Document, Folder
-from service.memo import Memo
 
 ASSETS = "/docs/assets"
 

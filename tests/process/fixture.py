@@ -13,8 +13,8 @@ import pytest
 import uvicorn
 
 from service.config import Settings
+from service.logs import Refusals
 from service.metrics import Metrics
-from service.refusals import Refusals
 from service.server.connection import protocol_class
 from tests.support.client import Address, Connection, Response
 from tests.support.process import becomes
