@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from typing import Any, TypeAlias, cast
+from collections.abc import Hashable, Sequence
+from typing import Any, cast
 
 import numpy as np
 
@@ -26,16 +26,9 @@ MAX_KNOWN_KEYS = 16_384
 MAX_KNOWN_MODELS = 8
 """Of as many models' arrays so many keys are remembered: 4 MB each."""
 
-ObserveComputed: TypeAlias = Callable[[Model, Collection[str]], None]
-ObserveHits: TypeAlias = Callable[[Model, Questions, Mapping[str, int]], None]
-
 
 class BatchPipeline(Pipeline):
-    """``observe_hits`` is called with the hits of an array (key -> a row that has it), and ``observe_computed`` with
-    the keys of what was computed for one."""
-
-    observe_hits: ObserveHits = staticmethod(lambda model, questions, rows: None)
-    observe_computed: ObserveComputed = staticmethod(lambda model, keys: None)
+    """The pipeline of one question, and of many at a time."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -67,7 +60,7 @@ class BatchPipeline(Pipeline):
                 reservation.places = len(missing)
                 for row in missing:
                     row.reservation = reservation
-                answering = (self._counted(row, self._row(row, directives, found.get(row.key))) for row in rows)
+                answering = (self._observed(row, self._row(row, directives, found.get(row.key))) for row in rows)
                 answered += await asyncio.gather(*answering, return_exceptions=True)
         by_identity = dict(zip(chosen, answered, strict=True))
         return [row_error(by_identity[q.identity] if isinstance(q, Question) else q) for q in questions]
@@ -100,8 +93,7 @@ class BatchPipeline(Pipeline):
             rows += said
             names += keys
         if hits:
-            self.metrics.resolved(model.name, "l1", self._clock() - started, len(hits))
-            self.observe_hits(model, questions, hits)
+            self.observer.array_hits(model, questions, hits, self._clock() - started)
         if None not in rows and len(rows) == len(questions):
             return cast("list[bytes | Answer | ServiceError]", rows)
         rows += [None] * (len(questions) - len(rows))
@@ -137,9 +129,8 @@ class BatchPipeline(Pipeline):
                     computed[key] = Answer(key, entry, "computed", stored=True, model_seconds=seconds)
             for row in part:
                 rows[row] = computed.get(keys[row])
-            self.metrics.resolved(model.name, "computed", seconds, sum(1 for key in new if key in computed))
+            self.observer.array_computed(model, [key for key in new if key in computed], seconds)
             await asyncio.sleep(0)
-        self.observe_computed(model, computed)
 
     def _is_free(self, key: str) -> bool:
         return not self._flights.is_under_way(key) and self.l1.get(key) is None

@@ -13,7 +13,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -27,16 +27,10 @@ from service.cache.redis.auto_pipeline import DeadlineBudget
 from service.cache.redis.l2 import L2
 from service.cache.single_flight import Call, SingleFlight
 from service.config import Settings
-from service.deadlines import Deadlines
-from service.errors import (
-    NotCached,
-    OnlyIfCached,
-    PredictionFailed,
-    StoreUnavailable,
-)
+from service.errors import NotCached, OnlyIfCached, PredictionFailed, StoreUnavailable
 from service.inference.predictor import Question
 from service.lookup import DEFAULT, Answer, CacheDirectives, Lookup, Model
-from service.metrics import Metrics
+from service.observer import AnswerObserver, names
 
 logger = logging.getLogger(__name__)
 
@@ -48,28 +42,23 @@ Precheck: TypeAlias = Callable[[], Awaitable[Answer | None]]
 
 
 class Pipeline:
-    """The data path of one worker, for one question at a time. ``observe`` is called with every answer; hits below ASGI
-    never come here."""
+    """The data path of one worker, for one question at a time. Hits below ASGI never come here."""
 
     def __init__(
         self,
         settings: Settings,
         l1: MemoryCache,
         l2: L2,
-        metrics: Metrics,
+        observer: AnswerObserver,
         clock: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = random.random,
-        observe: Callable[[Lookup, Answer], None] = lambda lookup, answer: None,
     ) -> None:
-        self.settings, self.l1, self.l2, self.metrics = settings, l1, l2, metrics
+        self.settings, self.l1, self.l2, self.observer = settings, l1, l2, observer
         self._clock, self._random = clock, random
-        self._observe = observe
-        self._flights, self._fresh_flights = SingleFlight(), SingleFlight()
-        self._deadlines = Deadlines(settings.deadline_seconds)
+        self._flights = SingleFlight()
 
     async def aclose(self) -> None:
         await self._flights.close()
-        await self._fresh_flights.close()
 
     def key(self, model: Model, question: Question) -> str:
         return self._lookup(model, question).key
@@ -79,13 +68,13 @@ class Pipeline:
     ) -> Coroutine[Any, Any, Answer]:
         """The answer to one question; raises ServiceError."""
         lookup = self._lookup(model, question)
-        return self._counted(lookup, self._answer(lookup, directives, partial(self._in_l2, lookup)))
+        return self._observed(lookup, self._answer(lookup, directives, partial(self._in_l2, lookup)))
 
     async def _answer(self, lookup: Lookup, directives: CacheDirectives, precheck: Precheck | None = None) -> Answer:
         if directives.reads:
             found = self._in_l1(lookup)
             if found is None and lookup.may_be_computed(directives):
-                found = await self._fly(lookup, self._lead, precheck)
+                found = await self._fly(lookup, lookup.key, self._lead, precheck)
             elif found is None:
                 found = await self._in_l2(lookup)
             if found is not None and self._suits(found, directives):
@@ -98,9 +87,8 @@ class Pipeline:
             raise OnlyIfCached
         if lookup.question.payload is None:
             raise NotCached("Nothing is cached for this digest: POST the image itself.")
-        if not directives.store:
-            return replace(await self._deadlines.within(self._compute(lookup)), fresh=True)
-        return await self._fly(lookup, self._refresh, fresh=True)
+        flight = ("fresh", lookup.key) if directives.store else object()  # what is not stored is not shared either
+        return await self._fly(lookup, flight, partial(self._refresh, store=directives.store))
 
     # The steps of a flight.
 
@@ -124,9 +112,11 @@ class Pipeline:
         computed.entry, computed.stored = resolved.entry, resolved.stored
         return self._keep_here(lookup, computed) if resolved.down else computed
 
-    async def _refresh(self, lookup: Lookup, call: Call[Answer]) -> Answer:
+    async def _refresh(self, lookup: Lookup, call: Call[Answer], store: bool) -> Answer:
         """Compute without look-up and lease, and overwrite what is stored."""
-        return await self._store(lookup, replace(await self._compute(lookup, call), fresh=True), overwrite=True)
+        computed = await self._compute(lookup, call)
+        computed.fresh = True
+        return await self._store(lookup, computed, overwrite=True) if store else computed
 
     # The parts of these steps.
 
@@ -147,35 +137,33 @@ class Pipeline:
         self.l1.put(lookup.key, entry, self.settings.l1_max_seconds)
         return Answer(lookup.key, entry, "l2")
 
-    async def _fly(self, lookup: Lookup, step: Step, precheck: Precheck | None = None, fresh: bool = False) -> Answer:
-        """Run the step in the key's flight, which belongs to the worker: a client that leaves does not end it."""
-        started = self._clock()
+    async def _fly(self, lookup: Lookup, flight: Hashable, step: Step, precheck: Precheck | None = None) -> Answer:
+        """Run the step in this flight, which belongs to the worker: a client that leaves does not end it."""
+        started, until = self._clock(), asyncio.get_running_loop().time() + self.settings.deadline_seconds
 
         async def fly(call: Call[Answer]) -> Answer:
             answer = await step(lookup, call)
             answer.cache_seconds = self._clock() - started - answer.queue_seconds - answer.model_seconds
             return answer
 
-        flights = self._fresh_flights if fresh else self._flights
-        answer, led = await self._deadlines.within(flights.do(lookup.key, fly, precheck))
+        answer, led = await self._flights.do(flight, fly, precheck, until)
         return answer if led or answer.hit else replace(answer, source="collapsed")
 
-    async def _compute(self, lookup: Lookup, call: Call[Answer] | None = None) -> Answer:
+    async def _compute(self, lookup: Lookup, call: Call[Answer]) -> Answer:
         """Raises NoWaiters when nobody waits for the call any more when its turn comes."""
         assert lookup.question.payload is not None
         try:
             computed = await lookup.model.batcher.submit(
                 lookup.question.payload,
-                wanted=lambda: call is None or call.waiters > 0,
+                wanted=lambda: call.waiters > 0,
                 deadline=lookup.deadline,
                 reservation=lookup.reservation,
             )
             if not lookup.model.is_answer(computed.prediction):
                 raise PredictionFailed from ValueError("the model's answer does not look like its example's")
         except PredictionFailed as error:
-            logger.error("A prediction failed.", extra=_names(lookup), exc_info=error.__cause__ or error)
+            logger.error("A prediction failed.", extra=names(lookup), exc_info=error.__cause__ or error)
             raise
-        self.metrics.queued(lookup.model.name, computed.queue_seconds)
         entry = new_entry(computed.prediction, lookup.model.ttl(self.settings), self._clock(), self._random)
         return Answer(
             lookup.key, entry, "computed", queue_seconds=computed.queue_seconds, model_seconds=computed.model_seconds
@@ -217,31 +205,15 @@ class Pipeline:
         key = cache_key(model.label, model.predictor.fingerprint, generation or NO_GENERATION, question.identity)
         # Decided here, with the key: a key without a generation must not reach Redis later.
         l2_eligible = generation is not None and self.l2.state != "off"
-        deadline = self._clock() + self.settings.deadline_seconds
-        return Lookup(model, question, key, l2_eligible, deadline, DeadlineBudget())
+        seconds = self.settings.deadline_seconds
+        return Lookup(model, question, key, l2_eligible, self._clock() + seconds, DeadlineBudget(seconds))
 
-    async def _counted(self, lookup: Lookup, answering: Coroutine[Any, Any, Answer]) -> Answer:
-        result, started = "failed", self._clock()
+    async def _observed(self, lookup: Lookup, answering: Coroutine[Any, Any, Answer]) -> Answer:
+        started = self._clock()
         try:
             answer = await answering
-            result = answer.source
         except BaseException as error:
-            result = _how_it_failed(lookup, error)
+            self.observer.failed(lookup, error, self._clock() - started)
             raise
-        finally:
-            self.metrics.resolved(lookup.model.name, result, self._clock() - started)
-        self._observe(lookup, answer)
+        self.observer.answered(lookup, answer, self._clock() - started)
         return answer
-
-
-def _names(lookup: Lookup) -> dict[str, str]:
-    return {"model": lookup.model.name, "key": lookup.key}
-
-
-def _how_it_failed(lookup: Lookup, error: BaseException) -> str:
-    """The metrics' word for it. Runs in the task of each request that waited, so a log line has that request's id."""
-    if isinstance(error, PredictionFailed):
-        logger.warning("A question has no answer: its prediction failed.", extra=_names(lookup))
-    if isinstance(error, NotCached):
-        return "not_cached"
-    return "cancelled" if isinstance(error, asyncio.CancelledError) else "failed"

@@ -19,7 +19,6 @@ from service.cache.lease import Waits
 from service.cache.memory import Memo, MemoryCache
 from service.cache.redis.l2 import L2, open_redis
 from service.config import Settings, names
-from service.economics import Account, Economics
 from service.errors import ConfigurationError, InvalidInput, StoreUnavailable, UnknownModel
 from service.inference.artifact import discover
 from service.inference.batcher import Batcher
@@ -29,7 +28,7 @@ from service.inference.predictor import Options
 from service.logs import AccessLog, Refusals
 from service.lookup import Model
 from service.metrics import Metrics
-from service.observer import AnswerObserver
+from service.observer import Account, AnswerObserver, Economics
 from service.rate_limit import RateLimit, guesses
 
 if TYPE_CHECKING:
@@ -158,8 +157,7 @@ async def open_runtime(settings: Settings, lost: Callable[[str], None] = lambda 
 
         traces = stack.enter_context(_open_traces(settings))
         observer = AnswerObserver(metrics, auditor, economics, traces.observe if traces is not None else None)
-        pipeline = BatchPipeline(settings, l1, l2, metrics, observe=observer.answer)
-        pipeline.observe_hits, pipeline.observe_computed = observer.array_hits, observer.array_computed
+        pipeline = BatchPipeline(settings, l1, l2, observer)
         runtime = Runtime(settings, metrics, pipeline, models, observer, economics, Bodies(settings.max_bodies_bytes))
         runtime.failed = failed
         runtime.traces = traces

@@ -256,7 +256,8 @@ async def test_a_hit_that_is_due_leaves_the_hit_path_alone_and_stays_in_its_tabl
     l1, counts = MemoryCache(10**6, 100, lambda: 1000.0), []
     countdown = Countdown(1 / 3, lambda: 0.5)
     auditor: Any = SimpleNamespace(countdown=countdown, has_room=True)
-    economics: Any = SimpleNamespace(add_hits=lambda model, count: counts.append((model, count)))
+    accounts = {"echo": SimpleNamespace(add_hits=counts.append)}
+    economics: Any = SimpleNamespace(accounts=accounts)
     runtime: Any = SimpleNamespace(
         settings=load_settings({}),
         clock=lambda: 1000.0,
@@ -284,7 +285,7 @@ async def test_a_hit_that_is_due_leaves_the_hit_path_alone_and_stays_in_its_tabl
     auditor.has_room = False
     assert all(hits.current(hit) for _ in range(10))
     hits.flush()
-    assert (counts, hits.server_state.total_requests) == ([("echo", 13)], 13)
+    assert (counts, hits.server_state.total_requests) == ([13], 13)
 
 
 def test_hits_of_both_paths_are_picked_in_proportion() -> None:

@@ -16,10 +16,10 @@ from service.cache.redis.auto_pipeline import DeadlineBudget
 from service.cache.redis.l2 import L2, DistinctQuestions, RedisCache, open_redis
 from service.cache.redis.no_redis import NoRedis
 from service.config import load_settings
-from service.economics import Account, Economics
 from service.errors import StoreUnavailable
 from service.lookup import Answer, Lookup, Model
 from service.metrics import Metrics
+from service.observer import Account, Economics
 from service.runtime import open_runtime
 from tests.support.client import fetch, fetch_json
 from tests.support.patience import give_redis_time
@@ -84,7 +84,7 @@ class Books:
         ask = self.ask(number)
         ask.budget.left -= redis
         entry = Entry(b"", 1, 1)
-        self.economics.observe(ask, Answer(ask.key, entry, source, queue_seconds=queue, model_seconds=model))
+        self.account.add(ask, Answer(ask.key, entry, source, queue_seconds=queue, model_seconds=model))
 
     def samples(self) -> dict[tuple[str, str], float]:
         self.economics.update_metrics()
@@ -112,7 +112,7 @@ async def test_until_one_is_measured_a_hit_saves_what_the_manifest_says() -> Non
 
 def test_hits_below_asgi_save_as_much_as_others() -> None:
     books = Books()
-    books.economics.add_hits("echo", 10)
+    books.account.add_hits(10)
     assert books.samples()["predict_cache_saved_seconds_total", ""] == 20
 
 
@@ -145,7 +145,7 @@ async def test_distinct_questions_are_told_from_repeated_ones(l2: RedisCache) ->
         books.answer(number, "computed")
     for number in range(1000):
         books.answer(number, "l2")
-    books.economics.add_hits("echo", 2000)
+    books.account.add_hits(2000)
     report = await books.report()
     assert (report["asked"], report["hits"], report["hit_rate"]) == (4000, 3000, 0.75)
     assert report["distinct"] == pytest.approx(1000, rel=0.05)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from service.audit import Auditor, Countdown
 from service.batches import BatchPipeline
 from service.cache.entry import Entry
 from service.cache.generations import VALID_SECONDS
@@ -20,12 +21,13 @@ from service.cache.redis.auto_pipeline import DeadlineBudget
 from service.cache.redis.codec import Accepts, anything
 from service.cache.redis.no_redis import NoRedis
 from service.config import Settings, load_settings
-from service.errors import DeadlineExceeded, InvalidInput, NotCached, OnlyIfCached, Overloaded
+from service.errors import DeadlineExceeded, InvalidInput, NotCached, OnlyIfCached, Overloaded, StoreUnavailable
 from service.inference.batcher import Batcher
 from service.inference.manifest import Manifest
 from service.inference.predictor import Prediction, Question, pack, unpack
 from service.lookup import DEFAULT, Answer, CacheDirectives, Model
 from service.metrics import Metrics
+from service.observer import Account, AnswerObserver, Economics
 from tests.support.process import becomes
 
 pytestmark = pytest.mark.anyio
@@ -87,7 +89,9 @@ class House:
         self.metrics = Metrics()
         l1 = MemoryCache(settings.l1_max_bytes, settings.l1_max_entries, self.clock)
         l2 = NoRedis(lambda: None)
-        self.pipeline = BatchPipeline(settings, l1, l2, self.metrics, self.clock, lambda: 0.0)
+        economics = Economics({"echo": Account(1.0)}, l2, self.metrics)
+        observer = AnswerObserver(self.metrics, Auditor(Countdown(0), l1, l2, self.metrics), economics)
+        self.pipeline = BatchPipeline(settings, l1, l2, observer, self.clock, lambda: 0.0)
         self.batcher = Batcher(
             self.predictor,
             max_batch_size=settings.max_batch_size,
@@ -120,7 +124,11 @@ class Shared(NoRedis):
 
     async def get(self, key: str, budget: DeadlineBudget | None = None, accepts: Accepts = anything) -> Any:
         self.looks += 1
-        await self.gate.wait()
+        try:
+            async with asyncio.timeout((budget or DeadlineBudget()).left):
+                await self.gate.wait()
+        except TimeoutError:
+            raise StoreUnavailable from None
         return self.kept.get(key)
 
     async def put(
@@ -217,9 +225,8 @@ async def test_who_looks_into_redis_for_all_may_leave(house: House, shared: Shar
 
 
 async def test_the_deadline_holds_for_who_looks_into_redis_and_who_waits_for_it(house: House, shared: Shared) -> None:
-    hurried = BatchPipeline(
-        load_settings({"PREDICT_DEADLINE_SECONDS": "0.1"}), MemoryCache(0, 1), shared, house.metrics, house.clock
-    )
+    settings = load_settings({"PREDICT_DEADLINE_SECONDS": "0.1"})
+    hurried = BatchPipeline(settings, MemoryCache(0, 1), shared, house.pipeline.observer, house.clock)
     asked = [hurried.answer(house.model, question(5)) for _ in range(3)]
     outcomes = await asyncio.gather(*asked, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [DeadlineExceeded] * 3

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from service.cache.single_flight import Call, SingleFlight
-from service.errors import NoWaiters
+from service.errors import DeadlineExceeded, NoWaiters
 
 pytestmark = pytest.mark.anyio
 
@@ -35,9 +36,11 @@ async def gathered(*tasks: Awaitable[Any]) -> list[Any]:
     return await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def asked(flights: SingleFlight, work: Callable[[Call[Any]], Any], times: int = 1) -> list[asyncio.Task[Any]]:
+async def asked(
+    flights: SingleFlight, work: Callable[[Call[Any]], Any], times: int = 1, until: float = math.inf
+) -> list[asyncio.Task[Any]]:
     """So many askers, all of them waiting."""
-    tasks = [asyncio.create_task(flights.do("key", work)) for _ in range(times)]
+    tasks = [asyncio.create_task(flights.do("key", work, until=until)) for _ in range(times)]
     await asyncio.sleep(0)
     return tasks
 
@@ -52,6 +55,16 @@ async def test_a_hundred_askers_share_one_computation_and_one_of_them_led() -> N
     outcomes = await gathered(*askers)
     assert work.runs == 1
     assert sorted(outcomes) == [("answer", False)] * 99 + [("answer", True)]
+
+
+async def test_a_deadline_ends_the_waiting_of_who_has_it_and_nothing_else() -> None:
+    flights, work = SingleFlight(), Work()
+    hurried = await asked(flights, work, 2, asyncio.get_running_loop().time() + 0.01)
+    patient = await asked(flights, work)
+    assert [type(outcome) for outcome in await gathered(*hurried)] == [DeadlineExceeded] * 2
+    assert work.call is not None and work.call.waiters == 1
+    work.gate.set()
+    assert await gathered(*patient) == [("answer", False)]
 
 
 async def test_keys_do_not_wait_for_each_other() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -37,12 +38,12 @@ class PendingReply(asyncio.Future[Reply]):
 
 
 class DeadlineBudget:
-    """How many seconds Redis may still keep one request waiting."""
+    """How many seconds Redis may still keep one request waiting, who waits for ``seconds`` at most."""
 
     __slots__ = ("_given", "left")
 
-    def __init__(self, seconds: float | None = None) -> None:
-        self._given = self.left = ALLOWANCE_SECONDS if seconds is None else seconds
+    def __init__(self, seconds: float = math.inf) -> None:
+        self._given = self.left = min(ALLOWANCE_SECONDS, seconds)
 
     @property
     def spent(self) -> float:
