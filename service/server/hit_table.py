@@ -22,7 +22,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from service.cache.memory import Slot
 from service.http.endpoint import Headers, Hot, Reply, Request
 from service.runtime import Runtime
-from service.server.request_key import MAX_HEAD_BYTES, mask_id
+from service.server.request_key import MAX_HEAD_BYTES, is_hashed, name_body
 
 if TYPE_CHECKING:
     from uvicorn.server import ServerState
@@ -84,7 +84,7 @@ class Hit:
     fixed: Headers
     body: bytes
     tally: HitCounter
-    id_size: int
+    id_size: int = 0
     spellings: list[bytes] = field(default_factory=list)
     until: float = 0.0
     server_headers: Headers | None = None
@@ -113,7 +113,7 @@ class HitTable:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime, self._clock = runtime, runtime.clock
         self._l1, self._l2 = runtime.pipeline.l1, runtime.pipeline.l2
-        self._observer = runtime.observer
+        self._observer, self.bodies = runtime.observer, runtime.bodies
         self._max_bytes = runtime.settings.hit_path_bytes
         self.by_spelling: dict[bytes, Hit] = {}
         self.by_key: dict[bytes, Hit] = {}
@@ -126,12 +126,12 @@ class HitTable:
         """Remember an answer from L1, with the request's key and the one read that brought it, if it was one."""
         head, received, _ = request.scope["received"]
         hot = reply.hot
-        body, identifier = mask_id(head, request.sent)
         if hot is None or self._runtime.draining or len(head) > MAX_HEAD_BYTES:
             return
+        name, identifier = name_body(head, request.sent)
         if identifier is not None and hot.id_at is None:
             return
-        key = head + body
+        key = head + name
         hit, kept = self.by_key.get(key), self._l1.find(hot.key)
         if kept is None or (hot.entry is not None and kept.entry is not hot.entry):
             return
@@ -139,24 +139,24 @@ class HitTable:
             return
         if hit is None and self._is_new(key):
             return
-        is_spelling = identifier is None and _is_whole(request, received)
+        is_spelling = identifier is None and not is_hashed(head) and _is_whole(request, received)
         if hit is not None and hit.kept is kept and (not is_spelling or received in hit.spellings):
             return
         if hit is None or hit.kept is not kept:
-            hit = self._hit(request, reply, hot, kept, key)
-            hit.awaited = head if body else b""
+            hit = self._hit(request, reply, hot, kept, head, name)
             hit.id_size = len(identifier or b"")
         self._forget(key)
         if is_spelling:
             hit.spellings = [*hit.spellings, received][-MAX_SPELLINGS:]
         self._remember(hit)
 
-    def _hit(self, request: Request, reply: Reply, hot: Hot, kept: Slot, key: bytes) -> Hit:
+    def _hit(self, request: Request, reply: Reply, hot: Hot, kept: Slot, head: bytes, name: bytes) -> Hit:
         varying = {name for name, _ in hot.varying(self._clock())}
         fixed = [header for header in reply.headers if header[0] not in varying]
         body = b"" if request.method == "HEAD" else reply.body
-        tally = self._tally(request.route, hot.model, reply.status, len(request.sent))
-        return Hit(key, b"", hot, kept, reply.status, fixed, body, tally, 0)
+        size = 0 if is_hashed(head) else len(request.sent)
+        tally = self._tally(request.route, hot.model, reply.status, size)
+        return Hit(head + name, head if name else b"", hot, kept, reply.status, fixed, body, tally)
 
     def current(self, hit: Hit) -> bool:
         """Whether to answer with this hit. If so, its bytes are up to date and it has been counted."""
@@ -187,6 +187,10 @@ class HitTable:
         for key in list(self.by_key):
             self._forget(key)
 
+    def count_body(self, size: int) -> None:
+        """A body that was hashed. The sizes of others are counted with their hits."""
+        self._observer.metrics.body_bytes.inc(size)
+
     def flush(self) -> None:
         """Tell the observer of the hits since the last flush."""
         for (route, model, status, size), tally in self._tallies.items():
@@ -195,7 +199,7 @@ class HitTable:
                 self._observer.hits_below_asgi(route, model, status, size, count)
 
     def _tally(self, route: str, model: str, status: int, size: int) -> HitCounter:
-        """``size``: of the requests' bodies."""
+        """``size``: of the requests' bodies, unless they were hashed: images have too many sizes."""
         tally = self._tallies.get((route, model, status, size))
         if tally is None:
             tally = self._tallies[route, model, status, size] = HitCounter()

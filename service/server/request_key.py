@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 
+from service.bodies import Bodies
+from service.errors import Overloaded
 from service.http.endpoint import Headers
 
 MAX_HEAD_BYTES = 4096
-MAX_BODY_BYTES = 16 * 2**10
+SMALL_BODY_BYTES = 16 * 2**10
+"""A key has a body of this size as it is, and the SHA-256 of a larger one."""
+MAX_BODY_BYTES = 512 * 2**10
+"""A larger body is hashed by the thread for large bodies, on the ordinary path."""
 
 WITH_BODY = frozenset((b"POST", b"QUERY"))
 
@@ -24,7 +30,7 @@ def _is_keep_alive(value: bytes) -> bool:
 
 
 def _is_short(value: bytes) -> bool:
-    return len(value) <= 5 and value.isdigit() and int(value) <= MAX_BODY_BYTES
+    return len(value) <= 6 and value.isdigit() and int(value) <= MAX_BODY_BYTES
 
 
 _SPECIAL: dict[bytes, Allowed | None] = {
@@ -47,6 +53,9 @@ _RULES: dict[bytes, Mapping[bytes, Allowed | None]] = {
 """Method -> header -> None: the answer depends on its value, which is a part of the key. A function: whether the answer
 is the ordinary one. Other headers change nothing."""
 
+HASHED = b"sha256\r\n"
+"""The last line of a head whose body is hashed. No header looks like it."""
+
 _ID = re.compile(rb'\s*\{\s*"id"\s*:\s*"([ !#-\[\]-~]{1,256})"')
 """The id of a request of the Open Inference Protocol, where clients write it, of characters that nobody escapes."""
 
@@ -56,7 +65,7 @@ def request_key(method: bytes, target: bytes, headers: Headers) -> bytes | None:
     rules = _RULES.get(method)
     if rules is None:
         return None
-    fields = b""
+    fields = hashed = b""
     for name, value in headers:
         if name in rules:
             allowed = rules[name]
@@ -64,14 +73,61 @@ def request_key(method: bytes, target: bytes, headers: Headers) -> bytes | None:
                 fields += b"%b: %b\r\n" % (name, value)
             elif not allowed(value):
                 return None
-    return b"%b %b\r\n%b\r\n" % (method, target, fields) if fields or method != b"GET" else target
+            elif name == b"content-length" and int(value) > SMALL_BODY_BYTES:
+                hashed = HASHED
+    return b"%b %b\r\n%b%b\r\n" % (method, target, fields, hashed) if fields or method != b"GET" else target
 
 
-def mask_id(key: bytes, body: bytes) -> tuple[bytes, bytes | None]:
+def is_hashed(head: bytes) -> bool:
+    """Whether the SHA-256 of the body completes this beginning of a key, and not the body."""
+    return head.endswith(b"\r\n" + HASHED + b"\r\n")
+
+
+def name_body(head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
+    """What completes the key that begins with ``head``; and the id in the body, of which each request has its own."""
+    return (sha256(body).digest(), None) if is_hashed(head) else mask_id(head, body)
+
+
+def mask_id(head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
     """The body with zeros in the place of its id, and the id. Zeros are in no JSON, so no other body becomes this one;
-    there are as many of them, so no length changes. ``key``: its request's."""
-    found = None if b"\r\ncontent-encoding: " in key else _ID.match(body)
+    there are as many of them, so no length changes."""
+    found = None if b"\r\ncontent-encoding: " in head else _ID.match(body)
     if found is None:
         return body, None
     start, end = found.span(1)
     return body[:start] + bytes(end - start) + body[end:], found[1]
+
+
+class Upload:
+    """The body of a request that may be a hit. It is hashed as it arrives, if its hash is in the key."""
+
+    def __init__(self, head: bytes, bodies: Bodies) -> None:
+        self.size = 0
+        self._head, self._bodies = head, bodies
+        self._parts: list[bytes] = []
+        self.is_hashed = is_hashed(head)
+        self._hash = sha256()
+
+    def add(self, part: bytes) -> bool:
+        """Whether there was room for one more part."""
+        try:
+            self._bodies.take(len(part))
+        except Overloaded:
+            return False
+        self.size += len(part)
+        self._parts.append(part)
+        if self.is_hashed:
+            self._hash.update(part)
+        return True
+
+    def key(self) -> tuple[bytes, bytes | None]:
+        """The request's key, once the body has arrived, and the id in the body."""
+        if self.is_hashed:
+            return self._head + self._hash.digest(), None
+        name, identifier = mask_id(self._head, b"".join(self._parts))
+        return self._head + name, identifier
+
+    def release(self) -> list[bytes]:
+        """The parts. They are counted no more."""
+        self._bodies.release(self.size)
+        return self._parts

