@@ -20,7 +20,7 @@ from service.inference.tabular.estimator import (
     is_of_libraries,
     predicts_highest,
 )
-from service.inference.tabular.features import row_reader
+from service.inference.tabular.features import RowReader
 from service.inference.tabular.predictor import TabularPredictor
 
 ROWS = 100
@@ -36,7 +36,7 @@ def prove(draft: Manifest, weights: bytes, model: Any, inputs: Sequence[Mapping[
     ``inputs``: rows like those that will be asked; default some drawn around the example and within the bounds.
     """
     payloads = list(_payloads(draft, [draft.example.inputs, *(inputs[:ROWS] or draw(draft))]))
-    table = row_reader(draft, None).rows.table(payloads[:1])
+    table = RowReader(draft).rows.table(payloads[:1])
     for output in ways_to_ask(model, table, draft.output.names):
         with_output = _with_output(draft, output)
         if _is_consistent(with_output, weights, model, payloads):
@@ -76,7 +76,7 @@ def _drawn(feature: Feature, example: Any, chance: np.random.Generator) -> Any:
 
 def _payloads(draft: Manifest, inputs: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:
     """The payloads of the rows that the reader accepts. The example comes first, and must be accepted."""
-    reader = row_reader(draft, None)
+    reader = RowReader(draft)
     for number, row in enumerate(inputs):
         try:
             yield reader.rows.pack(reader.read(row, "application/json"))

@@ -15,12 +15,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from service.errors import DeadlineExceeded, DeviceLost, NoWaiters, Overloaded, PredictionFailed, ServiceError
-from service.inference.model_thread import ModelThreads, Outcome
-from service.inference.predictor import Prediction
+from service.inference.model_thread import ModelThreads, Outcome, compute
+from service.inference.predictor import Prediction, Predictor
 
 Wanted: TypeAlias = Callable[[], bool]
 
@@ -51,10 +50,10 @@ class _Item:
     done: asyncio.Future[Computed]
 
 
-class Computes(Protocol):
-    """The part of a Predictor that a batcher uses; it may have ``slots`` and ``runs_on_loop``, too."""
-
-    def predict(self, batch: Sequence[bytes]) -> Sequence[Prediction | Exception]: ...
+@dataclass(slots=True, eq=False)
+class _Batch:
+    items: list[_Item]
+    started: float
 
 
 @dataclass(slots=True, eq=False)
@@ -66,7 +65,7 @@ class Reservation:
 
 class Batcher:
     """Owns a thread for each of the predictor's slots, and only these threads call ``predict``; where the predictor
-    says ``runs_on_loop``, the event loop does. Create, use and close a batcher on one event loop.
+    says ``runs_on_loop``, the event loop does, one batch in a turn. Create, use and close a batcher on one event loop.
 
     ``max_queue_size``: most items that wait while a batch is computed. ``clock``: in seconds; deadlines are readings of
     it. ``observe``: is told the size and the seconds of each batch. ``lost``: is called when the predictor's device is.
@@ -74,7 +73,7 @@ class Batcher:
 
     def __init__(
         self,
-        predictor: Computes,
+        predictor: Predictor,
         *,
         max_batch_size: int,
         max_queue_size: int,
@@ -89,23 +88,19 @@ class Batcher:
         self._observe = observe
         self._lost = lost
         self._name = name
+        self._predict = predictor.predict
         self._loop = asyncio.get_running_loop()
-        slots: int = getattr(predictor, "slots", 1)
+        self._slots: int = getattr(predictor, "slots", 1)
         self.runs_on_loop: bool = getattr(predictor, "runs_on_loop", False)
-        self._threads = ModelThreads(predictor.predict, name, 0 if self.runs_on_loop else slots)
+        self._threads = ModelThreads(predictor.predict, name, 0 if self.runs_on_loop else self._slots)
         self._single: deque[_Item] = deque()
         self._bulk: deque[_Item] = deque()
         self._reservations: set[Reservation] = set()
-        self._computing: dict[int, list[_Item]] = {}
-        """Slot -> the batch in it. Empty slots are left out."""
-        self._began: dict[int, float] = {}
-        """Slot -> when its call began."""
-        self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._arrived = asyncio.Event()
+        self._computing: set[_Batch] = set()
+        self._will_dispatch = False
         self._batch_seconds = 0.0
         self._closing = False
-        for slot in range(slots):
-            self._start(slot)
+        self._at_rest = asyncio.Event()
 
     @property
     def queued(self) -> int:
@@ -117,19 +112,24 @@ class Batcher:
         """Whether nothing is computed and nothing waits."""
         return not (self._computing or self.queued)
 
-    async def submit(
+    def submit(
         self, payload: bytes, *, wanted: Wanted, deadline: float, reservation: Reservation | None = None
-    ) -> Computed:
-        """Queue one item and wait; raises Overloaded at once, DeadlineExceeded or NoWaiters at dispatch, or its error.
+    ) -> asyncio.Future[Computed]:
+        """Queue one item; raises Overloaded. The future has DeadlineExceeded or NoWaiters at dispatch, or its error.
 
         ``wanted`` is called once, at dispatch. An item that nobody wants is dropped; a dispatched item is finished.
         """
         # After close no place counts: what is queued then would never be answered.
         if reservation is not None and reservation.places and not self._closing:
             reservation.places -= 1
-            return await self._enqueue(self._bulk, payload, wanted, deadline)
-        self._admit(1)
-        return await self._enqueue(self._single, payload, wanted, deadline)
+            lane = self._bulk
+        else:
+            self._admit(1)
+            lane = self._single
+        item = _Item(payload, wanted, deadline, self._clock(), self._loop.create_future())
+        lane.append(item)
+        self._dispatch_soon()
+        return item.done
 
     def compute_at_once(self, payloads: Sequence[bytes]) -> list[Outcome]:
         """The outcomes of one batch, of a predictor that runs on the loop.
@@ -139,7 +139,7 @@ class Batcher:
         if not payloads:
             return []
         started = self._clock()
-        outcomes = self._threads.compute(list(payloads))
+        outcomes = compute(self._predict, payloads)
         self._observe(len(outcomes), self._clock() - started)
         return outcomes
 
@@ -163,10 +163,10 @@ class Batcher:
         """Refuse new items, fail the waiting ones, and return when the dispatched ones are answered."""
         self._closing = True
         self._fail(self._take_all(), Overloaded("The service is shutting down."))
-        self._arrived.set()
         # No item can arrive while this waits: _admit refuses from here on.
         try:
-            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+            if self._computing:
+                await self._at_rest.wait()
         finally:
             self._threads.stop()
 
@@ -174,17 +174,15 @@ class Batcher:
         """Whether a call takes longer than ``longest`` seconds. Then it counts as hanging: all waiting items fail, and
         new ones are refused."""
         now = self._clock()
-        if all(now - began <= longest for began in self._began.values()):
+        if all(now - batch.started <= longest for batch in self._computing):
             return False
         self._closing = True
-        hanging = [item for batch in self._computing.values() for item in batch]
+        hanging = [item for batch in self._computing for item in batch.items]
         self._fail(
             [*hanging, *self._take_all()], Overloaded("A call of the model hangs; its worker is being replaced.")
         )
-        for task in self._tasks.values():
-            task.cancel()
         self._computing.clear()
-        self._began.clear()
+        self._at_rest.set()
         return True
 
     def _admit(self, count: int) -> None:
@@ -200,51 +198,39 @@ class Batcher:
         batches = 1 + math.ceil(self.queued / self.max_batch_size)
         return max(1, min(LONGEST_RETRY_SECONDS, math.ceil(batches * self._batch_seconds)))
 
-    def _enqueue(self, lane: deque[_Item], payload: bytes, wanted: Wanted, deadline: float) -> asyncio.Future[Computed]:
-        done: asyncio.Future[Computed] = self._loop.create_future()
-        lane.append(_Item(payload, wanted, deadline, self._clock(), done))
-        self._arrived.set()
-        return done
+    def _dispatch_soon(self) -> None:
+        """In the next turn of the loop, so that what this turn brings travels together."""
+        if self.queued and not self._will_dispatch:
+            self._will_dispatch = True
+            self._loop.call_soon(self._dispatch)
 
-    def _start(self, slot: int) -> None:
-        self._tasks[slot] = self._loop.create_task(self._dispatch(slot), name=f"batcher-{self._name}")
-        self._tasks[slot].add_done_callback(partial(self._supervise, slot))
-
-    def _supervise(self, slot: int, task: asyncio.Task[None]) -> None:
-        """Dispatching should end only with ``close``. If it ends otherwise, fail all items, and start it again."""
-        error = None if task.cancelled() else task.exception()
-        if error is None and self._closing:
+    def _dispatch(self) -> None:
+        """Compute a batch, if a slot is free and enough waits. If not, an arrival or the end of a batch calls again."""
+        self._will_dispatch = False
+        under_way = sum(len(batch.items) for batch in self._computing)
+        if len(self._computing) == self._slots or self.queued < NEARLY * under_way:
             return
-        logger.error("dispatching to %s ended and is started again", self._name, exc_info=error)
-        self._began.pop(slot, None)
-        self._fail([*self._computing.pop(slot, ()), *self._take_all()], PredictionFailed())
-        if not self._closing and not self._loop.is_closed():
-            self._start(slot)
+        batch = _Batch([], self._clock())
+        try:
+            self._take(batch)
+        except Exception:
+            logger.exception("Dispatching to %s failed.", self._name)
+            self._fail([*batch.items, *self._take_all()], PredictionFailed())
+            return
+        if batch.items:
+            self._start(batch)
+            self._dispatch_soon()  # there may be another slot
 
-    async def _dispatch(self, slot: int) -> None:
-        while not self._closing:
-            # When this becomes true later, a dispatcher wakes: an arrival wakes all, the end of a batch its own.
-            if self.queued >= NEARLY * sum(map(len, self._computing.values())) and self._take_batch(slot):
-                await self._compute(slot)
-                continue
-            self._arrived.clear()
-            # No await lies between the look into the queue and clear(), so no item can arrive between them.
-            await self._arrived.wait()
-
-    def _take_batch(self, slot: int) -> bool:
+    def _take(self, batch: _Batch) -> None:
         """Take up to ``max_batch_size`` items that are still worth computing, singles and bulk in turn."""
-        lane, other, now = self._single, self._bulk, self._clock()
-        batch = self._computing[slot] = []
-        while len(batch) < self.max_batch_size and (lane or other):
+        lane, other, items = self._single, self._bulk, batch.items
+        while len(items) < self.max_batch_size and (lane or other):
             if lane:
                 # On the list before anything can raise, because an item on no list is never answered.
-                batch.append(lane.popleft())
-                if not self._still_worth(batch[-1], now):
-                    batch.pop()
+                items.append(lane.popleft())
+                if not self._still_worth(items[-1], batch.started):
+                    items.pop()
             lane, other = other, lane
-        if not batch:
-            del self._computing[slot]
-        return bool(batch)
 
     def _still_worth(self, item: _Item, now: float) -> bool:
         if item.done.done():
@@ -255,24 +241,34 @@ class Batcher:
             item.done.set_exception(NoWaiters())
         return not item.done.done()
 
-    async def _compute(self, slot: int) -> None:
-        items, started = self._computing[slot], self._clock()
-        self._began[slot] = started
-        # Dispatched work is finished, even if nobody waits any more.
-        outcomes = await self._threads.run([item.payload for item in items])
-        seconds = self._clock() - started
+    def _start(self, batch: _Batch) -> None:
+        """Dispatched work is finished, even if nobody waits any more."""
+        payloads = [item.payload for item in batch.items]
+        self._computing.add(batch)
+        if self.runs_on_loop:
+            self._end(batch, compute(self._predict, payloads))
+        else:
+            self._threads.run(payloads).add_done_callback(lambda done: self._end(batch, done.result()))
+
+    def _end(self, batch: _Batch, outcomes: list[Outcome]) -> None:
+        if batch not in self._computing:  # it was given up
+            return
+        self._computing.discard(batch)
+        self._dispatch_soon()
+        seconds = self._clock() - batch.started
         self._batch_seconds = seconds if not self._batch_seconds else 0.8 * self._batch_seconds + 0.2 * seconds
-        for item, outcome in zip(items, outcomes, strict=True):
+        for item, outcome in zip(batch.items, outcomes, strict=True):
             if item.done.done():
                 continue
             if isinstance(outcome, bytes):
-                item.done.set_result(Computed(outcome, started - item.queued_at, seconds))
+                item.done.set_result(Computed(outcome, batch.started - item.queued_at, seconds))
             else:
                 item.done.set_exception(outcome)
                 if isinstance(outcome, DeviceLost):
                     self._lost()
-        del self._computing[slot], self._began[slot]
-        self._observe(len(items), seconds)
+        if self._closing and not self._computing:
+            self._at_rest.set()
+        self._observe(len(batch.items), seconds)
 
     def _take_all(self) -> list[_Item]:
         items = [*self._single, *self._bulk]

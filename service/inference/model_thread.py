@@ -18,25 +18,21 @@ Predict: TypeAlias = Callable[[Sequence[bytes]], Sequence[Outcome]]
 
 class ModelThreads:
     """Threads that call ``predict``, one batch at a time each. They are daemons, so a call that hangs does not keep the
-    process alive. With ``count`` 0 the event loop calls it, one batch in a turn: for what is faster than a change of
-    threads.
-    """
+    process alive."""
 
     def __init__(self, predict: Predict, name: str, count: int = 1) -> None:
         self._predict = predict
         self._loop = asyncio.get_running_loop()
-        self._batches: queue.SimpleQueue[tuple[list[bytes], asyncio.Future[list[Outcome]]] | None] = queue.SimpleQueue()
+        self._batches: queue.SimpleQueue[tuple[Sequence[bytes], asyncio.Future[list[Outcome]]] | None]
+        self._batches = queue.SimpleQueue()
         self._count = count
         for _ in range(count):
             threading.Thread(target=self._work, name=f"predict-{name}", daemon=True).start()
 
-    def run(self, payloads: list[bytes]) -> asyncio.Future[list[Outcome]]:
+    def run(self, payloads: Sequence[bytes]) -> asyncio.Future[list[Outcome]]:
         """One outcome per payload; never raises."""
         done: asyncio.Future[list[Outcome]] = self._loop.create_future()
-        if self._count:
-            self._batches.put((payloads, done))
-        else:
-            self._loop.call_soon(self._compute_here, payloads, done)
+        self._batches.put((payloads, done))
         return done
 
     def stop(self) -> None:
@@ -46,34 +42,32 @@ class ModelThreads:
     def _work(self) -> None:
         while (batch := self._batches.get()) is not None:
             payloads, done = batch
-            outcomes = self.compute(payloads)
+            outcomes = compute(self._predict, payloads)
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(_resolve, done, outcomes)
 
-    def _compute_here(self, payloads: list[bytes], done: asyncio.Future[list[Outcome]]) -> None:
-        _resolve(done, self.compute(payloads))
 
-    def compute(self, payloads: list[bytes]) -> list[Outcome]:
-        """What ``run`` does, here and now; never raises."""
-        try:
-            outcomes = self._predict(payloads)
-        except BaseException as error:  # also SystemExit, because a model must not end its thread
-            if len(payloads) == 1 or isinstance(error, DeviceLost):
-                return [self._failed(error)] * len(payloads)
-            # One by one, so that only the row at fault fails.
-            return [self.compute([payload])[0] for payload in payloads]
-        if len(outcomes) != len(payloads):
-            broken = self._failed(ValueError(f"{len(outcomes)} predictions for {len(payloads)} inputs"))
-            return [broken] * len(payloads)
-        return [outcome if isinstance(outcome, bytes) else self._failed(outcome) for outcome in outcomes]
+def compute(predict: Predict, payloads: Sequence[bytes]) -> list[Outcome]:
+    """One outcome per payload; never raises."""
+    try:
+        outcomes = predict(payloads)
+    except BaseException as error:  # also SystemExit, because a model must not end its thread
+        if len(payloads) == 1 or isinstance(error, DeviceLost):
+            return [_failed(error)] * len(payloads)
+        # One by one, so that only the row at fault fails.
+        return [compute(predict, [payload])[0] for payload in payloads]
+    if len(outcomes) != len(payloads):
+        return [_failed(ValueError(f"{len(outcomes)} predictions for {len(payloads)} inputs"))] * len(payloads)
+    return [outcome if isinstance(outcome, bytes) else _failed(outcome) for outcome in outcomes]
 
-    def _failed(self, error: BaseException) -> Exception:
-        """An error for clients stays. Any other becomes the cause of PredictionFailed, for the log."""
-        if isinstance(error, ServiceError) and not isinstance(error, PredictionFailed):
-            return error
-        failed = PredictionFailed()
-        failed.__cause__ = error
-        return failed
+
+def _failed(error: BaseException) -> Exception:
+    """An error for clients stays. Any other becomes the cause of PredictionFailed, for the log."""
+    if isinstance(error, ServiceError) and not isinstance(error, PredictionFailed):
+        return error
+    failed = PredictionFailed()
+    failed.__cause__ = error
+    return failed
 
 
 def _resolve(done: asyncio.Future[list[Outcome]], outcomes: list[Outcome]) -> None:

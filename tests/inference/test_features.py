@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pandas as pd
 import pytest
 from hypothesis import assume, given
@@ -19,8 +20,8 @@ from pydantic import ValidationError
 from service.errors import InvalidInput
 from service.http.json_body import load_object
 from service.inference.manifest import RESERVED_FEATURES, Class, Example, Feature, Manifest, Weights
-from service.inference.tabular.features import row_reader
-from service.inference.tabular.table import table_of, unpacked
+from service.inference.tabular.features import RowReader
+from service.inference.tabular.table import table_of
 
 COLORS = ("green", "red", "null", "1")
 FEATURES = (
@@ -58,7 +59,7 @@ def manifest_of(features: tuple[Feature, ...], rows: Any = "frame") -> Manifest:
     )
 
 
-READER = row_reader(manifest_of(FEATURES), None)
+READER = RowReader(manifest_of(FEATURES))
 
 
 def payload(params: dict[str, Any], content_type: str | None = "application/json") -> bytes:
@@ -80,7 +81,7 @@ def test_a_row_is_one_question_in_json_by_name_by_place_and_in_a_query_string(ro
     present = {name: value for name, value in members.items() if value is not None}
     one = payload(members)
     assert payload({"input": list(row)}) == payload(present) == payload(texts, None) == one
-    assert tuple(unpacked(one)) == row
+    assert tuple(orjson.loads(one)) == row
 
 
 @pytest.mark.parametrize("text", ["true", "True", "1"])
@@ -95,7 +96,8 @@ def test_other_rows_are_other_questions(one: tuple[Any, ...], other: tuple[Any, 
     assert payload(named(one)) != payload(named(other))
 
 
-VALUES = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text("a-\x00dé")
+FINITE = st.floats(allow_nan=False, allow_infinity=False).map(lambda value: value + 0.0)  # as the reader gives them
+VALUES = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | FINITE | st.text("a-\x00dé\"\\")
 
 
 @given(st.lists(VALUES, max_size=4), st.lists(VALUES, max_size=4))
@@ -104,7 +106,7 @@ def test_the_payload_says_type_and_value_of_each_feature(one: list[Any], other: 
         return [(type(value), value) for value in row]
 
     pack = table_of(manifest_of(FEATURES)).pack
-    assert exact(unpacked(pack(one))) == exact(one)
+    assert exact(orjson.loads(pack(one))) == exact(one)
     assert (pack(one) == pack(other)) == (exact(one) == exact(other))
 
 
@@ -120,7 +122,7 @@ def test_both_zeros_are_one_question(zero: Any) -> None:
 
 def test_what_is_missing_in_an_array_is_one_nan() -> None:
     features = (Feature(name="a", missing=True), Feature(name="b", type="boolean"))
-    reader = row_reader(manifest_of(features, "array"), None)
+    reader = RowReader(manifest_of(features, "array"))
     rows = [{"b": "1"}, {"a": "", "b": "true"}, {"a": "null", "b": "1"}]
     packed = {reader.rows.pack(reader.read(row, None)) for row in rows}
     packed.add(reader.rows.pack(reader.read({"a": -math.nan, "b": True}, "application/json")))
@@ -169,7 +171,7 @@ def test_a_text_in_a_query_string_is_as_strictly_read(change: dict[str, str]) ->
 @pytest.mark.parametrize("character", ["x", "語", "\N{GRINNING FACE}", '"'])
 def test_a_long_text_is_read_however_json_writes_it(character: str) -> None:
     """In ASCII, as most clients write it, each character may take twelve bytes."""
-    reader = row_reader(manifest_of(FEATURES[-1:], "texts"), None)
+    reader = RowReader(manifest_of(FEATURES[-1:], "texts"))
     for text in (character * 100_000, character * 100_001, character * 300_000):
         for as_ascii in (True, False):
             row = load_object(json.dumps({"comment": text}, ensure_ascii=as_ascii).encode())

@@ -14,7 +14,7 @@ from service.inference.artifact import Artifact, fingerprint, library_versions
 from service.inference.loading import KINDS, load_model
 from service.inference.manifest import Example, Feature, Manifest, Output, Weights
 from service.inference.predictor import Options, Prediction, Question, pack, unpack
-from service.inference.tabular.features import row_reader
+from service.inference.tabular.features import RowReader
 from training import publish
 
 DRAFT = Manifest(
@@ -36,7 +36,7 @@ class Mean:
     dtype: ClassVar[str] = "<f8"
 
     def __init__(self, artifact: Artifact, _: Options) -> None:
-        self._reader = row_reader(artifact.manifest)
+        self._reader = RowReader(artifact.manifest)
         self.fingerprint = fingerprint(artifact, preprocessing="mean-1", libraries=library_versions("numpy"))
 
     @property

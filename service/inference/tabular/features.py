@@ -6,6 +6,7 @@ import difflib
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -28,17 +29,20 @@ JSON_TYPES = {"number": "number", "integer": "integer", "boolean": "boolean", "t
 
 
 class RowReader:
-    """Rows of finite float64s, in the order of the manifest's features."""
+    """From the parameters of a request to one row: values in the order of the manifest's features."""
 
-    is_plain = True
-
-    def __init__(self, manifest: Manifest, cells: Cells | None) -> None:
+    def __init__(self, manifest: Manifest, cells: Cells | None = None) -> None:
         self.features = manifest.features
         self.rows = table_of(manifest)
         """How rows are packed, and made a table."""
-        self._bounds = _bounds(manifest.features, cells)
-        self._lowest, self._highest = np.array([bounds[1:] for bounds in self._bounds], np.float64).T
+        bounds = _bounds(manifest.features, cells)
+        self._lowest, self._highest = np.array(bounds, np.float64).T
+        self._columns = [
+            (f.name, _decoder(f), _reader(f, low, high)) for f, (low, high) in zip(self.features, bounds, strict=True)
+        ]
         self._names = frozenset(f.name for f in manifest.features)
+        self._is_array = manifest.rows == "array"
+        self._is_plain = self._is_array and all(f.type == "number" and not f.missing for f in manifest.features)
         self._example = manifest.example.inputs
 
     @property
@@ -49,48 +53,31 @@ class RowReader:
 
     def accepts(self, table: NDArray[np.float64]) -> bool:
         """Whether all rows of numbers are valid. If not, ``read`` says of each what is wrong."""
-        return self.is_plain and bool(((table >= self._lowest) & (table <= self._highest)).all())
+        return self._is_plain and bool(((table >= self._lowest) & (table <= self._highest)).all())
 
     def read(self, params: Mapping[str, Any], content_type: str | None) -> Sequence[Any]:
         """One row; raises InvalidInput."""
-        if content_type is None:
-            return self._from_strings(params)
-        if content_type != "application/json":
+        if content_type not in (None, "application/json"):
             raise UnsupportedContent(f"This model reads JSON, not {content_type}.")
-        if "input" in params and len(params) == 1:
+        if content_type is not None and "input" in params and len(params) == 1:
             params = self._named(params["input"])
-        return self._from_json(params)
-
-    def _from_strings(self, params: Mapping[str, Any]) -> Sequence[Any]:
         if params.keys() != self._names:
-            self._refuse_names(params)
-        values = []
-        for name, low, high in self._bounds:
-            value = _decimal(name, params[name])
-            if not low <= value <= high:
-                _refuse_beyond(name, low, high)
-            values.append(value + 0.0)  # -0.0 is 0.0
-        return values
-
-    def _from_json(self, params: Mapping[str, Any]) -> Sequence[Any]:
-        if params.keys() != self._names:
-            self._refuse_names(params)
-        values = []
-        for name, low, high in self._bounds:
-            value = params[name]
-            if type(value) is not float and type(value) is not int:  # a bool is an int, but no number
-                _refuse(name, "must be a number")
-            if not low <= value <= high:
-                _refuse_beyond(name, low, high)
-            values.append(float(value) + 0.0)
-        return values
+            self._check_names(params)
+        values: list[Any]
+        if content_type is None:
+            values = [read(decode(params[name]) if name in params else None) for name, decode, read in self._columns]
+        else:
+            values = [read(params.get(name)) for name, _, read in self._columns]
+        if self._is_plain or not self._is_array:
+            return values
+        return [math.nan if value is None else float(value) for value in values]
 
     def _named(self, row: object) -> dict[str, Any]:
         if not isinstance(row, list | LargeArray) or len(row) != len(self.features):
             _refuse("input", f"must be a list of {len(self.features)} values")
         return dict(zip((f.name for f in self.features), row, strict=True))
 
-    def _refuse_names(self, params: Mapping[str, Any]) -> None:
+    def _check_names(self, params: Mapping[str, Any]) -> None:
         for name in (name for name in params if name not in self._names):
             shown = repr(name[:MAX_DIGITS])
             near = difflib.get_close_matches(name[:MAX_DIGITS], self._names, n=1)
@@ -104,45 +91,15 @@ class RowReader:
             )
 
 
-class TypedRowReader(RowReader):
-    """Rows whose values are not all finite numbers."""
-
-    is_plain = False
-
-    def __init__(self, manifest: Manifest, cells: Cells | None) -> None:
-        super().__init__(manifest, cells)
-        self._columns = [
-            (feature.name, _reader(feature, low, high))
-            for feature, (_, low, high) in zip(manifest.features, self._bounds, strict=True)
-        ]
-        self._decoders = [(f.name, _decoder(f)) for f in manifest.features]
-        self._as_floats = manifest.rows == "array"
-
-    def _from_strings(self, params: Mapping[str, Any]) -> Sequence[Any]:
-        self._refuse_names(params)
-        return self._from_json({name: decode(params[name]) for name, decode in self._decoders if name in params})
-
-    def _from_json(self, params: Mapping[str, Any]) -> Sequence[Any]:
-        self._refuse_names(params)
-        values = [read(params.get(name)) for name, read in self._columns]
-        return [math.nan if value is None else float(value) for value in values] if self._as_floats else values
-
-
-def row_reader(manifest: Manifest, cells: Cells | None = None) -> RowReader:
-    plain = manifest.rows == "array" and all(f.type == "number" and not f.missing for f in manifest.features)
-    return (RowReader if plain else TypedRowReader)(manifest, cells)
-
-
 def _decoder(feature: Feature) -> Callable[[str], Any]:
     """From a value's text to the value as JSON has it. In a category or a text, "null" is an ordinary value."""
-    name = feature.name
     if feature.type == "text":
         return str
     if feature.type == "category":
         named = {str(value): value for value in feature.values}
         return lambda text: named.get(text, text)
-    decode = {"number": _decimal, "integer": _whole, "boolean": _boolean}[feature.type]
-    return lambda text: None if feature.missing and text in ("", "null") else decode(name, text)
+    decode = partial({"number": _decimal, "integer": _whole, "boolean": _boolean}[feature.type], feature.name)
+    return (lambda text: None if text in ("", "null") else decode(text)) if feature.missing else decode
 
 
 def _decimal(name: str, text: str) -> float:
@@ -165,13 +122,12 @@ def _boolean(name: str, text: str) -> bool:
 
 def _reader(feature: Feature, low: float, high: float) -> Callable[[Any], Value]:
     """From a value as JSON has it, None where it is absent, to the checked one; raises InvalidInput."""
-    name = feature.name
     read: Callable[[Any], Value] = {
-        "number": lambda value: _number(name, value, low, high),
-        "integer": lambda value: _integer(name, value, low, high),
-        "boolean": lambda value: value if isinstance(value, bool) else _refuse(name, "must be true or false"),
+        "number": partial(_number, feature.name, low, high),
+        "integer": partial(_integer, feature.name, low, high),
+        "boolean": partial(_true_or_false, feature.name),
         "category": _category(feature),
-        "text": lambda value: _text(name, value),
+        "text": partial(_text, feature.name),
     }[feature.type]
     if not feature.missing:
         return read
@@ -179,21 +135,25 @@ def _reader(feature: Feature, low: float, high: float) -> Callable[[Any], Value]
     return lambda value: None if value is None or value != value or value == "" else read(value)
 
 
-def _number(name: str, value: Any, low: float, high: float) -> float:
+def _number(name: str, low: float, high: float, value: Any) -> float:
     if type(value) is not float and type(value) is not int:  # a bool is an int, but no number
         _refuse(name, "must be a number")
     if not low <= value <= high:
-        _refuse_beyond(name, low, high)
-    return float(value) + 0.0
+        _refuse(name, f"must be between {low:g} and {high:g}")
+    return float(value) + 0.0  # -0.0 is 0.0
 
 
-def _integer(name: str, value: Any, low: float, high: float) -> int:
+def _integer(name: str, low: float, high: float, value: Any) -> int:
     """JSON has no integers: 3.0 is one, too."""
     if type(value) is not int and not (type(value) is float and value.is_integer()):
         _refuse(name, "must be a whole number")
     if not low <= value <= high:
-        _refuse_beyond(name, low, high)
+        _refuse(name, f"must be between {low:g} and {high:g}")
     return int(value)
+
+
+def _true_or_false(name: str, value: Any) -> bool:
+    return value if isinstance(value, bool) else _refuse(name, "must be true or false")
 
 
 def _category(feature: Feature) -> Callable[[Any], Value]:
@@ -237,21 +197,16 @@ def _schema(feature: Feature) -> dict[str, Any]:
     return schema | ({"x-seen": feature.seen} if feature.seen else {})
 
 
-def _refuse_beyond(name: str, low: float, high: float) -> NoReturn:
-    _refuse(name, f"must be between {low:g} and {high:g}")
-
-
 def _refuse(name: str, what: str) -> NoReturn:
     raise InvalidInput(f"Parameter {name} {what}.", parameter=name)
 
 
-def _bounds(features: Sequence[Feature], cells: Cells | None) -> list[tuple[str, float, float]]:
-    """Name, lowest and highest value of each feature: the manifest's, and what the model or the column can hold."""
-    holds = [_range(f) for f in features]
-    lowest, highest = (cells.lowest, cells.highest) if cells else zip(*holds, strict=True)
+def _bounds(features: Sequence[Feature], cells: Cells | None) -> list[tuple[float, float]]:
+    """Lowest and highest value of each feature: the manifest's, and what the model or the column can hold."""
+    holds = zip(cells.lowest, cells.highest, strict=True) if cells else map(_range, features)
     return [
-        (f.name, max(low, low if f.minimum is None else f.minimum), min(high, high if f.maximum is None else f.maximum))
-        for f, low, high in zip(features, lowest, highest, strict=True)
+        (max(low, low if f.minimum is None else f.minimum), min(high, high if f.maximum is None else f.maximum))
+        for f, (low, high) in zip(features, holds, strict=True)
     ]
 
 

@@ -24,7 +24,7 @@ from service.inference.tabular.estimator import (
     rows_per_call,
     run_single_threaded,
 )
-from service.inference.tabular.features import row_reader
+from service.inference.tabular.features import RowReader
 from service.inference.tabular.files import load_estimator
 from service.inference.tabular.forest import LeafTable
 
@@ -71,7 +71,7 @@ class TabularPredictor:
         self._rows_per_call = rows_per_call(model, manifest.output)
         self.runs_on_loop = _is_quick(fast, max_batch_size)
         self._cells = find_cells(model) if is_array else None
-        self._reader = row_reader(manifest, self._cells)
+        self._reader = RowReader(manifest, self._cells)
         self._rows = self._reader.rows
         self._head = pack(np.zeros(self._width))[: -8 * self._width]
         self.cells = self._cells.count if self._cells else None

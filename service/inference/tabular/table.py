@@ -8,14 +8,12 @@ from struct import Struct
 from typing import Any
 
 import numpy as np
+import orjson
 
 from service.inference.manifest import Feature, Manifest
 
 Value = float | int | bool | str | None
 """None: it is missing."""
-
-_FLOAT, _INTEGER, _LENGTH = Struct("!cd"), Struct("!cq"), Struct("!cI")
-_MISSING, _TRUE, _FALSE = b"-", b"t", b"f"
 
 
 class Arrays:
@@ -35,7 +33,7 @@ class Arrays:
 
 
 class Typed:
-    """A payload has the type and the bytes of each value, so only equal rows have equal payloads."""
+    """Payloads are rows in JSON, which tells 1 from 1.0, "1" and true: only equal rows have equal payloads."""
 
     mark = b"t"
 
@@ -44,45 +42,14 @@ class Typed:
         self.libraries = ("pandas",) if manifest.rows == "frame" else ()
 
     def pack(self, values: Sequence[Value]) -> bytes:
-        return b"".join(map(_packed, values))
+        return orjson.dumps(values)
 
     def table(self, batch: Sequence[bytes]) -> Any:
-        return self._make([unpacked(payload) for payload in batch])
+        return self._make([orjson.loads(payload) for payload in batch])
 
 
 def table_of(manifest: Manifest) -> Arrays | Typed:
     return Arrays(manifest) if manifest.rows == "array" else Typed(manifest)
-
-
-def _packed(value: Value) -> bytes:
-    if value is None:
-        return _MISSING
-    if isinstance(value, str):
-        text = value.encode()
-        return _LENGTH.pack(b"s", len(text)) + text
-    if isinstance(value, bool):
-        return _TRUE if value else _FALSE
-    return _INTEGER.pack(b"i", value) if isinstance(value, int) else _FLOAT.pack(b"d", value + 0.0)  # -0.0 is 0.0
-
-
-def unpacked(payload: bytes) -> list[Value]:
-    """The values of a row."""
-    values: list[Value] = []
-    place = 0
-    while place < len(payload):
-        tag = payload[place : place + 1]
-        if tag == b"s":
-            start = place + _LENGTH.size
-            place = start + _LENGTH.unpack_from(payload, place)[1]
-            values.append(payload[start:place].decode())
-        elif tag in b"di":
-            form = _FLOAT if tag == b"d" else _INTEGER
-            values.append(form.unpack_from(payload, place)[1])
-            place += form.size
-        else:
-            values.append({_MISSING: None, _TRUE: True, _FALSE: False}[tag])
-            place += 1
-    return values
 
 
 def _frames(features: Sequence[Feature]) -> Callable[[list[list[Value]]], Any]:
