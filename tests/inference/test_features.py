@@ -97,7 +97,7 @@ def test_other_rows_are_other_questions(one: tuple[Any, ...], other: tuple[Any, 
 
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False).map(lambda value: value + 0.0)  # as the reader gives them
-VALUES = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | FINITE | st.text("a-\x00dé\"\\")
+VALUES = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | FINITE | st.text('a-\x00dé"\\')
 
 
 @given(st.lists(VALUES, max_size=4), st.lists(VALUES, max_size=4))

@@ -1,8 +1,8 @@
 """Forests without joblib's dispatch, which costs milliseconds: the same leaves, added in the same order, bit by bit.
 
 A tree only asks ``float32(x) <= threshold``. Sort a feature's thresholds over all trees, and the interval that x falls
-into decides which leaves it still allows. One table row per feature and interval, one column per leaf of the forest:
-the leaves that all of a row's features allow are exactly one per tree, in the order of the trees.
+into decides which leaves it still allows: a bit for each leaf of a tree. Of each tree the intervals of all features
+together allow exactly one leaf.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ Probabilities = NDArray[np.float64]
 MAX_TABLE_BYTES = 16 * 2**20
 """Larger forests, whose tables would be slower to combine than their trees to descend, walk tree by tree."""
 
+WORD_BITS = 64
+MAX_WORDS = 15
+"""Of one tree. One bit of so many words is a power of two that a float64 can hold."""
+
 
 def trees_of(model: Any) -> list[Any] | None:
     """The low-level trees of exactly a scikit-learn tree or forest; None for anything else, subclasses included."""
@@ -37,8 +41,8 @@ def fast_forest(model: Any) -> Callable[[Rows], Probabilities] | None:
     if trees is None:
         return None
     thresholds = [np.unique(np.concatenate([_thresholds(t, f) for t in trees])) for f in range(trees[0].n_features)]
-    leaves = sum(int(t.n_leaves) for t in trees)
-    if leaves * sum(len(t) + 1 for t in thresholds) <= MAX_TABLE_BYTES:
+    words = _words(trees)
+    if words <= MAX_WORDS and 8 * words * len(trees) * sum(len(t) + 1 for t in thresholds) <= MAX_TABLE_BYTES:
         return LeafTable(trees, thresholds, int(model.n_classes_))
     return TreeWalk(trees, int(model.n_classes_))
 
@@ -60,39 +64,48 @@ class TreeWalk:
 
 
 class LeafTable:
-    """``_allowed[f][i, leaf]``: does the leaf's path admit values in interval i of feature f?"""
+    """``_allowed[f][i]``: for each tree the leaves whose paths admit values in interval i of feature f, as words."""
 
     def __init__(self, trees: list[Any], thresholds: list[NDArray[np.float64]], classes: int) -> None:
-        self._trees = len(trees)
+        self._trees, words = len(trees), _words(trees)
         self._thresholds = thresholds
-        values, first, last = [], [], []
-        for tree in trees:
-            leaves, low, high = _leaf_intervals(tree, thresholds)
-            values.append(tree.value[leaves, 0, :classes])
-            first.append(low)
-            last.append(high)
-        self._values = np.concatenate(values)
-        lows, highs = np.concatenate(first), np.concatenate(last)
-        self.row_bytes = lows.size
+        values = np.zeros((len(trees), words * WORD_BITS, classes))
+        self._allowed = [np.zeros((len(cuts) + 1, len(trees), words), "<u8") for cuts in thresholds]
+        for number, tree in enumerate(trees):
+            leaves, lows, highs = _leaf_intervals(tree, thresholds)
+            values[number, : len(leaves)] = tree.value[leaves, 0, :classes]
+            for low, high, table in zip(lows.T, highs.T, self._allowed, strict=True):
+                interval = np.arange(len(table))[:, None]
+                admits = np.zeros((len(table), words * WORD_BITS), np.bool_)
+                admits[:, : len(leaves)] = (low <= interval) & (interval <= high)
+                table[:, number] = np.packbits(admits, axis=1, bitorder="little").view("<u8")
+        self._values = values.reshape(-1, classes)
+        self._first = np.arange(len(trees)) * words * WORD_BITS
+        self._scale = 2.0 ** (WORD_BITS * np.arange(words))
+        self.row_bytes = len(thresholds) * len(trees) * words * 8
         """What is read of the table for one row."""
-        self._allowed = []
-        for f, cuts in enumerate(thresholds):
-            interval = np.arange(len(cuts) + 1)[:, None]
-            self._allowed.append((lows[:, f] <= interval) & (interval <= highs[:, f]))
 
     def __call__(self, rows: Rows) -> Probabilities:
-        rows32 = rows.astype(np.float32).astype(np.float64)
-        allowed: NDArray[np.bool_] | None = None
+        rows32 = rows.astype(np.float32)
+        allowed: NDArray[np.uint64] | None = None
         for f, (cuts, table) in enumerate(zip(self._thresholds, self._allowed, strict=True)):
             # take() is three times as fast as an index, for one row.
             chosen = table.take(cuts.searchsorted(rows32[:, f]), axis=0)
-            allowed = chosen if allowed is None else np.logical_and(allowed, chosen, out=allowed)
+            allowed = chosen if allowed is None else np.bitwise_and(allowed, chosen, out=allowed)
         assert allowed is not None
-        leaves = allowed.reshape(-1).nonzero()[0].reshape(len(rows), self._trees) % allowed.shape[1]
-        # accumulate adds tree after tree, as scikit-learn does; a reduction might add in pairs.
-        totals: Probabilities = np.add.accumulate(self._values.take(leaves.T, axis=0), axis=0)[-1]
+        # Of each tree one bit is left. As a number it is a power of two, whose exponent is the leaf's number.
+        power = allowed.astype(np.float64)
+        power = power[..., 0] if len(self._scale) == 1 else power @ self._scale
+        leaves = (power.view(np.int64) >> 52) - 1023 + self._first
+        # Tree after tree, as scikit-learn does: NumPy adds in pairs only along the axis that is contiguous.
+        totals: Probabilities = np.add.reduce(self._values.take(leaves.T, axis=0), axis=0)
         totals /= self._trees
         return totals
+
+
+def _words(trees: list[Any]) -> int:
+    """How many words hold a bit for each leaf of any of the trees."""
+    return max(-(-int(tree.n_leaves) // WORD_BITS) for tree in trees)
 
 
 def _thresholds(tree: Any, feature: int) -> NDArray[np.float64]:
