@@ -33,12 +33,12 @@ def nginx(binary: str, directory: Path, replicas: list[Server], *, caching: bool
     port, text = free_port(), CONFIG.read_text()
     for number, replica in enumerate(replicas, 1):
         text = text.replace(f"replica-{number}:8000", f"127.0.0.1:{replica.port}")
-    text = text.replace("/tmp/predict-cache", f"{directory}/cache").replace("listen 8080", f"listen 127.0.0.1:{port}")
+    text = text.replace("/tmp/", f"{directory}/").replace("listen 8080", f"listen 127.0.0.1:{port}")
     text = text.replace("/dev/stdout", f"{directory}/access").replace("/dev/stderr", f"{directory}/error")
     if caching:
         text = re.sub(r"# (proxy_cache)", r"\1", text)
     user = "user root;" if os.geteuid() == 0 else ""  # pytest's directories are open to their owner only
-    (directory / "nginx.conf").write_text(f"pid {directory}/pid;\ndaemon off;\n{user}\n{text}")
+    (directory / "nginx.conf").write_text(f"daemon off;\n{user}\n{text}")
     process = Process([binary, "-p", str(directory), "-c", str(directory / "nginx.conf")], directory / "log")
     try:
         eventually(lambda: answers(("127.0.0.1", port)), within=PATIENCE)

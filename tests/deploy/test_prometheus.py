@@ -58,7 +58,7 @@ def prometheus(service: Server, tmp_path_factory: pytest.TempPathFactory) -> Ite
     config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "200ms", "evaluation_interval": "200ms"}
     config["rule_files"] = [str(PROMETHEUS / "rules.yml")]
-    config["scrape_configs"][0]["static_configs"][0]["targets"] = [f"127.0.0.1:{service.port}"]
+    config["scrape_configs"] = [{"job_name": "predict", "static_configs": [{"targets": [f"127.0.0.1:{service.port}"]}]}]
     (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
     arguments = [f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data"]
     process = Process([binary, *arguments, f"--web.listen-address=127.0.0.1:{port}"], directory / "log")
