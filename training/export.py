@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from service.errors import ConfigurationError
 from service.inference.manifest import Image
 from service.inference.vision.cpu import has_openvino
-from service.inference.vision.program import module, to_bytes
+from service.inference.vision.program import module
 
 Meaning = Literal["logits", "probabilities", "numbers"]
 """What a network's numbers are. For logits, the softmax is served."""
@@ -70,7 +71,9 @@ def export(network: nn.Module, spec: Image, width: int, output: Meaning | None =
     folded = fold(module(program))
     program = program if folded is None else _program(folded, images)
     graph = openvino_graph(program, spec) if has_openvino() else {}
-    return {"pt2": to_bytes(program), **graph}
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    return {"pt2": file.getvalue(), **graph}
 
 
 def noise(spec: Image, count: int) -> NDArray[np.float32]:

@@ -21,7 +21,7 @@ from service.errors import ConfigurationError
 from service.inference.artifact import Artifact, library_versions
 from service.inference.manifest import PROBABILITIES, Class, Example, Image, Manifest, Output, Weights, reason
 from service.inference.vision.cpu import CHUNK, CpuRunner, has_openvino
-from service.inference.vision.predictor import LIBRARIES, check_spec
+from service.inference.vision.predictor import LIBRARIES
 from training import MODELS_DIR, publish
 from training.export import Files, Meaning, export, export_onnx, noise
 from training.published import adopt, build, gradient, read_state, spec_of
@@ -58,11 +58,9 @@ def image_spec(size: int | tuple[int, int], mean: Sequence[float], std: Sequence
     sides = (size, size) if isinstance(size, int) else size
     mode: Literal["L", "RGB"] = "L" if len(mean) == 1 else "RGB"
     try:
-        spec = Image(size=sides, mode=mode, mean=tuple(mean), std=tuple(std), **how)
+        return Image(size=sides, mode=mode, mean=tuple(mean), std=tuple(std), **how)
     except ValidationError as error:
         raise ConfigurationError(f"The network's images: {reason(error)}.") from None
-    check_spec(spec, "of this size")
-    return spec
 
 
 def publish_files(

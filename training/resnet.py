@@ -24,7 +24,6 @@ from service.inference.artifact import Artifact
 from service.inference.loading import load_predictor
 from service.inference.manifest import Image, Manifest
 from service.inference.predictor import Options, unpack
-from service.inference.vision.device import resolve_device
 from service.inference.vision.images import read
 from training import MODELS_DIR, check_name, digits, publish, published
 from training.export import export, one_line
@@ -116,7 +115,7 @@ def batches(items: Sequence[Labelled], spec: Image, pool: Executor) -> Iterator[
 
 def fit(network: nn.Module, source: Source, spec: Image, epochs: int, rate: float) -> None:
     """Train in place: AdamW, the learning rate up to ``rate`` and down again; prints its progress."""
-    device = resolve_device("auto")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     network.to(device).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(network.parameters(), rate, fused=True)
     # A batch norm cannot learn from a single image, so a last batch of one is left out.

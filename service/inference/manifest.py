@@ -13,6 +13,7 @@ from pydantic import (
     ConfigDict,
     Field,
     FiniteFloat,
+    PositiveInt,
     StrictInt,
     StrictStr,
     ValidationError,
@@ -101,12 +102,20 @@ class Image(Part):
 
     architecture: str = ""
     batched: bool = True
-    size: tuple[int, int]
+    size: tuple[PositiveInt, PositiveInt]
     resize: int | None = None
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     mode: Literal["L", "RGB"] = "RGB"
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[FiniteFloat, ...]
+    std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not len(self.mean) == len(self.std) == len(self.mode):
+            raise ValueError(f"for {self.mode} images, mean and std need {len(self.mode)} values each")
+        if self.resize is not None and self.resize < max(self.size):
+            raise ValueError(f"it cannot crop {self.size} out of images resized to {self.resize}")
+        return self
 
 
 class Class(Part):

@@ -24,10 +24,8 @@ pytest.importorskip("pydantic", reason="pydantic is not installed")
 
 from service.errors import InvalidInput  # noqa: E402
 from service.inference.predictor import Options, unpack  # noqa: E402
-from service.inference.vision.cuda import Cuda, compute_exactly  # noqa: E402
-from service.inference.vision.gpu import GpuRunner  # noqa: E402
-from service.inference.vision.images import normalise, read, read_pixels  # noqa: E402
-from service.inference.vision.jpeg import JpegDecoder, suits  # noqa: E402
+from service.inference.vision.gpu import GpuRunner, compute_exactly, decode_jpegs, suits_nvjpeg  # noqa: E402
+from service.inference.vision.images import normalise, open_image, read, read_pixels  # noqa: E402
 from service.inference.vision.predictor import TOLERANCES, VisionPredictor, load  # noqa: E402
 from service.inference.vision.program import module, restore  # noqa: E402
 from tests.inference.pictures import encode, picture  # noqa: E402
@@ -39,6 +37,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here: nothing was tested"),
 ]
 
+CARD = torch.device("cuda", 0)
 OPTIONS = Options(device="cuda", threads=8, max_batch_size=64)
 LARGE = SPEC.model_copy(update={"size": (224, 224), "resize": 256})
 
@@ -49,8 +48,7 @@ class House:
     def __init__(self, options: Options = OPTIONS, spec: Any = SPEC) -> None:
         compute_exactly()
         made = artifact(spec)
-        cuda = Cuda()
-        self.runner = GpuRunner(module(restore(made), cuda.name), spec, CLASSES, cuda, options)
+        self.runner = GpuRunner(module(restore(made), CARD), spec, CLASSES, CARD, options)
         self.predictor = VisionPredictor(made, spec, self.runner, options)
 
     def vectors(self, payloads: list[bytes]) -> Any:
@@ -126,13 +124,13 @@ def test_graphs_answer_as_the_kernels_one_by_one(caplog: pytest.LogCaptureFixtur
         house = House()
     assert "without a CUDA graph" not in caplog.text
     house.vectors(many(64))
-    for size in house.runner.limit.sizes:
+    for size in house.runner.sizes:
         answers = house.runner._answers[:size]
         house.runner._steps[size]()
         torch.cuda.synchronize()
         by_graph = answers.clone()
         answers.zero_()
-        house.runner._step(size)()
+        house.runner._compute(size)
         torch.cuda.synchronize()
         assert torch.equal(answers, by_graph)
 
@@ -215,8 +213,8 @@ def test_an_error_that_sticks_is_known_as_such() -> None:
 
 def test_nvjpeg_decodes_much_as_pillow_does() -> None:
     files = [encode(picture(size), "JPEG", quality=95) for size in ((96, 64), (50, 80), (640, 480), (96, 64))]
-    assert all(suits(file, LARGE) for file in files)
-    found = JpegDecoder(LARGE, Cuda())(files)
+    assert all(suits_nvjpeg(file, open_image(file), LARGE) for file in files)
+    found = decode_jpegs(files, LARGE, CARD)
     for file, pixels in zip(files, found, strict=True):
         distance = np.abs(pixels.cpu().numpy().astype(int) - read_pixels(file, LARGE))
         print(f"mean {distance.mean():.2f}, largest {distance.max()}")

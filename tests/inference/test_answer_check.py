@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from service.inference.manifest import Example, Image, Manifest
 from service.inference.predictor import answer_check, pack
 
-IMAGE = Image(size=(1, 1), mean=(0.0,), std=(1.0,))
+IMAGE = Image(size=(1, 1), mode="L", mean=(0.0,), std=(1.0,))
 
 
 @pytest.mark.parametrize("dtype", ["<f4", "<f8"])

@@ -1,10 +1,11 @@
-"""The GPU's promises, kept by its own code on a CPU (tests/support/fake_cuda.py). Of a card, see tests/gpu."""
+"""The GPU's promises, kept by its own code on a CPU, which torch lets take a GPU's place. Of a card, see tests/gpu."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -12,25 +13,34 @@ import PIL.Image
 import pytest
 import torch
 from PIL import ExifTags
+from torch import nn
 
 from service.errors import ConfigurationError, DeviceLost, InvalidInput, Overloaded
 from service.inference.batcher import Batcher
+from service.inference.manifest import Image
 from service.inference.predictor import Options, Predictor, unpack
-from service.inference.vision import device
-from service.inference.vision.batch_limit import RECOVERY_SECONDS, buckets
-from service.inference.vision.cuda import compute_exactly
-from service.inference.vision.gpu import GpuBatch, GpuRunner
-from service.inference.vision.images import normalise, read_pixels
-from service.inference.vision.jpeg import JpegDecoder, suits
+from service.inference.vision import gpu, predictor
+from service.inference.vision.gpu import (
+    RECOVERY_SECONDS,
+    GpuRunner,
+    compute_exactly,
+    decode_jpegs,
+    nvjpeg,
+    open_gpu,
+    suits_nvjpeg,
+)
+from service.inference.vision.images import normalise, open_image, read_pixels
 from service.inference.vision.predictor import TOLERANCES, VisionPredictor, load
 from service.inference.vision.program import module, restore
 from tests.inference.pictures import encode, jpeg_of_scans, jpeg_of_size, picture
 from tests.inference.test_vision import CLASSES, JPEG, PNG, SPEC, artifact, many
-from tests.support.fake_cuda import FakeCuda, Memory
 
 OPTIONS = Options(max_batch_size=8)
 ILLEGAL_ACCESS = RuntimeError("CUDA error: an illegal memory access was encountered")
 RESIZED = SPEC.model_copy(update={"resize": 40})
+
+
+CPU = torch.device("cpu")
 
 
 class Clock:
@@ -40,17 +50,43 @@ class Clock:
         return self.now
 
 
+class Memory:
+    """A network's forward hook that bears ``images`` at once, or fails with ``error``. ``tried``: sizes of batches."""
+
+    def __init__(self, network: nn.Module, images: int) -> None:
+        self.images = images
+        self.error: RuntimeError | None = None
+        self.tried: list[int] = []
+        network.register_forward_pre_hook(self)
+
+    def __call__(self, network: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        self.tried.append(len(inputs[0]))
+        if self.error is not None:
+            raise self.error
+        if len(inputs[0]) > self.images:
+            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to hold {len(inputs[0])} images.")
+
+
 class House:
-    """A predictor on a twin of a GPU, with ``memory`` for so many images at once."""
+    """A predictor on a CPU in the place of a GPU, with ``memory`` for so many images at once."""
 
     def __init__(self, options: Options = OPTIONS, memory: int = 1000) -> None:
-        made = artifact()
-        self.twin, self.clock = FakeCuda(), Clock()
+        made, self.clock = artifact(), Clock()
         network = module(restore(made))
         self.memory = Memory(network, memory)
-        self.runner = GpuRunner(network, SPEC, CLASSES, self.twin, options, self.clock)
+        self.runner = GpuRunner(network, SPEC, CLASSES, CPU, options, self.clock)
         self.predictor = VisionPredictor(made, SPEC, self.runner, options)
         self.memory.tried.clear()
+
+
+@pytest.fixture
+def lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error has stuck."""
+
+    def fail() -> None:
+        raise ILLEGAL_ACCESS
+
+    monkeypatch.setattr(torch.cpu, "synchronize", fail)
 
 
 @pytest.fixture(scope="module")
@@ -75,24 +111,22 @@ def array_payload(predictor: Predictor, file: bytes) -> bytes:
 
 
 def test_batches_are_padded_to_powers_of_two_and_the_largest() -> None:
-    assert [buckets(largest) for largest in (1, 2, 48, 64)] == [
+    assert [House(Options(max_batch_size=largest)).runner.sizes for largest in (1, 2, 48, 64)] == [
         [1],
         [1, 2],
         [1, 2, 4, 8, 16, 32, 48],
         [1, 2, 4, 8, 16, 32, 64],
     ]
-    limit = House(Options(max_batch_size=6)).runner.limit
-    assert [limit.bucket(count) for count in (1, 2, 3, 4, 5, 6)] == [1, 2, 4, 4, 6, 6]
+    runner = House(Options(max_batch_size=6)).runner
+    assert [runner.bucket(count) for count in (1, 2, 3, 4, 5, 6)] == [1, 2, 4, 4, 6, 6]
 
 
 def test_the_device_normalises_every_value_as_the_cpu_does_to_the_last_bit() -> None:
     spec = SPEC.model_copy(update={"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "size": (16, 16)})
     made = artifact(spec)
-    runner = GpuRunner(module(restore(made)), spec, CLASSES, FakeCuda(), OPTIONS)
+    runner = GpuRunner(module(restore(made)), spec, CLASSES, CPU, OPTIONS)
     ramp = PIL.Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB")
-    with runner.open() as batch:
-        assert batch.load(0, encode(ramp)) is None
-        batch.compute([0])
+    runner.run([runner.load(encode(ramp), 256)])
     assert runner._images[0].numpy().tobytes() == normalise(np.asarray(ramp), spec).tobytes()
 
 
@@ -155,27 +189,6 @@ async def test_under_load_by_the_batcher_everybody_gets_their_own_answer(cpu: Pr
     assert len(set(house.memory.tried)) > 1
 
 
-def test_a_slot_is_not_given_away_while_somebody_still_loads_into_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    house, gate, inside = House(replace(OPTIONS, threads=2)), threading.Event(), threading.Event()
-
-    def load(self: GpuBatch, row: int, payload: bytes) -> None:
-        if row == 0:
-            raise MemoryError
-        inside.set()
-        assert gate.wait(30)
-
-    monkeypatch.setattr(GpuBatch, "load", load)
-    with ThreadPoolExecutor(1) as pool:
-        failing = pool.submit(house.predictor.predict, [PNG, PNG])
-        assert inside.wait(30)
-        wait([failing], timeout=0.2)
-        assert house.runner._free.qsize() == 1
-        gate.set()
-        with pytest.raises(MemoryError):
-            failing.result()
-    assert house.runner._free.qsize() == 2
-
-
 def test_a_batch_that_cannot_be_captured_is_computed_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
     house = House(memory=4)
     assert "Batches of 8 are computed without a CUDA graph: CUDA out of memory" in caplog.text
@@ -196,13 +209,16 @@ def test_float32_is_never_rounded_to_tf32_and_kernels_are_not_chosen_by_the_cloc
 # Memory
 
 
-def test_without_memory_batches_are_halved_and_everybody_is_answered(cpu: Predictor) -> None:
-    house = House()
+def test_without_memory_batches_are_halved_and_everybody_is_answered(
+    cpu: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house, released = House(), [0]
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: released.append(released.pop() + 1))
     house.memory.images = 2
     payloads = many(8)
     answers = vectors(house.predictor, payloads)
     assert house.memory.tried == [8, 4, 2, 2, 2, 2]
-    assert house.twin.released == 2
+    assert released == [2]
     assert np.abs(answers - vectors(cpu, payloads)).max() <= 1e-5
     house.predictor.predict(payloads[:3])
     assert house.memory.tried[6:] == [2, 1], "what was learnt is remembered"
@@ -235,9 +251,10 @@ def test_without_memory_for_one_image_what_is_left_is_refused_until_later() -> N
 # Death
 
 
+@pytest.mark.usefixtures("lost")
 def test_an_error_that_sticks_is_told_at_once_from_then_on(caplog: pytest.LogCaptureFixture) -> None:
     house = House()
-    house.twin.error, house.twin.lost = ILLEGAL_ACCESS, True
+    house.memory.error = ILLEGAL_ACCESS
     for _ in range(3):
         with pytest.raises(DeviceLost):
             house.predictor.predict(many(2))
@@ -247,18 +264,19 @@ def test_an_error_that_sticks_is_told_at_once_from_then_on(caplog: pytest.LogCap
 
 def test_an_error_that_does_not_stick_is_that_batchs_own() -> None:
     house = House()
-    house.twin.error = RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED")
+    house.memory.error = RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED")
     with pytest.raises(RuntimeError, match="NOT_SUPPORTED"):
         house.predictor.predict(many(2))
-    house.twin.error = None
+    house.memory.error = None
     assert [type(answer) for answer in house.predictor.predict(many(2))] == [bytes] * 2
 
 
 @pytest.mark.anyio
+@pytest.mark.usefixtures("lost")
 async def test_all_who_wait_for_a_lost_device_are_refused_and_it_is_reported() -> None:
     house, reported = House(), threading.Event()
     batcher = Batcher(house.predictor, max_batch_size=8, max_queue_size=100, lost=reported.set, name="test")
-    house.twin.error, house.twin.lost = ILLEGAL_ACCESS, True
+    house.memory.error = ILLEGAL_ACCESS
     asked = [batcher.submit(payload, wanted=lambda: True, deadline=float("inf")) for payload in many(6)]
     outcomes = await asyncio.gather(*asked, return_exceptions=True)
     await batcher.close()
@@ -296,7 +314,7 @@ def test_what_only_a_gpu_can_do_stops_the_start_on_a_cpu(options: Options, messa
 
 
 def test_one_process_owns_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "has_driver", lambda: True)
+    monkeypatch.setattr(predictor, "has_driver", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(ConfigurationError, match=r"PREDICT_WORKERS=1, or PREDICT_DEVICE=cpu, or PREDICT_SHARE_DEVICE"):
         load(artifact(), Options(device="auto", owns_device=False))
@@ -304,6 +322,12 @@ def test_one_process_owns_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # The GPU's own decoder
+
+
+def suits(file: bytes, spec: Image = SPEC) -> bool:
+    with suppress(InvalidInput):
+        return suits_nvjpeg(file, open_image(file), spec)
+    return False
 
 
 def photograph(size: tuple[int, int] = (96, 64), **how: object) -> bytes:
@@ -349,8 +373,8 @@ UNSUITED = {
 def test_plain_jpegs_are_decoded_and_resized_by_the_device_much_as_by_pillow(name: str) -> None:
     file = SUITED[name]
     assert suits(file, RESIZED)
-    (found,) = JpegDecoder(RESIZED, FakeCuda())([file])
-    assert found is not None
+    (found,) = decode_jpegs([file], RESIZED, CPU)
+    assert isinstance(found, torch.Tensor)
     assert np.abs(found.numpy().astype(int) - read_pixels(file, RESIZED)).max() <= 2
 
 
@@ -363,17 +387,15 @@ def test_networks_that_want_grey_leave_everything_to_pillow() -> None:
     assert not suits(photograph(), SPEC.model_copy(update={"mode": "L", "mean": (0.5,), "std": (0.5,)}))
 
 
-def test_a_jpeg_that_is_too_long_is_refused_before_it_is_decoded() -> None:
-    with pytest.raises(InvalidInput, match="too long and narrow"):
-        suits(photograph((4000, 1)), RESIZED.model_copy(update={"resize": 200}))
+def test_a_jpeg_that_is_too_long_is_left_to_pillow_which_refuses_it() -> None:
+    assert not suits(photograph((4000, 1)), RESIZED.model_copy(update={"resize": 200}))
 
 
 def test_pictures_of_many_sizes_are_resized_in_their_own_places() -> None:
     files = [photograph(size) for size in ((96, 64), (50, 80), (96, 64), (40, 40), (96, 64))]
-    decoder = JpegDecoder(RESIZED, FakeCuda())
-    for found, file in zip(decoder(files), files, strict=True):
-        (alone,) = decoder([file])
-        assert found is not None and alone is not None
+    for found, file in zip(decode_jpegs(files, RESIZED, CPU), files, strict=True):
+        (alone,) = decode_jpegs([file], RESIZED, CPU)
+        assert isinstance(found, torch.Tensor) and isinstance(alone, torch.Tensor)
         assert torch.equal(found, alone)
 
 
@@ -393,15 +415,14 @@ def test_a_batch_of_files_for_the_device_for_pillow_and_arrays_is_answered_in_or
 def test_a_file_that_only_pillow_can_decode_changes_nothing_for_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     house = House(replace(OPTIONS, decode="gpu"))
     odd = photograph((50, 80))
-    together = JpegDecoder._decode_together
 
-    def fussy(self: JpegDecoder, files: list[bytes]) -> list[torch.Tensor]:
+    def fussy(files: list[bytes], device: torch.device) -> list[torch.Tensor]:
         if odd in files:
             raise RuntimeError("nvjpegDecodeBatched failed: 6")
-        return together(self, files)
+        return nvjpeg(files, device)
 
     right = list(house.predictor.predict([photograph(), photograph((40, 40))]))
-    monkeypatch.setattr(JpegDecoder, "_decode_together", fussy)
+    monkeypatch.setattr(gpu, "nvjpeg", fussy)
     found = list(house.predictor.predict([photograph(), odd, photograph((40, 40))]))
     plain = House().predictor
     assert np.abs(unpack(found[0]) - unpack(right[0])).max() <= TOLERANCES["float32"]  # type: ignore[arg-type]
@@ -410,9 +431,9 @@ def test_a_file_that_only_pillow_can_decode_changes_nothing_for_its_neighbours(m
 
 
 def test_a_torchvision_without_a_decoder_on_the_device_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(self: JpegDecoder, files: list[bytes]) -> list[torch.Tensor]:
+    def missing(files: list[bytes], device: torch.device) -> list[torch.Tensor]:
         raise RuntimeError("decode_jpegs_cuda: torchvision not compiled with nvJPEG support")
 
-    monkeypatch.setattr(JpegDecoder, "_decode_together", missing)
+    monkeypatch.setattr(gpu, "nvjpeg", missing)
     with pytest.raises(ConfigurationError, match="not compiled with nvJPEG support"):
-        JpegDecoder(SPEC, FakeCuda())
+        open_gpu(artifact(), SPEC, replace(OPTIONS, decode="gpu"), CPU)

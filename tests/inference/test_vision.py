@@ -29,14 +29,16 @@ from service.errors import (
     UnsupportedContent,
 )
 from service.inference.artifact import Artifact, write_artifact
+from service.inference.loading import load_model
 from service.inference.manifest import Image, Manifest
 from service.inference.predictor import Options, Predictor, Question, unpack
-from service.inference.vision import cpu, device
+from service.inference.vision import cpu
+from service.inference.vision import predictor as vision
 from service.inference.vision.image_input import MAX_IMAGE_BYTES
 from service.inference.vision.images import read
 from service.inference.vision.predictor import load
 from service.large_json import LargeString
-from tests.inference.pictures import encode, jpeg_of_size, picture, webp_of_size
+from tests.inference.pictures import encode, picture
 from training.export import Files, export
 from training.networks import draft, make
 from training.published import build
@@ -174,11 +176,8 @@ def row(value: object, shape: tuple[int, ...] = (3, 32, 32)) -> Any:
         ({"image": url_form(PNG)[:-6] + " " + url_form(PNG)[-5:]}, InvalidInput),
         ({"image": 5}, InvalidInput),
         ({"image": None}, InvalidInput),
-        ({"image": url_form(b"GIF89a" + bytes(99))}, InvalidInput),
         ({"image": "data:image/png," + url_form(PNG)}, InvalidInput),
         ({"image": url_form(b"<svg/>")}, UnsupportedContent),
-        ({"image": url_form(jpeg_of_size(65_535, 65_535))}, InvalidInput),
-        ({"image": url_form(webp_of_size(16_384, 16_384))}, InvalidInput),
         ({"image": url_form(PNG + bytes(MAX_IMAGE_BYTES))}, PayloadTooLarge),
         ({"image": url_form(PNG), "sha256": "0" * 64}, InvalidInput),
         ({"image": url_form(PNG), "sepal_length": "1"}, InvalidInput),
@@ -286,7 +285,7 @@ def test_an_openvino_that_cannot_be_imported_is_said_to_be_broken(
         load(artifact(), Options(device="cpu"))
 
 
-@pytest.mark.skipif(device.has_driver(), reason="where there may be a GPU torch is asked for it")
+@pytest.mark.skipif(vision.has_driver(), reason="where there may be a GPU torch is asked for it")
 def test_a_cpu_serves_images_without_importing_torch(tmp_path: Path) -> None:
     """Half a gigabyte and seconds, in every worker."""
     inputs, said = {"image": base64.b64encode(PNG).decode()}, load(artifact(), Options(device="cpu")).predict([PNG])[0]
@@ -308,8 +307,8 @@ def test_a_cpu_serves_images_without_importing_torch(tmp_path: Path) -> None:
 
 
 def test_without_torch_a_gpu_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "has_driver", lambda: True)
-    monkeypatch.setattr(device, "find_spec", lambda name: None)
+    monkeypatch.setattr(vision, "has_driver", lambda: True)
+    monkeypatch.setattr(vision, "find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "torch", None)
     load(artifact(), Options(device="auto"))
 
@@ -419,17 +418,19 @@ def test_whatever_can_change_an_answer_changes_the_fingerprint(monkeypatch: pyte
     ("spec", "message"),
     [
         ({"mean": (0.5,)}, "mean and std need 3 values each"),
-        ({"std": (0.5, 0.0, 0.5)}, "std of 0"),
+        ({"std": (0.5, 0.0, 0.5)}, "image.std.1: Input should be greater than 0"),
         ({"resize": 31}, "cannot crop"),
-        ({"size": (0, 32)}, "cannot crop"),
+        ({"size": (0, 32)}, "image.size.0: Input should be greater than 0"),
     ],
 )
-def test_a_model_that_cannot_be_served_stops_the_start_with_one_sentence(spec: dict[str, Any], message: str) -> None:
+def test_a_model_that_cannot_be_served_stops_the_start_with_one_sentence(
+    tmp_path: Path, spec: dict[str, Any], message: str
+) -> None:
     made = artifact()
-    image = SPEC.model_copy(update=spec)
-    spoilt = replace(made, manifest=made.manifest.model_copy(update={"image": image}))
+    spoilt = made.manifest.model_copy(update={"image": SPEC.model_copy(update=spec)})
+    write_artifact(tmp_path / "test", replace(made, manifest=spoilt))
     with pytest.raises(ConfigurationError, match=message) as stopped:
-        load(spoilt, Options(device="cpu"))
+        load_model(tmp_path / "test", Options(device="cpu"))
     assert "\n" not in str(stopped.value)
 
 

@@ -20,7 +20,7 @@ from service.inference.loading import load_model
 from service.inference.manifest import Image
 from service.inference.predictor import Options, unpack
 from service.inference.vision.cpu import CpuRunner
-from service.inference.vision.program import compute, module, restore, takes_batches
+from service.inference.vision.program import compute, module, restore
 from tests.inference.test_vision import lively
 from training import register, register_network
 from training.export import export
@@ -73,7 +73,7 @@ def check(models: Path, net: nn.Module, size: int, channels: int = 3) -> CpuRunn
     assert np.abs(together - eager).max() <= 1e-5
     assert np.array_equal(together, np.concatenate([runner.run([image]) for image in images]))
     program = restore(read_artifact(models / "test"))
-    assert np.abs(compute(program)(images) - eager).max() <= 1e-5
+    assert np.abs(compute(program, 1)(images) - eager).max() <= 1e-5
     return runner
 
 
@@ -112,7 +112,7 @@ def test_a_network_that_fixes_its_number_of_images_is_computed_one_at_a_time(
     assert runner.chunk == 1
     made = read_artifact(tmp_path / "test")
     assert made.manifest.image is not None and not made.manifest.image.batched
-    assert not takes_batches(restore(made))
+    assert not restore(made).range_constraints
     images = list(np.random.default_rng(1).standard_normal((3, 20, 20, 3)).astype(np.float32))
     assert np.array_equal(runner.run(images), np.concatenate([runner.run([image]) for image in images]))
 
@@ -283,5 +283,5 @@ def test_an_onnx_file_is_served_by_cpus(tmp_path: Path) -> None:
     logits = image.mean((1, 2)) @ weights
     found = CpuRunner(made, made.manifest.image, 1).run(list(image))
     assert np.abs(found - np.exp(logits) / np.exp(logits).sum()).max() <= 1e-6
-    with pytest.raises(ConfigurationError, match="Model own is for CPUs only: set PREDICT_DEVICE=cpu"):
+    with pytest.raises(ConfigurationError, match="Model own needs the package openvino, and PREDICT_DEVICE=cpu"):
         restore(made)

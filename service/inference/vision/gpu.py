@@ -1,40 +1,135 @@
 """How a GPU runs a network.
 
-A batch takes one of two slots, memory that its images are decoded into as bytes. It is copied on one stream
-and normalised and computed on another, so that one batch is decoded and copied while the one before it is computed.
-What is launched for a batch has one of a few sizes, each of them captured as a CUDA graph at the start.
+Two batches may be under way: one is decoded and copied while the one before it is computed. Images travel as bytes.
+What is computed has one of a few sizes, each captured as a CUDA graph at the start.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from queue import SimpleQueue
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
-from numpy.typing import NDArray
+from PIL import ExifTags
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import InterpolationMode, resize
 
-from service.errors import DeviceLost, InvalidInput, Overloaded, ServiceError
+from service.errors import ConfigurationError, DeviceLost, InvalidInput, Overloaded, ServiceError
+from service.inference.artifact import Artifact
 from service.inference.manifest import Image
 from service.inference.predictor import Options
-from service.inference.vision.batch_limit import BatchLimit, buckets
-from service.inference.vision.cuda import Device, Event, Launch, is_out_of_memory
-from service.inference.vision.image_input import array_of
-from service.inference.vision.images import read_pixels
-from service.inference.vision.jpeg import JpegDecoder, suits
-from service.inference.vision.runner import Vector
+from service.inference.vision.images import Array, ends_of_scans, open_image, place, read_pixels
+from service.inference.vision.program import module, restore
+
+RECOVERY_SECONDS = 30.0
+"""After so long without a lack of memory, the next larger batch is tried again."""
+
+PIXELS_PER_BYTE = 170
+"""A whole JPEG has no more: a block takes two bits at least, and 256 pixels six blocks."""
 
 logger = logging.getLogger(__name__)
+
+
+def open_gpu(artifact: Artifact, spec: Image, options: Options, device: torch.device) -> GpuRunner:
+    """Restore the network on that device; raises ConfigurationError."""
+    torch.set_num_threads(max(1, options.threads))
+    compute_exactly()
+    manifest, program = artifact.manifest, restore(artifact)
+    if not program.range_constraints:  # the number of images was not left open
+        options = replace(options, max_batch_size=1)
+    try:
+        return GpuRunner(module(program, device), spec, manifest.width, device, options)
+    except (ImportError, RuntimeError) as error:
+        remedy = "set a smaller PREDICT_MAX_BATCH_SIZE, or PREDICT_DECODE=pillow"
+        reason = str(error).partition("\n")[0]
+        raise ConfigurationError(f"The GPU cannot serve {manifest.name} ({reason:.200}): {remedy}.") from error
+
+
+def compute_exactly() -> None:
+    """No rounding of float32 to TF32, which torch does in convolutions unless told; the same kernels every time."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """CUDA, cuDNN and cuBLAS do not always raise torch's own type."""
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error) or "ALLOC_FAILED" in str(error)
+
+
+def suits_nvjpeg(file: bytes, picture: PIL.Image.Image, spec: Image) -> bool:
+    """Whether the GPU is to decode this file: a whole, upright colour JPEG of the plainest kind.
+
+    The file's own bytes alone decide, so that its pixels never depend on its company.
+    """
+    with suppress(Exception):  # what is damaged, or too long to be resized, is left to Pillow
+        place(picture.size, spec)
+        return (
+            spec.mode == picture.mode == "RGB"
+            and isinstance(picture, JpegImageFile)
+            and "progressive" not in picture.info
+            and picture.info.get("adobe_transform", 1) == 1  # YCbCr
+            and [layer[0] for layer in picture.layer] != list(b"RGB")
+            and picture.getexif().get(ExifTags.Base.Orientation, 1) == 1
+            and len(ends_of_scans(file)) == 1
+            # nvJPEG may not say what is missing.
+            and file.rstrip(b"\0").endswith(b"\xff\xd9")
+            and picture.width * picture.height <= PIXELS_PER_BYTE * len(file)
+        )
+    return False
+
+
+def decode_jpegs(files: Sequence[bytes], spec: Image, device: torch.device) -> list[Tensor | InvalidInput]:
+    """The pixels of each, height × width × channels; by Pillow, or its error, where the GPU cannot decode one."""
+    try:
+        pictures = nvjpeg(files, device)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        if len(files) > 1:  # one by one, so that a bad file changes nothing for its neighbours
+            return [decode_jpegs([file], spec, device)[0] for file in files]
+        try:
+            return [torch.tensor(read_pixels(files[0], spec))]
+        except InvalidInput as fault:
+            return [fault]
+    alike = len({picture.shape for picture in pictures}) == 1
+    cut = _cut(torch.stack(pictures), spec) if alike else [_cut(one[None], spec)[0] for one in pictures]
+    # nvJPEG writes on a stream of its own: its memory must not be free again before this stream has read it.
+    torch.get_device_module(device).synchronize()
+    return list(cut)
+
+
+def nvjpeg(files: Sequence[bytes], device: torch.device) -> list[Tensor]:
+    from torchvision.io import ImageReadMode, decode_jpeg  # here: torchvision says that it is to go one day
+
+    contents = [torch.frombuffer(bytearray(file), dtype=torch.uint8) for file in files]
+    pictures: list[Tensor] = decode_jpeg(contents, ImageReadMode.RGB, device)
+    return pictures
+
+
+def _cut(pictures: Tensor, spec: Image) -> Tensor:
+    """As ``images.crop`` does, but in float32: from channels × height × width to height × width × channels."""
+    height, width = spec.size
+    (across, down), (left, top) = place((pictures.shape[3], pictures.shape[2]), spec)
+    resized: Tensor = resize(pictures, [down, across], InterpolationMode(spec.interpolation), antialias=True)
+    return resized[:, :, top : top + height, left : left + width].permute(0, 2, 3, 1)
 
 
 class GpuRunner:
     """Runs a network on a GPU. Of its batch, an answer's bits depend only on the size that the batch is padded to."""
 
+    device = "cuda"
     slots = 2
     kernels = "program"
     libraries: tuple[str, ...] = ("torch", "torchvision")
@@ -44,180 +139,134 @@ class GpuRunner:
         network: nn.Module,
         spec: Image,
         width: int,
-        device: Device,
+        device: torch.device,
         options: Options,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``network``: on that device, for images × height × width × channels. ``width``: numbers an answer has."""
-        self.device = device.name.type
         self.chunk = options.max_batch_size
-        self.limit = BatchLimit(buckets(options.max_batch_size), clock)
+        self.sizes = [*(1 << exponent for exponent in range((self.chunk - 1).bit_length())), self.chunk]
+        """What batches are padded to: powers of two, and the largest itself."""
+        self._most, self._changed, self._clock = self.chunk, 0.0, clock
         self._spec = spec
         self._device = device
         self._dtype: torch.dtype = getattr(torch, options.precision)
         self._network = network.to(self._dtype).to(memory_format=torch.channels_last)
-        self._decoder = JpegDecoder(spec, device) if options.decode == "gpu" else None
-        shape = (options.max_batch_size, *spec.size, len(spec.mode))
-        self._images = torch.zeros(shape, device=device.name)
-        self._answers = torch.zeros(options.max_batch_size, width, device=device.name)
+        self._decodes = options.decode == "gpu"
+        if self._decodes:  # whether it can is known only when it does
+            PIL.Image.new("RGB", (16, 16)).save(file := io.BytesIO(), "JPEG")
+            nvjpeg([file.getvalue()], device)
+        self._images = torch.zeros(self.chunk, *spec.size, len(spec.mode), device=device)
+        self._answers = torch.zeros(self.chunk, width, device=device)
         self._white, self._mean, self._std = (
-            torch.tensor(values, dtype=torch.float32, device=device.name)
+            torch.tensor(values, dtype=torch.float32, device=device)
             for values in ((255.0,) * len(spec.mode), spec.mean, spec.std)
         )
-        self._launching = threading.Lock()
+        self._computing = threading.Lock()
         self._lost = False
-        self._free: SimpleQueue[Slot] = SimpleQueue()
-        for _ in range(self.slots):
-            self._free.put(Slot(device, shape, width))
+        self._pool: Any = None
         # The largest first: the others then fit into its memory.
-        self._steps = {size: self._captured(size) for size in reversed(self.limit.sizes)}
+        self._steps = {size: self._captured(size) for size in reversed(self.sizes)}
 
-    @contextmanager
-    def open(self) -> Iterator[GpuBatch]:
-        self.check()
-        slot = self._free.get()
-        try:
-            yield GpuBatch(self, slot, self._spec, self._device, self._decoder)
-        finally:
-            self._free.put(slot)
+    def load(self, file: bytes, max_pixels: int) -> bytes | Tensor:
+        """The file itself if the GPU is to decode it, else its pixels; raises InvalidInput."""
+        if self._decodes and suits_nvjpeg(file, open_image(file, max_pixels), self._spec):
+            return file
+        return torch.tensor(read_pixels(file, self._spec, max_pixels))
 
-    def launch(self, pixels: Tensor, arrays: Mapping[int, Tensor], copied: Event, answers: Tensor) -> Event:
-        """Launch the work on images that will be ``copied``. The answers are in host memory at the event returned."""
-        count = len(pixels)
-        images = self._images[:count]
-        with self._launching, self._device.computing():
-            copied.wait()
-            # By a tensor: CUDA multiplies by the reciprocal of a Python number, which moves last bits.
-            torch.div(pixels, self._white, out=images)
-            images.sub_(self._mean).div_(self._std)
-            for row, array in arrays.items():
-                images[row].copy_(array)
-            self._steps[self.limit.bucket(count)]()
-            answers.copy_(self._answers[:count], non_blocking=True)
-            return self._device.mark()
+    @torch.inference_mode()
+    def run(self, images: Sequence[bytes | Tensor | Array]) -> list[Array | ServiceError]:
+        """Raises DeviceLost when the device can compute nothing any more."""
+        answers: list[Array | ServiceError] = []
+        while rest := images[len(answers) :]:
+            if self._lost:
+                raise DeviceLost
+            part = rest[: self._limit()]
+            try:
+                answers += self._pass(part)
+            except RuntimeError as error:
+                if not self._shrinks(error, len(part)):
+                    answers += [Overloaded("The device has no memory left for an image.")] * len(rest)
+        return answers
 
-    def check(self) -> None:
-        if self._lost:
-            raise DeviceLost
+    def _pass(self, images: Sequence[bytes | Tensor | Array]) -> list[Array | ServiceError]:
+        count = len(images)
+        files = [image for image in images if isinstance(image, bytes)]
+        decoded = iter(decode_jpegs(files, self._spec, self._device) if files else ())
+        given = [next(decoded) if isinstance(image, bytes) else image for image in images]
+        normalised = self._normalised(given)
+        with self._computing:  # all batches are computed in the same memory
+            self._images[:count].copy_(normalised)
+            self._steps[self.bucket(count)]()
+            vectors = self._answers[:count].to("cpu", copy=True).numpy()
+        return [image if isinstance(image, InvalidInput) else vectors[row] for row, image in enumerate(given)]
 
-    def shrinks(self, error: RuntimeError, count: int) -> bool:
+    def _normalised(self, images: Sequence[Tensor | Array | InvalidInput]) -> Tensor:
+        """On the device: pixels as images.normalise makes them, and arrays as they are."""
+        pixels = torch.zeros(len(images), *self._images.shape[1:], dtype=torch.uint8, device=self._device)
+        for row, image in enumerate(images):
+            if isinstance(image, Tensor):
+                pixels[row].copy_(image, non_blocking=True)
+        # By a tensor: CUDA multiplies by the reciprocal of a Python number, which moves last bits.
+        normalised = torch.div(pixels, self._white).sub_(self._mean).div_(self._std)
+        for row, image in enumerate(images):
+            if isinstance(image, np.ndarray):
+                normalised[row].copy_(torch.tensor(image))
+        return normalised
+
+    def bucket(self, count: int) -> int:
+        """The size that so many images are padded to."""
+        return next(size for size in self.sizes if size >= count)
+
+    def _limit(self) -> int:
+        """How many images may fit into memory at once: fewer after a lack of it, later more again.
+
+        Threads need no lock: in any order of their steps it is one of the sizes; one too large only fails again.
+        """
+        most = self._most
+        if most < self.chunk and self._clock() - self._changed >= RECOVERY_SECONDS:
+            self._most, self._changed = self.bucket(most + 1), self._clock()
+        return self._most
+
+    def _shrinks(self, error: RuntimeError, count: int) -> bool:
         """Whether to try fewer images than the ``count`` that failed. Raises an error that is no lack of memory."""
-        if self._device.is_lost():
+        self._check(error)
+        if not is_out_of_memory(error):
+            raise error
+        torch.cuda.empty_cache()
+        smaller = [size for size in self.sizes if size < self.bucket(count)]
+        self._most, self._changed = min(self._most, *smaller[-1:] or [1]), self._clock()
+        logger.warning("The device had no memory for %d images; now at most %d at once.", count, self._most)
+        return bool(smaller)
+
+    def _check(self, error: RuntimeError) -> None:
+        """Raises DeviceLost if the error has stuck, so that every call fails until the process is replaced."""
+        try:
+            torch.get_device_module(self._device).synchronize()
+        except RuntimeError:
             if not self._lost:
                 logger.error("The device fails and computes nothing more in this process.", exc_info=error)
             self._lost = True
             raise DeviceLost from error
-        if not is_out_of_memory(error):
-            raise error
-        self._device.release()
-        shrunk = self.limit.shrink(count)
-        logger.warning("The device had no memory for %d images; now at most %d at once.", count, self.limit.now())
-        return shrunk
 
     @torch.inference_mode()
-    def _captured(self, size: int) -> Launch:
-        step = self._step(size)
+    def _captured(self, size: int) -> Callable[[], object]:
+        """The network on so many images as one launch, or without a CUDA graph where there can be none."""
+        step = partial(self._compute, size)
         try:
-            return self._device.graph(step)
+            step()  # what the libraries set up at a first call cannot be captured
+            if self._device.type != "cuda":
+                return step
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                step()
+            self._pool = graph.pool()
+            return graph.replay
         except RuntimeError as error:
-            if self._device.is_lost():
-                raise
+            self._check(error)
             logger.warning("Batches of %d are computed without a CUDA graph: %s", size, str(error).partition("\n")[0])
-            self._device.release()
+            torch.cuda.empty_cache()
             return step
 
-    def _step(self, size: int) -> Launch:
-        images, answers = self._images[:size], self._answers[:size]
-
-        def step() -> None:
-            answers.copy_(self._network(images.to(self._dtype)))
-
-        return step
-
-
-class Slot:
-    """The memory of one batch under way; what earlier batches left in it is never read."""
-
-    def __init__(self, device: Device, shape: tuple[int, ...], width: int) -> None:
-        self.host = torch.zeros(shape, dtype=torch.uint8)
-        self.rows: NDArray[np.uint8] = self.host.numpy()
-        self.pixels = torch.zeros(shape, dtype=torch.uint8, device=device.name)
-        self.answers = torch.zeros(shape[0], width)
-
-
-class GpuBatch:
-    """A batch in its slot. Files for the GPU's own decoder, and arrays, go beside the slot's bytes."""
-
-    def __init__(self, runner: GpuRunner, slot: Slot, spec: Image, device: Device, decoder: JpegDecoder | None) -> None:
-        self._runner, self._slot, self._spec, self._device, self._decoder = runner, slot, spec, device, decoder
-        self._files: dict[int, bytes] = {}
-        self._arrays: dict[int, NDArray[np.float32]] = {}
-
-    def load(self, row: int, payload: bytes) -> InvalidInput | None:
-        try:
-            if self._decoder is not None and suits(payload, self._spec):
-                self._files[row] = payload
-            else:
-                self._load_here(row, payload)
-        except InvalidInput as error:
-            return error
-        return None
-
-    def _load_here(self, row: int, payload: bytes) -> None:
-        array = array_of(payload)
-        if array is None:
-            self._slot.rows[row] = read_pixels(payload, self._spec)
-        else:
-            self._arrays[row] = array
-
-    @torch.inference_mode()
-    def compute(self, rows: Sequence[int]) -> list[Vector | ServiceError]:
-        answers: list[Vector | ServiceError] = []
-        while len(answers) < len(rows):
-            self._runner.check()
-            rest = rows[len(answers) :]
-            end = rest[0] + self._runner.limit.now()
-            part = [row for row in rest if row < end]
-            try:
-                answers += self._pass(part)
-            except RuntimeError as error:
-                if not self._runner.shrinks(error, part[-1] + 1 - part[0]):
-                    full = Overloaded("The device has no memory left for an image.")
-                    answers += [full] * len(rest)
-        return answers
-
-    def _pass(self, rows: Sequence[int]) -> list[Vector | ServiceError]:
-        """One launch, of everything from the first row to the last: what lies between them is computed for nobody."""
-        slot, device = self._slot, self._device
-        first, end = rows[0], rows[-1] + 1
-        pixels, answers = slot.pixels[: end - first], slot.answers[: end - first]
-        with device.copying():
-            decoded, faults = self._decode(rows)
-            pixels.copy_(slot.host[first:end], non_blocking=True)
-            if decoded:
-                places = torch.tensor([row - first for row in decoded], device=device.name)
-                pixels.index_copy_(0, places, torch.stack(list(decoded.values())))
-            arrays = {
-                row - first: torch.tensor(self._arrays[row], device=device.name) for row in rows if row in self._arrays
-            }
-            copied = device.mark()
-        self._runner.launch(pixels, arrays, copied, answers).synchronize()
-        vectors = answers.numpy().copy()
-        return [faults.get(row) or vectors[row - first] for row in rows]
-
-    def _decode(self, rows: Sequence[int]) -> tuple[dict[int, Tensor], dict[int, InvalidInput]]:
-        """The pictures that the GPU decodes, and what is wrong with those that neither it nor Pillow can read."""
-        decoded: dict[int, Tensor] = {}
-        faults: dict[int, InvalidInput] = {}
-        files = {row: self._files[row] for row in rows if row in self._files}
-        if self._decoder is None or not files:
-            return decoded, faults
-        for row, picture in zip(files, self._decoder(list(files.values())), strict=True):
-            if picture is not None:
-                decoded[row] = picture
-                continue
-            try:
-                self._load_here(row, files[row])
-            except InvalidInput as error:
-                faults[row] = error
-        return decoded, faults
+    def _compute(self, size: int) -> None:
+        self._answers[:size].copy_(self._network(self._images[:size].to(self._dtype)))

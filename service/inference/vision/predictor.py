@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from ctypes import CDLL
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import islice
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -19,9 +21,12 @@ from service.inference.manifest import Image
 from service.inference.predictor import EXAMPLE_TOLERANCE, Options, Prediction, Question, pack
 from service.inference.vision import image_input
 from service.inference.vision.cpu import CpuRunner
-from service.inference.vision.device import resolve_device
-from service.inference.vision.images import PREPROCESSING_VERSION, reuse_memory
-from service.inference.vision.runner import Batch, Runner, Vector
+from service.inference.vision.images import PREPROCESSING_VERSION, Array, reuse_memory
+
+if TYPE_CHECKING:
+    from service.inference.vision.gpu import GpuRunner
+
+Runner: TypeAlias = "CpuRunner | GpuRunner"
 
 LIBRARIES = ("pillow", "numpy")
 """Those that make a file into what the network is given."""
@@ -30,12 +35,7 @@ TOLERANCES = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2}
 """How far apart two answers to one question may be that were computed in batches of other sizes."""
 
 MAX_DECODE_THREADS = 4
-"""More threads decode no faster, since they wait for Python's lock, and the event loop waits with them: on 16 cores an
-image took 1.13, 0.90, 0.44, 0.41 and 0.42 ms with 1, 2, 4, 8 and 16 threads, and 256 clients got 1,590 images/s with 4
-threads and 1,120 with 16."""
-
-DECODERS = {"pillow": "", "gpu": "-nvjpeg"}
-"""What each adds to the fingerprint: a file's pixels depend on who decodes it."""
+"""More decode no faster: they wait for Python's lock, and the event loop with them. Measured with up to 16."""
 
 
 def load(artifact: Artifact, options: Options) -> VisionPredictor:
@@ -43,63 +43,47 @@ def load(artifact: Artifact, options: Options) -> VisionPredictor:
     manifest = artifact.manifest
     if manifest.image is None:
         raise ConfigurationError(f"Model {manifest.name} is of the kind vision, but its manifest has no image.")
-    check_spec(manifest.image, manifest.name)
     reuse_memory()
     if artifact.file("xml") is None and artifact.file("pt2") is None:
         raise ConfigurationError(
             f"Model {manifest.name} is of an older version: make it again with training.resnet or training.register."
         )
-    device = resolve_device(options.device)
-    _check_options(options, device)
-    runner: Runner
-    if device == "cpu":
-        runner = CpuRunner(artifact, manifest.image, max(1, options.threads))
-    else:
-        runner, options = _on_gpu(artifact, manifest.image, options)
-    return VisionPredictor(artifact, manifest.image, runner, options)
+    return VisionPredictor(artifact, manifest.image, _runner(artifact, manifest.image, options), options)
 
 
-def _check_options(options: Options, device: str) -> None:
-    """Raises ConfigurationError for what the device cannot do, or may not be used for."""
-    if device == "cuda" and not options.owns_device:
+def _runner(artifact: Artifact, spec: Image, options: Options) -> Runner:
+    if not _finds_gpu(options):
+        for name, value, plain in (("PRECISION", options.precision, "float32"), ("DECODE", options.decode, "pillow")):
+            if value != plain:
+                raise ConfigurationError(f"PREDICT_{name}={value} needs a GPU; without one, use {plain}.")
+        return CpuRunner(artifact, spec, max(1, options.threads))
+    if not options.owns_device:
         raise ConfigurationError(
             "Several workers would share one GPU: set PREDICT_WORKERS=1, or PREDICT_DEVICE=cpu, "
             "or PREDICT_SHARE_DEVICE=true."
         )
-    if device == "cpu" and options.precision != "float32":
-        raise ConfigurationError(f"PREDICT_PRECISION={options.precision} needs a GPU; a CPU computes in float32.")
-    if device == "cpu" and options.decode == "gpu":
-        raise ConfigurationError("PREDICT_DECODE=gpu needs a GPU; without one, use pillow.")
+    import torch
+
+    from service.inference.vision.gpu import open_gpu
+
+    return open_gpu(artifact, spec, options, torch.device("cuda", torch.cuda.current_device()))
 
 
-def _on_gpu(artifact: Artifact, spec: Image, options: Options) -> tuple[Runner, Options]:
-    """The runner, and the options that suit the network: some networks take one image at a time."""
-    from service.inference.vision.cuda import Cuda, compute_exactly, is_out_of_memory
-    from service.inference.vision.gpu import GpuRunner
-    from service.inference.vision.program import module, restore, takes_batches, use_threads
-
-    use_threads(max(1, options.threads))
-    compute_exactly()
-    program, cuda, width = restore(artifact), Cuda(), len(artifact.manifest.example.golden)
-    if not takes_batches(program):
-        options = replace(options, max_batch_size=1)
-    try:
-        return GpuRunner(module(program, cuda.name), spec, width, cuda, options), options
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ConfigurationError("The GPU has too little free memory: set a smaller PREDICT_MAX_BATCH_SIZE.") from None
+def _finds_gpu(options: Options) -> bool:
+    """Raises ConfigurationError for a GPU that is missing. Where there can be none, torch is not imported."""
+    if options.device == "cpu" or (options.device == "auto" and not has_driver()):
+        return False
+    available: bool = find_spec("torch") is not None and import_module("torch").cuda.is_available()
+    if options.device == "cuda" and not available:
+        raise ConfigurationError("PREDICT_DEVICE=cuda, but torch finds no CUDA device; use auto or cpu.")
+    return available
 
 
-def check_spec(spec: Image, name: str) -> None:
-    """Raises ConfigurationError."""
-    channels = len(spec.mode)
-    if not len(spec.mean) == len(spec.std) == channels:
-        raise ConfigurationError(f"Model {name} takes {spec.mode} images: mean and std need {channels} values each.")
-    if min(spec.size) < 1 or (spec.resize is not None and spec.resize < max(spec.size)):
-        raise ConfigurationError(f"Model {name} cannot crop {spec.size} out of images resized to {spec.resize}.")
-    if min(spec.std) <= 0:
-        raise ConfigurationError(f"Model {name} divides by a std of {min(spec.std)}.")
+def has_driver() -> bool:
+    """Whether a GPU's driver is installed, NVIDIA's or AMD's: then only torch can tell whether it is of use."""
+    with suppress(OSError):
+        return bool(CDLL("libcuda.so.1"))
+    return Path("/dev/kfd").exists()
 
 
 class VisionPredictor:
@@ -110,19 +94,19 @@ class VisionPredictor:
     def __init__(self, artifact: Artifact, spec: Image, runner: Runner, options: Options) -> None:
         self._spec = spec
         self._runner = runner
-        self._most = options.max_batch_size
         self._max_pixels = options.max_image_pixels
         self._threads = max(1, min(options.threads, MAX_DECODE_THREADS))
         self._pool = ThreadPoolExecutor(self._threads, "decode")
         self.slots = runner.slots
         scale = max(1.0, *map(abs, artifact.manifest.example.golden))  # probabilities are not larger, numbers may be
         self.tolerance = TOLERANCES[options.precision] * scale
-        decoding = EXAMPLE_TOLERANCE if options.decode == "pillow" else 0.05
+        # A file's pixels depend on who decodes it.
+        decoder, decoding = ("", EXAMPLE_TOLERANCE) if options.decode == "pillow" else ("-nvjpeg", 0.05)
         self.example_tolerance = max(self.tolerance, decoding * scale)
         self._example = artifact.manifest.example.inputs.get("image")
         self.fingerprint = fingerprint(
             artifact,
-            preprocessing=f"vision-{PREPROCESSING_VERSION}{DECODERS[options.decode]}",
+            preprocessing=f"vision-{PREPROCESSING_VERSION}{decoder}",
             libraries=library_versions(*LIBRARIES, *runner.libraries),
             device=runner.device,
             precision=f"{options.precision}-{runner.kernels}",
@@ -143,43 +127,33 @@ class VisionPredictor:
         if self._example is not None:
             file = image_input.decode_base64(self._example)
             image["example"] = base64.urlsafe_b64encode(file).rstrip(b"=").decode()
-            digest["example"] = hashlib.sha256(file).hexdigest()
+            digest["example"] = image_input.image_question(file).digest
         return {"image": image, "sha256": digest}
 
     def parse(self, params: Mapping[str, Any], body: bytes, content_type: str | None) -> Question:
         """One image, array or digest; see image_input.py."""
-        return image_input.parse(params, body, content_type, self._spec, self._max_pixels)
+        return image_input.parse(params, body, content_type, self._spec)
 
     def predict(self, batch: Sequence[bytes]) -> Sequence[Prediction | Exception]:
         """Later images are decoded in other threads while earlier ones are computed."""
+        loads = (self._pool.map if min(self._threads, len(batch)) > 1 else map)(self._load, batch)
         answers: list[Prediction | Exception] = []
-        for start in range(0, len(batch), self._most):
-            answers += self._predict(batch[start : start + self._most])
+        while images := list(islice(loads, self._runner.chunk)):
+            good = [image for image in images if not isinstance(image, InvalidInput)]
+            said = iter(self._runner.run(good) if good else ())
+            answers += [image if isinstance(image, InvalidInput) else _answer(next(said)) for image in images]
         return answers
 
-    def _predict(self, payloads: Sequence[bytes]) -> list[Prediction | Exception]:
-        answers: list[Prediction | Exception] = []
-        with self._runner.open() as batch, self._loading(batch, payloads) as loaded:
-            while faults := list(islice(loaded, self._runner.chunk)):
-                rows = [row for row, fault in enumerate(faults, len(answers)) if fault is None]
-                vectors = iter(batch.compute(rows) if rows else ())
-                answers += [_answer(next(vectors)) if fault is None else fault for fault in faults]
-        return answers
-
-    @contextmanager
-    def _loading(self, batch: Batch, payloads: Sequence[bytes]) -> Iterator[Iterator[InvalidInput | None]]:
-        """What loading each payload says, in order and as soon as it is known."""
-        if min(self._threads, len(payloads)) <= 1:
-            yield map(batch.load, range(len(payloads)), payloads)
-            return
-        loads = [self._pool.submit(batch.load, row, payload) for row, payload in enumerate(payloads)]
+    def _load(self, payload: bytes) -> Any:
+        """What the network is given, or the reason why it is not."""
         try:
-            yield (load.result() for load in loads)
-        finally:
-            wait(loads)  # or a load would write into memory that belongs to another batch by then
+            array = image_input.array_of(payload)
+            return self._runner.load(payload, self._max_pixels) if array is None else array
+        except InvalidInput as error:
+            return error
 
 
-def _answer(vector: Vector | ServiceError) -> Prediction | ServiceError:
+def _answer(vector: Array | ServiceError) -> Prediction | ServiceError:
     if isinstance(vector, ServiceError):
         return vector
     if not np.isfinite(vector).all():

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import io
-from contextlib import suppress
+from collections.abc import Callable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 from torch.fx import GraphModule
 
 from service.errors import ConfigurationError
 from service.inference.artifact import Artifact
-from service.inference.vision.runner import Compute
+from service.inference.vision.images import Array
 
-LIBRARIES: tuple[str, ...] = ("torch",)
 CPU = torch.device("cpu")
 
 
@@ -24,18 +21,12 @@ def restore(artifact: Artifact) -> ExportedProgram:
     """From images × height × width × channels to what is answered; raises ConfigurationError."""
     manifest, data = artifact.manifest, artifact.file("pt2")
     if data is None:
-        raise ConfigurationError(f"Model {manifest.name} is for CPUs only: set PREDICT_DEVICE=cpu.")
+        raise ConfigurationError(f"Model {manifest.name} needs the package openvino, and PREDICT_DEVICE=cpu.")
     try:
         return torch.export.load(io.BytesIO(data))
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise ConfigurationError(f"torch cannot load {manifest.name} ({reason:.200}): register it again.") from error
-
-
-def to_bytes(program: ExportedProgram) -> bytes:
-    file = io.BytesIO()
-    torch.export.save(program, file)
-    return file.getvalue()
 
 
 def module(program: ExportedProgram, device: torch.device = CPU) -> GraphModule:
@@ -48,26 +39,14 @@ def module(program: ExportedProgram, device: torch.device = CPU) -> GraphModule:
     return found
 
 
-def takes_batches(program: ExportedProgram) -> bool:
-    """Whether the number of images was left open."""
-    return bool(program.range_constraints)
-
-
-def compute(program: ExportedProgram) -> Compute:
-    """The network as a function, on the CPU."""
+def compute(program: ExportedProgram, threads: int) -> Callable[[Array], Array]:
+    """The network as a function, on so many threads of the CPU."""
+    torch.set_num_threads(threads)
     network = module(program).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def infer(images: NDArray[np.float32]) -> NDArray[np.float32]:
-        answers: NDArray[np.float32] = network(torch.from_numpy(images)).numpy()
+    def infer(images: Array) -> Array:
+        answers: Array = network(torch.from_numpy(images)).numpy()
         return answers
 
     return infer
-
-
-def use_threads(count: int) -> None:
-    """How many threads torch computes with; the second pool that it would start stays at one."""
-    torch.set_num_threads(count)
-    if torch.get_num_interop_threads() != 1:
-        with suppress(RuntimeError):  # too late once something has run in parallel; we do not use it
-            torch.set_num_interop_threads(1)
