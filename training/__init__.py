@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import statistics
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,20 @@ def check_name(name: str) -> None:
             f"{name!r:.80} is no name of a model: it has up to 64 small letters, digits, _, . and -, and begins with a "
             "letter or a digit."
         ) from None
+
+
+def command(make: Callable[[], Manifest], models_dir: Path) -> Manifest:
+    """Make a model for a command: prints what came of it, or exits with the sentence that says what is wrong."""
+    try:
+        manifest = make()
+    except ConfigurationError as error:
+        sys.exit(str(error))
+    said: str = manifest.output.kind
+    if manifest.classes:
+        share = "not known" if manifest.accuracy is None else f"{manifest.accuracy:.3f}"
+        said = f"{len(manifest.classes)} classes, accuracy {share}"
+    print(f"{models_dir / manifest.name}: {said}, {manifest.cost_seconds * 1e6:,.0f} µs a prediction")
+    return manifest
 
 
 def publish(

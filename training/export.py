@@ -50,9 +50,10 @@ class Served(nn.Module):
 
 @torch.no_grad()
 def export(network: nn.Module, spec: Image, width: int, output: Meaning | None = None) -> Files:
-    """The files of a network with ``width`` numbers for an image; raises ConfigurationError. It stays as it is.
+    """The files of a network that makes ``width`` numbers of an image; raises ConfigurationError.
 
-    ``output`` None: probabilities if they look like such, else logits. Of a single number the row may be missing.
+    The network stays as it is. ``output`` None: probabilities if they look like such, else logits. A network that makes
+    one number may return a list of them instead of a column.
     """
     plain = copy.deepcopy(network).cpu().float().to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
     served = Served(plain, output)
@@ -103,7 +104,7 @@ def _program(network: nn.Module, images: Tensor) -> ExportedProgram:
 
 
 def fold(program: GraphModule) -> GraphModule | None:
-    """Each batch norm into the convolution before it, in place, which spares a GPU a pass; None if there is none."""
+    """Fold each batch norm into the convolution before it, in place, so that a GPU has a pass less; None: there is none."""
     graph = program.graph
     norms = [node for node in graph.find_nodes(op="call_function", target=NORM) if _follows_convolution(node)]
     for number, norm in enumerate(norms):
@@ -128,7 +129,7 @@ def fold(program: GraphModule) -> GraphModule | None:
 
 
 def _drop_unread(program: GraphModule) -> None:
-    """The weights from before, which would be written all the same."""
+    """Delete the weights that folding has replaced: they would be written to the file all the same."""
     read = {node.target for node in program.graph.nodes if node.op == "get_attr"}
     for name in [*dict(program.named_parameters()), *dict(program.named_buffers())]:
         if name not in read:
@@ -150,7 +151,7 @@ def _array(program: GraphModule, node: Any) -> Any:
 
 
 def openvino_graph(program: ExportedProgram, spec: Image) -> Files:
-    """Raises ConfigurationError."""
+    """The program as OpenVINO's graph; raises ConfigurationError."""
     import openvino  # here: a machine may not have it
 
     try:
@@ -191,6 +192,6 @@ def _saved(graph: Any, spec: Image) -> Files:
 
 
 def _leave_open(graph: Any, spec: Image) -> None:
-    """Any number of images of the network's size, unless the network fixes it."""
+    """Fix the size of the images, and leave their number open where the network does."""
     count = graph.input(0).partial_shape[0]
     graph.reshape([-1 if count.is_dynamic else 1, *spec.size, len(spec.mode)])

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from sklearn.datasets import load_iris
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import train_test_split
 
-from service.errors import ConfigurationError
 from service.inference.manifest import Feature, Manifest
-from training import MODELS_DIR
+from training import MODELS_DIR, command
 from training.register import register
 
 TREES = 100
@@ -36,6 +35,7 @@ def train() -> tuple[RandomForestClassifier, float]:
     for trees in range(STEP, TREES + 1, STEP):
         forest.set_params(n_estimators=trees).fit(train_x, train_y)
         print(f"\riris: {trees}/{TREES} trees", end="", flush=True)
+    print()
     return forest, float(forest.score(test_x, test_y))
 
 
@@ -44,24 +44,19 @@ def main(arguments: Sequence[str] | None = None) -> Manifest:
     parser.add_argument("--out", type=Path, default=MODELS_DIR, help="where model directories live")
     options = parser.parse_args(arguments)
     forest, accuracy = train()
-    try:
-        manifest = register(
-            forest,
-            name="iris",
-            models_dir=options.out,
-            features=FEATURES,
-            labels=("setosa", "versicolor", "virginica"),
-            example=EXAMPLE,
-            accuracy=accuracy,
-            description="The species of an iris from its sepals and petals, in centimetres.",
-            show=lambda table: None,
-        )
-    except ConfigurationError as error:
-        sys.exit(str(error))
-    print(
-        f", held-out accuracy {accuracy:.3f}, {manifest.cost_seconds * 1e6:.0f} µs a prediction: {options.out / 'iris'}"
+    publish = partial(
+        register,
+        forest,
+        name="iris",
+        models_dir=options.out,
+        features=FEATURES,
+        labels=("setosa", "versicolor", "virginica"),
+        example=EXAMPLE,
+        accuracy=accuracy,
+        description="The species of an iris from its sepals and petals, in centimetres.",
+        show=lambda table: None,
     )
-    return manifest
+    return command(publish, options.out)
 
 
 if __name__ == "__main__":

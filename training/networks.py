@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 import base64
 import os
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from service.inference.artifact import Artifact, library_versions
 from service.inference.manifest import PROBABILITIES, Class, Example, Image, Manifest, Output, Weights, reason
 from service.inference.vision.cpu import CHUNK, CpuRunner, has_openvino
 from service.inference.vision.predictor import LIBRARIES
-from training import MODELS_DIR, publish
+from training import MODELS_DIR, command, publish
 from training.export import Files, Meaning, export, export_onnx, noise
 from training.published import adopt, build, gradient, read_state, spec_of
 
@@ -134,12 +134,7 @@ def _says_the_same(made: Artifact, spec: Image, threads: int) -> bool:
 
 def main(arguments: Sequence[str]) -> None:
     options = _parser().parse_args(arguments)
-    try:
-        manifest = register_file(options)
-    except ConfigurationError as error:
-        sys.exit(str(error))
-    cost = f"{manifest.cost_seconds * 1e3:.1f} ms a prediction"
-    print(f"{options.out / manifest.name}: {len(manifest.classes) or 'no'} classes, {cost}")
+    command(partial(register_file, options), options.out)
 
 
 def register_file(options: argparse.Namespace) -> Manifest:

@@ -68,7 +68,7 @@ def fetch(architecture: str, file: Path | None = None) -> Published:
     labels = list(weights.meta["categories"])
     network = build(architecture, len(labels))
     adopt(network, _download(weights.url) if file is None else read_state(file))
-    # A file of another digest has another accuracy.
+    # The published accuracy is that of the published file.
     own = file is None or hashlib.sha256(file.read_bytes()).hexdigest().startswith(_digest(weights.url) or "?")
     accuracy = weights.meta["_metrics"]["ImageNet-1K"]["acc@1"] / 100 if own else None
     return Published(network, spec_of(architecture), labels, accuracy)
@@ -81,7 +81,7 @@ def _weights(architecture: str) -> Any:
 
 
 def _download(url: str) -> State:
-    """By torchvision's own loader, which checks the digest in the file's name; raises ConfigurationError."""
+    """Downloaded by torch, which checks the digest in the file's name; raises ConfigurationError."""
     try:
         with TemporaryDirectory() as directory:
             state: State = load_state_dict_from_url(
@@ -122,7 +122,7 @@ def read_state(file: Path) -> State:
 
 
 def adopt(network: nn.Module, state: State, *, other_classes: bool = False) -> None:
-    """Take over the weights; raises ConfigurationError. ``other_classes``: those of the last layer only if they fit."""
+    """Take over the weights; raises ConfigurationError. ``other_classes``: the last layer's only if they fit."""
     own = network.state_dict()
     last = list(own)[-1].rpartition(".")[0]
     layer = {name: tensor for name, tensor in own.items() if name.rpartition(".")[0] == last}

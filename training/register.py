@@ -22,7 +22,7 @@ from service.errors import ConfigurationError, ServiceError
 from service.inference.manifest import Manifest
 from service.inference.tabular.dependencies import MODULE
 from service.inference.tabular.files import OtherVersion, load_estimator
-from training import MODELS_DIR, check_name, columns, publish
+from training import MODELS_DIR, check_name, columns, command, publish
 from training.draft import Details, Source, draft
 from training.flags import parse_features, read_bytes, read_data, read_lines
 
@@ -105,13 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         networks.main(words)
         return
     options = _parser().parse_args(words)
-    try:
-        manifest = _run(options)
-    except ConfigurationError as error:
-        sys.exit(str(error))
-    cost = f"{manifest.cost_seconds * 1e6:,.0f} µs a prediction"
-    said = f"{len(manifest.classes)} classes" if manifest.classes else manifest.output.kind
-    print(f"{options.out / manifest.name}: {said}, {cost}")
+    command(partial(_run, options), options.out)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,10 +10,10 @@ import argparse
 import math
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from service.inference.loading import load_predictor
 from service.inference.manifest import Image, Manifest
 from service.inference.predictor import Options, unpack
 from service.inference.vision.images import read
-from training import MODELS_DIR, check_name, digits, publish, published
+from training import MODELS_DIR, check_name, command, digits, publish, published
 from training.export import export, one_line
 from training.networks import draft, make, publish_files
 from training.published import adopt, build, read_state
@@ -82,7 +82,7 @@ def folder_source(directory: Path, name: str | None) -> Source:
 
 
 def _images(folder: Path) -> Iterator[Path]:
-    """In sub-folders, too; says which hidden ones it passes by, as the ``._photo.jpg`` that a Mac leaves."""
+    """Those of sub-folders, too; prints which hidden ones are passed by, such as the ``._photo.jpg`` of a Mac."""
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in SUFFIXES and path.is_file():
             if any(part.startswith(".") for part in path.relative_to(folder).parts):
@@ -128,7 +128,7 @@ def fit(network: nn.Module, source: Source, spec: Image, epochs: int, rate: floa
             shuffled = [source.train[index] for index in order]
             for step, (images, labels) in enumerate(batches(shuffled, spec, pool), 1):
                 found = network(images.to(device))
-                logits = found if isinstance(found, Tensor) else found[0]  # GoogLeNet has more to say while it learns
+                logits = found if isinstance(found, Tensor) else found[0]  # GoogLeNet returns more while it is trained
                 loss = nn.functional.cross_entropy(logits, labels.to(device))
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -141,7 +141,7 @@ def fit(network: nn.Module, source: Source, spec: Image, epochs: int, rate: floa
 
 
 def accuracy(made: Artifact, items: Sequence[Labelled]) -> float:
-    """The share of the files that the model, served, gives their own class."""
+    """The share of the files of which the model, as it is served, predicts the class."""
     predictor = load_predictor(made, Options(threads=os.cpu_count() or 1))
     right = 0
     for start in range(0, len(items), EVALUATION_BATCH):
@@ -206,6 +206,8 @@ def arguments_parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> Manifest:
+    """Raises ConfigurationError. The name is checked before anything is trained."""
+    check_name(options.name or "digits")
     if options.imagenet:
         return imagenet(options.architecture, options.out, options.name or "imagenet", options.weights)
     if options.data == "digits":
@@ -222,14 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.export_test:
         print(f"{options.export_test}: {digits.export(options.export_test)} images")
         return
-    try:
-        check_name(options.name or "digits")
-        manifest = run(options)
-    except ConfigurationError as error:
-        sys.exit(str(error))
-    cost = f"{manifest.cost_seconds * 1e3:.1f} ms a prediction"
-    share = "accuracy not known" if manifest.accuracy is None else f"held-out accuracy {manifest.accuracy:.3f}"
-    print(f"{manifest.name}: {share}, {cost}: {options.out / manifest.name}")
+    command(partial(run, options), options.out)
 
 
 if __name__ == "__main__":
