@@ -104,7 +104,7 @@ def _program(network: nn.Module, images: Tensor) -> ExportedProgram:
 
 
 def fold(program: GraphModule) -> GraphModule | None:
-    """Fold each batch norm into the convolution before it, in place, so that a GPU has a pass less; None: there is none."""
+    """Fold each batch norm into the convolution before it, so that a GPU has a pass less; None if there is none."""
     graph = program.graph
     norms = [node for node in graph.find_nodes(op="call_function", target=NORM) if _follows_convolution(node)]
     for number, norm in enumerate(norms):
