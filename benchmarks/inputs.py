@@ -36,13 +36,22 @@ def iris_targets(chance: random.Random) -> Iterator[str]:
     return (iris_target(row) for row in iris_rows(chance))
 
 
-def jpeg(chance: random.Random) -> bytes:
-    """224 × 224 coloured blurs, about as large as photographs are."""
+def jpeg(chance: random.Random, side: int = 224, quality: int = 75) -> bytes:
+    """Coloured blurs, in a file about as large as a photograph's."""
     from PIL import Image
 
-    noise = Image.frombytes("RGB", (56, 56), chance.randbytes(56 * 56 * 3))
+    noise = Image.frombytes("RGB", (side // 4, side // 4), chance.randbytes((side // 4) ** 2 * 3))
     file = io.BytesIO()
-    noise.resize((224, 224)).save(file, "JPEG")
+    noise.resize((side, side)).save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+def small_png(chance: random.Random) -> bytes:
+    """8 × 8 pixels of noise."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.frombytes("L", (8, 8), chance.randbytes(64)).save(file, "PNG")
     return file.getvalue()
 
 

@@ -14,20 +14,21 @@ from tempfile import TemporaryDirectory
 
 from tqdm import tqdm
 
-from benchmarks import machine, runtimes
-from benchmarks.client import Reply, closed_loop, post
+from benchmarks import machine, runtimes, wrk
+from benchmarks.client import Connection, Reply, closed_loop, post
 from benchmarks.figures import replace_block, write_json
-from benchmarks.inputs import jpeg
+from benchmarks.inputs import jpeg, small_png
 from benchmarks.ours import RESULTS, ROOT, TABLES, Service, serving
 from benchmarks.peers.environments import interpreter, requirements
 from benchmarks.peers.results import Results, Sample
 from benchmarks.processes import StartFailed
-from benchmarks.resnet_report import CONNECTIONS, TITLES, report
+from benchmarks.resnet_report import CONNECTIONS, HITS, TITLES, report
 
 SCRIPT = Path(runtimes.__file__)
 ELSEWHERE = ("onnxruntime", "openvino")
 """Those that have an environment of their own."""
 
+TARGET = "/models/resnet18/predict"
 WARM_UP = 2 * CONNECTIONS
 PICTURES, DECODE_SECONDS = 100, 0.2
 """Decoding is timed by itself, with so many pictures and for so long."""
@@ -39,6 +40,8 @@ measurement ends early."""
 
 def main() -> None:
     options = _arguments()
+    if not wrk.installed():
+        raise SystemExit("not run: wrk is not installed (Debian: wrk)")
     with TemporaryDirectory() as directory:
         results = take_turns(Path(directory), options.rounds, options.seconds)
     found = machine.facts()
@@ -72,6 +75,8 @@ def take_turns(directory: Path, rounds: int, seconds: float) -> Results:
             bar.set_description(f"round {number + 1}, ours")
             for connections in (1, CONNECTIONS):
                 results.samples[f"ours-{connections}"].append(serve(service, chance, connections, number, seconds))
+            for title, (file, kind) in zip(HITS, hot_files(chance), strict=True):
+                results.samples[title].append(hit(service, directory / "hot", file, kind, number, seconds))
             took = json.loads(_run(sys.executable, SCRIPT, "decode", directory, str(DECODE_SECONDS)))
             results.samples["decoding"].append(Sample(number, 1 / took, took, 0))
             bar.update()
@@ -126,6 +131,25 @@ def serve(service: Service, chance: random.Random, connections: int, number: int
     return Sample(number, len(replies) / took, median(reply.seconds for reply in replies), 0, computed=1.0)
 
 
+def hot_files(chance: random.Random) -> list[tuple[bytes, str]]:
+    """The files that HITS names, and their media types."""
+    return [(jpeg(chance, 520, 90), "image/jpeg"), (small_png(chance), "image/png")]
+
+
+def hit(service: Service, path: Path, file: bytes, kind: str, number: int, seconds: float) -> Sample:
+    """One measurement of a file that is known; raises SystemExit if anything was computed meanwhile."""
+    path.write_bytes(file)
+    with Connection(service.address) as connection:
+        for _ in range(5):
+            connection.ask(post(TARGET, file, kind))
+    before = service.computations()
+    request = ["POST", TARGET, f"file:{path}", f"Content-Type: {kind}"]
+    run = wrk.send(service.address, "nothing", request, CONNECTIONS, seconds)
+    if run.failures or service.computations() != before:
+        raise SystemExit(f"{run.failures} failures, {service.computations() - before:.0f} computations")
+    return Sample(number, run.rate, run.p50, run.failures)
+
+
 def _ask(service: Service, requests: list[bytes], connections: int, seconds: float) -> tuple[list[Reply], float]:
     """The replies, all of them misses that were stored, and the seconds in all."""
     replies: list[Reply] = []
@@ -139,7 +163,7 @@ def _ask(service: Service, requests: list[bytes], connections: int, seconds: flo
 
 def pictures(chance: random.Random, count: int) -> list[bytes]:
     """Requests with JPEGs of 224 × 224 coloured blurs, each its own."""
-    return [post("/models/resnet18/predict", jpeg(chance), "image/jpeg") for _ in range(count)]
+    return [post(TARGET, jpeg(chance), "image/jpeg") for _ in range(count)]
 
 
 def _arguments() -> argparse.Namespace:

@@ -16,9 +16,10 @@ TITLES = {
     "openvino": "OpenVINO, fp32",
 }
 CONNECTIONS = 32
-TARGET = 0.9
+HITS = {"a hit of a JPEG of 135 kB, by POST": 11_100, "a hit of a PNG of 8 × 8 pixels, by POST": 40_000}
+"""What is asked again and again -> the answers per second that are the target, on one core beside the client's."""
 FOOT = (
-    "One at a time: the median of the times; 32 at once: images per second.\n"
+    "One at a time: the median of the times; 32 at once: images per second; both within one round. Hits: by wrk.\n"
     "The runtimes are called with inputs that are ready, for 32 at once with the faster of batches of 8 and 32.\n"
     "Decoding and resizing a picture, which only ours does, takes {decoding} of a core.\n"
     "Medians of rounds taken in turns; the spread is the fastest and the slowest."
@@ -31,13 +32,14 @@ class Load:
 
     title: str
     batches: tuple[int, ...]
+    target: float
     speed: Callable[[Sample], float]
     text: Callable[[float], str]
 
 
 LOADS = (
-    Load("one at a time", (1,), lambda sample: 1 / sample.p50, lambda speed: milliseconds(1 / speed)),
-    Load(f"{CONNECTIONS} at once", (8, CONNECTIONS), lambda sample: sample.rate, lambda speed: f"{rate(speed)}/s"),
+    Load("one at a time", (1,), 0.85, lambda sample: 1 / sample.p50, lambda speed: milliseconds(1 / speed)),
+    Load(f"{CONNECTIONS} at once", (8, CONNECTIONS), 0.9, lambda sample: sample.rate, lambda speed: f"{rate(speed)}/s"),
 )
 
 
@@ -47,7 +49,10 @@ def report(results: Results) -> str:
     for load in LOADS:
         ours, best = _fastest(results, ["ours"], load), _fastest(results, list(TITLES), load)
         title = f"{load.title} ÷ {TITLES[best.rpartition('-')[0]]}, the fastest"
-        targets.append([title, f"≥ {TARGET}", f"{results.ratio(ours, best, load.speed):.3g}"])
+        targets.append([title, f"≥ {load.target}", f"{results.ratio(ours, best, load.speed):.3g}"])
+    for title, target in HITS.items():
+        if samples := results.samples[title]:
+            targets.append([title, f"≥ {rate(target)}/s", f"{rate(median(sample.rate for sample in samples))}/s"])
     header = ["", *(cell for load in LOADS for cell in (load.title, "spread", "ours ÷ it"))]
     table = []
     for name, title in {"ours": "**ours**, JPEGs by HTTP, all misses", **TITLES}.items():
@@ -55,7 +60,7 @@ def report(results: Results) -> str:
         cells = [cell for load in LOADS for cell in _cells(results, name, load)]
         table.append([title + (f" (not run: {reason})" if reason else ""), *cells])
     foot = FOOT.format(decoding=milliseconds(median(sample.p50 for sample in results.samples["decoding"])))
-    parts = [markdown(["speed within one round", "target", "measured"], targets), markdown(header, table), foot]
+    parts = [markdown(["speed", "target", "measured"], targets), markdown(header, table), foot]
     return "\n\n".join(parts)
 
 

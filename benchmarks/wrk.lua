@@ -1,5 +1,5 @@
 -- Arguments: what varies (nothing, features, request-id), seed, method, target, body, then headers as "Name: value".
--- A body that begins with "hex:" stands for its bytes.
+-- A body that begins with "hex:" stands for its bytes, one with "file:" for those of that file.
 -- In target and body, $1 to $4 stand for the four features; with "nothing" they have been filled in already.
 
 local LOW = {4.3, 2.0, 1.0, 0.1}
@@ -24,6 +24,8 @@ function init(args)
   local vary, seed, method, target, body = args[1], tonumber(args[2]), args[3], args[4], args[5]
   if body:sub(1, 4) == "hex:" then
     body = body:sub(5):gsub("%x%x", function(byte) return string.char(tonumber(byte, 16)) end)
+  elseif body:sub(1, 5) == "file:" then
+    body = assert(io.open(body:sub(6), "rb")):read("*a")
   end
   local head = " HTTP/1.1\r\nHost: localhost\r\n"
   for i = 6, #args do
