@@ -63,7 +63,7 @@ class Supervision:
         self._directory: RuntimeDirectory | None = None
         self._redis = "none"
         self._tokens = os.pipe()
-        self._succession = Succession()
+        self._succession = Succession.shared()
         self._ever_served = False
         self._failures = 0
         self._failure: str | None = None
@@ -117,7 +117,7 @@ class Supervision:
         """Before the first worker."""
 
         def stop(signum: int, frame: Any) -> None:
-            self._succession.stop()
+            self._succession.stopping = True
             arbiter.signal(signum, frame)
             logger.info("Told to stop.", extra={"signal": signal.Signals(signum).name})
 
@@ -126,11 +126,12 @@ class Supervision:
 
     def on_reload(self, arbiter: Any) -> None:
         """SIGHUP: all workers are about to be replaced."""
-        self._succession.replace(arbiter.worker_age, arbiter.cfg.workers)
+        shared = self._succession
+        shared.stopping, shared.count, shared.youngest = False, arbiter.cfg.workers, arbiter.worker_age
 
     def pre_fork(self, arbiter: Any, worker: Any) -> None:
         worker.succession = self._succession
-        self._succession.expect(worker.age)
+        self._succession.set_ready(worker.age, False)
         worker.delay = restart_delay(max(0, self._failures - 1))  # the first one is replaced at once
         worker.announce = partial(self._announce, arbiter.LISTENERS)
         worker.began = time.monotonic()
@@ -185,7 +186,7 @@ class Supervision:
     def _halt(self, failure: str) -> NoReturn:
         self._failure = failure
         self._halting = True
-        self._succession.stop()
+        self._succession.stopping = True
         # No reason and status 0, so that gunicorn prints nothing. `on_exit` prints the reason and sets the exit code.
         raise HaltServer(None, 0)
 
