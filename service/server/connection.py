@@ -18,6 +18,7 @@ from contextlib import suppress
 from os import write
 from time import monotonic
 from typing import Any
+from uuid import uuid4
 
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -106,17 +107,17 @@ class Connection(RequestReader):
             # What HitTable.current and _answer_at_once do, written out here: calls would be a tenth of a hit's cost.
             now, tally = monotonic(), hit.tally
             left = tally.left
-            if left and now < hit.until and not hit.kept.evicted:
+            if left and now < hit.until and not hit.slot.evicted:
                 tally.left = left - 1
                 self._deadline = now + self._idle_offset
-                whole = hit.whole
+                response = hit.response
                 try:
-                    sent = write(self._fd, whole)
+                    sent = write(self._fd, response)
                 except OSError:  # a full buffer, or a lost connection: the transport takes care of both
                     sent = 0
-                if sent < len(whole):
+                if sent < len(response):
                     self._hot = NO_HITS
-                    self.transport.write(whole[sent:])
+                    self.transport.write(response[sent:])
                 return
         super().data_received(data)
 
@@ -201,7 +202,7 @@ class Connection(RequestReader):
     def _answer(self, hits: HitTable, hit: Hit, identifier: bytes | None = None) -> bool:
         if self.flow.write_paused or self.transport.is_closing() or not hits.current(hit):
             return False
-        answer = hit.whole if identifier is None else hit.answer_to(identifier)
+        answer = hit.response if identifier is None else hit.answer_to(identifier)
         sent = 0
         if not self.transport.get_write_buffer_size():
             with suppress(OSError):
@@ -261,7 +262,7 @@ class Connection(RequestReader):
             runtime.metrics.refused(error.status)
             runtime.refusals.add(error, client=self.client[0] if self.client else None)
         is_head = bool(self.url) and self.parser.get_method() == b"HEAD"
-        self._last_words = refusal(error, self.url, self.server_state.default_headers, is_head)
+        self._last_words = refusal(error, self.url, self.server_state.default_headers, is_head, uuid4().hex)
         if self.running is None:
             self._say_last_words()
         else:

