@@ -83,9 +83,7 @@ class Supervision:
         try:
             self._directory = RuntimeDirectory(with_redis=is_embedded)
         except OSError as error:
-            logger.warning(
-                "No space for temporary files (%s): no embedded Redis, no metrics of all workers.", error
-            )
+            logger.warning("No space for temporary files (%s): no embedded Redis, no metrics of all workers.", error)
         share_imports(self.settings.models_dir)
         url = self.settings.redis_url
         if is_embedded:
