@@ -151,7 +151,7 @@ class Connection(RequestReader):
             received = b"" if self._reads or self._behind_body else self._received
             self.scope["received"] = self._key, received, self.url  # type: ignore[typeddict-unknown-key]
         previous = self.cycle
-        self.cycle = cycle = self._new_cycle(version, self.parser.should_keep_alive())
+        self.cycle = cycle = Cycle(self, version)
         if previous is not None and not previous.response_complete:
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, self.app))
@@ -159,21 +159,6 @@ class Connection(RequestReader):
             self._upload = Upload(self._key, self._hits.bodies)
         else:
             self._start_asgi_task(cycle, self.app)
-
-    def _new_cycle(self, version: str, keep_alive: bool) -> Cycle:
-        return Cycle(
-            scope=self.scope,
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=self.access_log,
-            default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
-            expect_100_continue=self.expect_100_continue and version != "1.0",  # RFC 9110, 10.1.1
-            keep_alive=keep_alive and version != "1.0",
-            on_response=self.on_response_complete,
-        )
 
     def _answer_at_once(self, method: bytes) -> bool:
         hits = self._hits

@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from uvicorn._types import ASGI3Application, ASGISendEvent
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.errors import ServiceError
 from service.http.endpoint import Headers
@@ -21,6 +21,22 @@ class Cycle(RequestResponseCycle):
 
     task: asyncio.Task[None]
     lingers = False
+
+    def __init__(self, connection: HttpToolsProtocol, version: str) -> None:
+        """Of the request whose head the connection has just read."""
+        super().__init__(
+            scope=connection.scope,
+            transport=connection.transport,
+            flow=connection.flow,
+            logger=connection.logger,
+            access_logger=connection.access_logger,
+            access_log=connection.access_log,
+            default_headers=connection.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=connection.expect_100_continue and version != "1.0",  # RFC 9110, 10.1.1
+            keep_alive=connection.parser.should_keep_alive() and version != "1.0",
+            on_response=connection.on_response_complete,
+        )
 
     def abandon(self) -> None:
         """End the request: the client is gone, or the connection answers it."""

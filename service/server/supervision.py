@@ -26,9 +26,8 @@ from gunicorn.errors import HaltServer
 from service.config import Settings, settings_of_process
 from service.errors import ConfigurationError
 from service.metric_files import merge_dead, remove
-from service.server.embedded_redis import restart_delay
+from service.server.embedded_redis import RuntimeDirectory, restart_delay
 from service.server.report import ENDED, SERVING, Succession
-from service.server.runtime_directory import RuntimeDirectory
 
 logger = logging.getLogger(__name__)
 

@@ -19,9 +19,8 @@ from service.errors import ConfigurationError
 from service.logs import JsonFormatter
 from service.metric_files import KINDS, merge_dead, reading, take_space
 from service.server import embedded_redis
-from service.server.embedded_redis import find_server, restart_delay
+from service.server.embedded_redis import RuntimeDirectory, find_server, restart_delay
 from service.server.report import Succession
-from service.server.runtime_directory import RuntimeDirectory
 from service.server.supervision import bind, describe_redis, url, warn_of_a_public_secret
 from tests.support.process import children, command_line, eventually, is_running
 
