@@ -39,15 +39,7 @@ LONGEST_SPELLING = MAX_HEAD_BYTES + SMALL_BODY_BYTES
 
 def protocol_class(settings: Settings) -> type[Connection]:
     """The protocol with the limits of these settings."""
-    limits = {
-        "head_seconds": settings.header_timeout_seconds,
-        "body_seconds": settings.body_timeout_seconds,
-        "write_seconds": settings.write_timeout_seconds,
-        "idle_seconds": settings.keep_alive_seconds,
-        "max_target_bytes": settings.max_url_bytes,
-        "max_header_bytes": settings.max_header_bytes,
-        "connection_limit": ConnectionLimit(settings.client_connections),
-    }
+    limits = {"settings": settings, "connection_limit": ConnectionLimit(settings.client_connections)}
     return type("LimitedConnection", (Connection,), limits)
 
 
@@ -76,7 +68,7 @@ class Connection(RequestReader):
         self._key: bytes | None = None
         self._upload: Upload | None = None
         # Makes a deadline by the loop's clock out of time.monotonic(): the two clocks may start at different times.
-        self._idle_offset = self.idle_seconds + self.loop.time() - monotonic()
+        self._idle_offset = self.settings.keep_alive_seconds + self.loop.time() - monotonic()
         self.running: Cycle | None = None
         self._last_words: bytes | None = None
 
@@ -196,7 +188,7 @@ class Connection(RequestReader):
             self._hot = hits.by_spelling
         else:
             self.transport.write(answer[sent:])
-        self._deadline = self.loop.time() + self.idle_seconds
+        self._deadline = self.loop.time() + self.settings.keep_alive_seconds
         if self._timer is None:
             self._set_deadline(self._deadline)
         return True
@@ -225,7 +217,7 @@ class Connection(RequestReader):
         else:
             self.flow.resume_reading()
             if self._arriving == NOTHING:
-                self._set_deadline(self.loop.time() + self.idle_seconds)
+                self._set_deadline(self.loop.time() + self.settings.keep_alive_seconds)
 
     # Refusals
 
@@ -265,4 +257,5 @@ class Connection(RequestReader):
         self._stop_write_timer()  # Lingering has its own.
         self.flow.resume_reading()
         if not self.transport.is_closing():
-            self.transport.set_protocol(Lingering(self.transport, self.loop, self.write_seconds, self.connection_lost))
+            seconds = self.settings.write_timeout_seconds
+            self.transport.set_protocol(Lingering(self.transport, self.loop, seconds, self.connection_lost))

@@ -54,14 +54,13 @@ def of_process(arguments: tuple[str, ...] | None = None) -> Supervision:
 
 
 class Supervision:
-    """Public methods are gunicorn's hooks of the same names. All run in the arbiter, except ``post_fork``."""
+    """Public methods are gunicorn's hooks of the same names. All run in the arbiter."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._environ = dict(os.environ)
         self._directory: RuntimeDirectory | None = None
         self._redis = ""
-        self._tokens = os.pipe()
+        self._tokens = -1
         self._succession = Succession.shared()
         self._ever_served = False
         self._failures = 0
@@ -84,12 +83,14 @@ class Supervision:
         except OSError as error:
             logger.warning("No space for temporary files (%s): no embedded Redis, no metrics of all workers.", error)
         share_imports(self.settings.models_dir)
-        url = self.settings.redis_url
+        redis_url = self.settings.redis_url
         if is_embedded:
-            url = self._directory.redis_url() if self._directory is not None else ""
-        self._redis = "embedded" if is_embedded and url else describe_redis(url)
-        share_settings(self.settings.model_copy(update={"redis_url": url}))
-        os.write(self._tokens[1], b"." * (self.settings.workers - 1) + b"!")
+            redis_url = self._directory.redis_url() if self._directory is not None else ""
+        self._redis = "embedded" if is_embedded and redis_url else describe_redis(redis_url)
+        share_settings(self.settings.model_copy(update={"redis_url": redis_url}))
+        self._tokens, end = os.pipe()
+        os.write(end, b"." * (self.settings.workers - 1) + b"!")
+        os.close(end)
 
     def _binds_alone(self, arbiter: Any) -> bool:
         """Whether to bind: not with sockets from systemd or an old arbiter, nor with gunicorn's own options."""
@@ -120,19 +121,12 @@ class Supervision:
         worker.delay = restart_delay(max(0, self._failures - 1))  # the first one is replaced at once
         worker.announce = partial(self._announce, arbiter.LISTENERS)
         worker.began = time.monotonic()
-        worker.metrics_directory = self._directory and self._directory.metrics
-
-    def post_fork(self, arbiter: Any, worker: Any) -> None:
         worker.sent_before = arbiter.SIG_QUEUE
+        worker.metrics_directory = self._directory and self._directory.metrics
 
     def _announce(self, listeners: list[Any]) -> None:
         """Each worker calls this when it serves. It takes a token from the pipe; the last token's worker prints."""
-        os.set_blocking(self._tokens[0], False)
-        try:
-            token = os.read(self._tokens[0], 1)
-        except BlockingIOError:
-            return
-        if token == b"!":
+        if os.read(self._tokens, 1) == b"!":
             count, where = self.settings.workers, ", ".join(map(url, listeners))
             print(f"Serving on {where} ({count} worker{'s' * (count > 1)}, Redis: {self._redis})", flush=True)
 
@@ -174,10 +168,6 @@ class Supervision:
         raise HaltServer(None, 0)
 
     # End
-
-    def pre_exec(self, arbiter: Any) -> None:
-        """SIGUSR2: the new arbiter gets the environment that this one got."""
-        arbiter.cfg.env_orig = self._environ
 
     def on_exit(self, arbiter: Any) -> None:
         """Clean up and exit. Signals are ignored from now on, because one more would change the exit code."""
