@@ -1,10 +1,9 @@
-"""The end of a connection: the answer to a request that cannot be served, and time for the client to read it."""
+"""The end of a connection: the answer in place of the application, and time for the client to read it."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from uuid import uuid4
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -16,8 +15,8 @@ LINGER_BYTES = 16 * 2**20
 LINGER_SECONDS = 2.0
 
 
-def refusal(error: ServiceError, target: bytes, server_headers: Headers, is_head: bool) -> bytes:
-    """The whole answer to a request that never reaches the application, in the form that an endpoint would use."""
+def refusal(error: ServiceError, target: bytes, server_headers: Headers, is_head: bool, identifier: str) -> bytes:
+    """The whole answer to a request that the application does not answer, in the form that an endpoint would use."""
     if target.startswith(b"/v2"):
         kind, body = b"application/json", orjson.dumps({"error": str(error)})
     else:
@@ -28,7 +27,7 @@ def refusal(error: ServiceError, target: bytes, server_headers: Headers, is_head
         NO_STORE,
         (b"content-length", b"%d" % len(body)),
         (b"connection", b"close"),
-        (b"x-request-id", uuid4().hex.encode()),
+        (b"x-request-id", identifier.encode()),
     ]
     head = STATUS_LINE[error.status] + b"".join(b"%b: %b\r\n" % header for header in headers) + b"\r\n"
     return head if is_head else head + body

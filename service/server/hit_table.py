@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from uvicorn.server import ServerState
 
 MAX_SPELLINGS = 4
-"""Requests as they were received, of one hit. A flood of different ones must not grow the table."""
+"""So many requests, as they were received, lead to one hit. A flood of different ones must not grow the table."""
 
 MAX_NEWCOMERS = 4096
-"""Requests that have been a hit once. Only a second hit enters one, because many are never made again."""
+"""So many requests are remembered after their first hit. The second one enters them: many are never made again."""
 
 OVERHEAD = 1000
-"""Bytes that CPython spends on a hit, beside its key, the requests as they were received, and its answer."""
+"""Bytes that CPython spends on a hit, beside its key, its spellings (requests as they were received) and its answer."""
 
 NEVER = 2**60
 """A gap so long that no worker reaches its end."""
@@ -54,9 +54,9 @@ class HitCounter:
     def start(self, gap: float) -> None:
         """The next audit is due at the ``gap``-th hit. A fraction of a hit is added to the next gap."""
         self._rest += min(gap, NEVER)
-        whole = int(self._rest)
-        self._rest -= whole
-        self.grant(whole - 1)
+        count = int(self._rest)
+        self._rest -= count
+        self.grant(count - 1)
 
     def grant(self, count: int) -> None:
         self.left += count
@@ -70,16 +70,16 @@ class HitCounter:
 
 @dataclass(slots=True, eq=False)
 class Hit:
-    """The answer to one request from one entry. ``until``: the clock's reading at which its bytes must be made again.
+    """The answer to one request from one entry. ``response``: its bytes, as they are until the clock says ``until``.
 
-    ``awaited``: the part of the key before the body, if a body may still arrive when the head is known. ``fixed``: the
-    headers that never change. ``id_size``: the length of the id in the body, which each request has its own of.
+    ``awaited``: the beginning of the key, made from the head; empty for a request without a body. ``fixed``: the
+    headers that never change. ``id_size``: the length of the id in the body. Each request may have another id.
     """
 
     key: bytes
     awaited: bytes
     hot: Hot
-    kept: Slot
+    slot: Slot
     status: int
     fixed: Headers
     body: bytes
@@ -88,24 +88,25 @@ class Hit:
     spellings: list[bytes] = field(default_factory=list)
     until: float = 0.0
     server_headers: Headers | None = None
-    whole: bytes = b""
+    response: bytes = b""
 
     @property
     def cost(self) -> int:
         received = sum(map(len, self.spellings))
-        return OVERHEAD + len(self.kept.entry.value) + len(self.key) + 2 * len(self.body) + received
+        return OVERHEAD + len(self.slot.entry.value) + len(self.key) + 2 * len(self.body) + received
 
     def answer_to(self, identifier: bytes) -> bytes:
         """The bytes with the id of this request in the place of the one they were made with."""
-        start = len(self.whole) - len(self.body) + (self.hot.id_at or 0)
-        return self.whole[:start] + identifier + self.whole[start + self.id_size :]
+        start = len(self.response) - len(self.body) + (self.hot.id_at or 0)
+        return self.response[:start] + identifier + self.response[start + self.id_size :]
 
 
 class HitTable:
-    """One worker's hits, bounded in bytes. The oldest goes first, and a request that is still made comes back.
+    """One worker's hits, bounded in bytes. The oldest goes first. If its request is made again, it comes back.
 
-    ``by_spelling``: the hits whose bytes are ready, by their requests as they were received. ``awaited``: how many keys
-    begin so and end with a body. ``server_state``: uvicorn's, which has the Date header.
+    ``by_spelling``: the hits whose bytes are ready, by their requests as they were received. ``awaited``: the heads
+    whose bodies must be known to find a hit, and the number of hits of each. ``server_state``: uvicorn's, which has the
+    Date header.
     """
 
     server_state: ServerState
@@ -123,7 +124,7 @@ class HitTable:
         self._tallies: dict[tuple[str, str, int, int], HitCounter] = {}
 
     def enter(self, request: Request, reply: Reply) -> None:
-        """Remember an answer from L1, with the request's key and the one read that brought it, if it was one."""
+        """Remember an answer from L1 under the request's key and, if one read brought the request, under that read."""
         head, received, _ = request.scope["received"]
         hot = reply.hot
         if hot is None or self._runtime.draining or len(head) > MAX_HEAD_BYTES:
@@ -132,38 +133,38 @@ class HitTable:
         if identifier is not None and hot.id_at is None:
             return
         key = head + name
-        hit, kept = self.by_key.get(key), self._l1.find(hot.key)
-        if kept is None or (hot.entry is not None and kept.entry is not hot.entry):
+        hit, slot = self.by_key.get(key), self._l1.find(hot.key)
+        if slot is None or (hot.entry is not None and slot.entry is not hot.entry):
             return
-        if self._clock() >= self._l2.valid_until:  # the key may have no generation, so no purge would reach the hit
+        if self._clock() >= self._l2.valid_until:  # the key may have no generation; then no purge would reach the hit
             return
         if hit is None and self._is_new(key):
             return
         is_spelling = identifier is None and not is_hashed(head) and _is_whole(request, received)
-        if hit is not None and hit.kept is kept and (not is_spelling or received in hit.spellings):
+        if hit is not None and hit.slot is slot and (not is_spelling or received in hit.spellings):
             return
-        if hit is None or hit.kept is not kept:
-            hit = self._hit(request, reply, hot, kept, head, name)
+        if hit is None or hit.slot is not slot:
+            hit = self._hit(request, reply, hot, slot, head, name)
             hit.id_size = len(identifier or b"")
         self._forget(key)
         if is_spelling:
             hit.spellings = [*hit.spellings, received][-MAX_SPELLINGS:]
         self._remember(hit)
 
-    def _hit(self, request: Request, reply: Reply, hot: Hot, kept: Slot, head: bytes, name: bytes) -> Hit:
+    def _hit(self, request: Request, reply: Reply, hot: Hot, slot: Slot, head: bytes, name: bytes) -> Hit:
         varying = {name for name, _ in hot.varying(self._clock())}
         fixed = [header for header in reply.headers if header[0] not in varying]
         body = b"" if request.method == "HEAD" else reply.body
         size = 0 if is_hashed(head) else len(request.sent)
         tally = self._tally(request.route, hot.model, reply.status, size)
-        return Hit(head + name, head if name else b"", hot, kept, reply.status, fixed, body, tally)
+        return Hit(head + name, head if name else b"", hot, slot, reply.status, fixed, body, tally)
 
     def current(self, hit: Hit) -> bool:
         """Whether to answer with this hit. If so, its bytes are up to date and it has been counted."""
         now = self._clock()
         server_headers = self.server_state.default_headers
-        if now >= hit.until or hit.kept.evicted or hit.server_headers is not server_headers:
-            if self._l1.find(hit.hot.key) is not hit.kept or now >= self._l2.valid_until:
+        if now >= hit.until or hit.slot.evicted or hit.server_headers is not server_headers:
+            if self._l1.find(hit.hot.key) is not hit.slot or now >= self._l2.valid_until:
                 self._forget(hit.key)
                 return False
             self._render(hit, now, server_headers)
@@ -180,7 +181,7 @@ class HitTable:
         return True
 
     def invalidate(self) -> None:
-        """The server's headers have changed, so every hit's bytes must be made again."""
+        """The Date header has changed, so every hit's bytes must be made again."""
         self.by_spelling.clear()
 
     def clear(self) -> None:
@@ -207,7 +208,7 @@ class HitTable:
         return tally
 
     def _is_new(self, key: bytes) -> bool:
-        name = hash(key)  # whose bytes may be many; two of one hash only enter a little early
+        name = hash(key)  # and not the key, which may be long; of two keys with one hash, one enters early
         if name in self._newcomers:
             self._newcomers.remove(name)
             return False
@@ -237,12 +238,12 @@ class HitTable:
                 self.by_spelling.pop(received, None)
 
     def _render(self, hit: Hit, now: float, server_headers: Headers) -> None:
-        entry = hit.kept.entry
+        entry = hit.slot.entry
         headers = [*server_headers, *hit.hot.varying(now), *hit.fixed]
         fields = b"".join(b"%b: %b\r\n" % header for header in headers)
-        hit.whole = STATUS_LINE[hit.status] + fields + b"\r\n" + hit.body
+        hit.response = STATUS_LINE[hit.status] + fields + b"\r\n" + hit.body
         hit.server_headers = server_headers
-        hit.until = min(hit.kept.until, self._l2.valid_until, now + min(1 - entry.age(now) % 1, entry.left(now) % 1))
+        hit.until = min(hit.slot.until, self._l2.valid_until, now + min(1 - entry.age(now) % 1, entry.left(now) % 1))
 
 
 def _is_whole(request: Request, received: bytes) -> bool:

@@ -1,4 +1,7 @@
-"""What the answer to a request depends on, as bytes: the key by which the hit path finds it."""
+"""The key by which the hit path finds a request's answer: all that the answer depends on, as bytes.
+
+A key begins with what matters of the head and ends with the body, or with the SHA-256 of a large body.
+"""
 
 from __future__ import annotations
 
@@ -50,18 +53,19 @@ _RULES: dict[bytes, Mapping[bytes, Allowed | None]] = {
     b"QUERY": _SPECIAL | _OF_BODY,
     b"POST": _SPECIAL | _OF_BODY | {b"x-request-id": _never},  # the answer repeats it
 }
-"""Method -> header -> None: the answer depends on its value, which is a part of the key. A function: whether the answer
-is the ordinary one. Other headers change nothing."""
+"""For each method, the headers that may change an answer. None: the header is a part of the key. A function says which
+values change nothing; a request with any other value takes the ordinary path."""
 
 HASHED = b"sha256\r\n"
-"""The last line of a head whose body is hashed. No header looks like it."""
+"""The last line of a head whose body is hashed. No header is written so."""
 
 _ID = re.compile(rb'\s*\{\s*"id"\s*:\s*"([ !#-\[\]-~]{1,256})"')
-"""The id of a request of the Open Inference Protocol, where clients write it, of characters that nobody escapes."""
+"""The id in a body of the Open Inference Protocol, if it comes first, as clients write it, and if no encoder of JSON
+escapes one of its characters."""
 
 
 def request_key(method: bytes, target: bytes, headers: Headers) -> bytes | None:
-    """All that the answer depends on but the body; None where the ordinary path must see the request."""
+    """The beginning of the key, without the body; None if the request must take the ordinary path."""
     rules = _RULES.get(method)
     if rules is None:
         return None
@@ -79,18 +83,18 @@ def request_key(method: bytes, target: bytes, headers: Headers) -> bytes | None:
 
 
 def is_hashed(head: bytes) -> bool:
-    """Whether the SHA-256 of the body completes this beginning of a key, and not the body."""
+    """Whether the key that begins with ``head`` ends with the SHA-256 of the body, and not with the body."""
     return head.endswith(b"\r\n" + HASHED + b"\r\n")
 
 
 def name_body(head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
-    """What completes the key that begins with ``head``; and the id in the body, of which each request has its own."""
+    """The end of the key that begins with ``head``; and the id in the body, if another id would have the same key."""
     return (sha256(body).digest(), None) if is_hashed(head) else mask_id(head, body)
 
 
 def mask_id(head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
-    """The body with zeros in the place of its id, and the id. Zeros are in no JSON, so no other body becomes this one;
-    there are as many of them, so no length changes."""
+    """The body with zeros in the place of its id, and the id. JSON has no zero byte, so no other body becomes the same.
+    The zeros are as many as the id's bytes, so that no length changes."""
     found = None if b"\r\ncontent-encoding: " in head else _ID.match(body)
     if found is None:
         return body, None

@@ -37,9 +37,6 @@ SMALL = 4096
 class RequestReader(TimedProtocol):
     """``_received``: the read in which the head ends, and the reads before it that hold parts of its start line."""
 
-    max_target_bytes: int
-    max_header_bytes: int
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.parser = new_parser(self)
@@ -105,13 +102,13 @@ class RequestReader(TimedProtocol):
 
     def on_url(self, url: bytes) -> None:
         self.url += url
-        if len(self.url) > self.max_target_bytes:
-            raise UriTooLong(f"The request target exceeds {self.max_target_bytes} bytes.")
+        if len(self.url) > self.settings.max_url_bytes:
+            raise UriTooLong(f"The request target exceeds {self.settings.max_url_bytes} bytes.")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._header_bytes += len(name) + len(value) + FIELD_OVERHEAD
-        if self._header_bytes > self.max_header_bytes:
-            raise HeadersTooLarge(f"The header section exceeds {self.max_header_bytes} bytes.")
+        if self._header_bytes > self.settings.max_header_bytes:
+            raise HeadersTooLarge(f"The header section exceeds {self.settings.max_header_bytes} bytes.")
         if self._arriving != HEAD:
             return  # Trailers, which must not become headers (RFC 9110, 6.5.1).
         if not self.headers and (len(self._received) > SMALL or b"RTSP/" in self._received):
@@ -185,8 +182,8 @@ class RequestReader(TimedProtocol):
         """The head goes on in a later read. ``size``: the bytes of this read."""
         if self._reads:
             self._unread_head += size
-            if self._unread_head > self.max_target_bytes + self.max_header_bytes:
-                self._refuse(HeadersTooLarge(f"The header section exceeds {self.max_header_bytes} bytes."))
+            if self._unread_head > self.settings.max_url_bytes + self.settings.max_header_bytes:
+                self._refuse(HeadersTooLarge(f"The header section exceeds {self.settings.max_header_bytes} bytes."))
         elif self.cycle is not None or self._answered:  # The time for the first head began with the connection.
-            self._set_deadline(self.loop.time() + self.head_seconds)
+            self._set_deadline(self.loop.time() + self.settings.header_timeout_seconds)
         self._reads += 1

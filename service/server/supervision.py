@@ -26,9 +26,8 @@ from gunicorn.errors import HaltServer
 from service.config import Settings, settings_of_process
 from service.errors import ConfigurationError
 from service.metric_files import merge_dead, remove
-from service.server.embedded_redis import restart_delay
+from service.server.embedded_redis import RuntimeDirectory, restart_delay
 from service.server.report import ENDED, SERVING, Succession
-from service.server.runtime_directory import RuntimeDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -55,20 +54,18 @@ def of_process(arguments: tuple[str, ...] | None = None) -> Supervision:
 
 
 class Supervision:
-    """Public methods are gunicorn's hooks of the same names. All run in the arbiter, except ``post_fork``."""
+    """Public methods are gunicorn's hooks of the same names. All run in the arbiter."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._environ = dict(os.environ)
         self._directory: RuntimeDirectory | None = None
-        self._redis = "none"
-        self._tokens = os.pipe()
-        self._succession = Succession()
+        self._redis = ""
+        self._tokens = -1
+        self._succession = Succession.shared()
         self._ever_served = False
         self._failures = 0
         self._failure: str | None = None
         self._unclean = False
-        self._halting = False
 
     # Start
 
@@ -80,31 +77,20 @@ class Supervision:
                 arbiter.LISTENERS = [bind(self.settings)]
         except ConfigurationError as error:
             stop_start(error)
-        self._open_directory()
-        share_imports(self.settings.models_dir)
-        redis_url = self._redis_url()
-        share_settings(self.settings.model_copy(update={"redis_url": redis_url}))
-        if self._directory is not None:
-            self._directory.check_space(self.settings.workers)
-        os.write(self._tokens[1], b"." * (self.settings.workers - 1) + b"!")
-
-    def _open_directory(self) -> None:
+        is_embedded = self.settings.redis_url == "embedded"
         try:
-            self._directory = RuntimeDirectory(with_redis=self.settings.redis_url == "embedded")
+            self._directory = RuntimeDirectory(with_redis=is_embedded)
         except OSError as error:
-            logger.warning(
-                "No space for temporary files (%s): no embedded Redis, and each worker shows only its own metrics.",
-                error,
-            )
-
-    def _redis_url(self) -> str:
-        """Wait for the embedded Redis, if there is one, and return the URL for the workers."""
-        embedded = self._directory.redis_url() if self._directory is not None else ""
-        if self.settings.redis_url != "embedded":
-            self._redis = describe_redis(self.settings.redis_url)
-            return self.settings.redis_url
-        self._redis = "embedded" if embedded else "none"
-        return embedded
+            logger.warning("No space for temporary files (%s): no embedded Redis, no metrics of all workers.", error)
+        share_imports(self.settings.models_dir)
+        redis_url = self.settings.redis_url
+        if is_embedded:
+            redis_url = self._directory.redis_url() if self._directory is not None else ""
+        self._redis = "embedded" if is_embedded and redis_url else describe_redis(redis_url)
+        share_settings(self.settings.model_copy(update={"redis_url": redis_url}))
+        self._tokens, end = os.pipe()
+        os.write(end, b"." * (self.settings.workers - 1) + b"!")
+        os.close(end)
 
     def _binds_alone(self, arbiter: Any) -> bool:
         """Whether to bind: not with sockets from systemd or an old arbiter, nor with gunicorn's own options."""
@@ -117,7 +103,7 @@ class Supervision:
         """Before the first worker."""
 
         def stop(signum: int, frame: Any) -> None:
-            self._succession.stop()
+            self._succession.stopping = True
             arbiter.signal(signum, frame)
             logger.info("Told to stop.", extra={"signal": signal.Signals(signum).name})
 
@@ -126,37 +112,30 @@ class Supervision:
 
     def on_reload(self, arbiter: Any) -> None:
         """SIGHUP: all workers are about to be replaced."""
-        self._succession.replace(arbiter.worker_age, arbiter.cfg.workers)
+        shared = self._succession
+        shared.stopping, shared.count, shared.youngest = False, arbiter.cfg.workers, arbiter.worker_age
 
     def pre_fork(self, arbiter: Any, worker: Any) -> None:
         worker.succession = self._succession
-        self._succession.expect(worker.age)
+        self._succession.set_ready(worker.age, False)
         worker.delay = restart_delay(max(0, self._failures - 1))  # the first one is replaced at once
         worker.announce = partial(self._announce, arbiter.LISTENERS)
         worker.began = time.monotonic()
-        worker.metrics_directory = self._directory and self._directory.metrics
-
-    def post_fork(self, arbiter: Any, worker: Any) -> None:
         worker.sent_before = arbiter.SIG_QUEUE
+        worker.metrics_directory = self._directory and self._directory.metrics
 
     def _announce(self, listeners: list[Any]) -> None:
         """Each worker calls this when it serves. It takes a token from the pipe; the last token's worker prints."""
-        os.set_blocking(self._tokens[0], False)
-        try:
-            token = os.read(self._tokens[0], 1)
-        except BlockingIOError:
-            return
-        if token == b"!":
-            workers = "1 worker" if self.settings.workers == 1 else f"{self.settings.workers} workers"
-            where = ", ".join(map(url, listeners))
-            print(f"Serving on {where} ({workers}, Redis: {self._redis})", flush=True)
+        if os.read(self._tokens, 1) == b"!":
+            count, where = self.settings.workers, ", ".join(map(url, listeners))
+            print(f"Serving on {where} ({count} worker{'s' * (count > 1)}, Redis: {self._redis})", flush=True)
 
     def child_exit(self, arbiter: Any, worker: Any) -> None:
         """A worker has ended. Raises HaltServer when the service must end, too."""
         report = worker.report
         others = [other.report for other in arbiter.WORKERS.values()]
         self._ever_served |= report.served or any(other.served for other in others)
-        if self._halting or not arbiter.LISTENERS:  # the arbiter stops
+        if self._failure is not None or not arbiter.LISTENERS:  # the arbiter stops
             self._unclean |= report.state == SERVING
             return
         self._bury(worker, {other.pid for other in arbiter.WORKERS.values()})
@@ -165,7 +144,7 @@ class Supervision:
 
     def _bury(self, worker: Any, alive: set[int]) -> None:
         """Drop its gauges and keep its counters. A worker that never served has none."""
-        if self._directory is not None and self._directory.metrics is not None:
+        if self._directory is not None:
             if not worker.report.served:
                 remove(self._directory.metrics, worker.pid)
             merge_dead(self._directory.metrics, alive)
@@ -184,30 +163,22 @@ class Supervision:
 
     def _halt(self, failure: str) -> NoReturn:
         self._failure = failure
-        self._halting = True
-        self._succession.stop()
+        self._succession.stopping = True
         # No reason and status 0, so that gunicorn prints nothing. `on_exit` prints the reason and sets the exit code.
         raise HaltServer(None, 0)
 
     # End
 
-    def pre_exec(self, arbiter: Any) -> None:
-        """SIGUSR2: the new arbiter gets the environment that this one got."""
-        arbiter.cfg.env_orig = self._environ
-
     def on_exit(self, arbiter: Any) -> None:
         """Clean up and exit. Signals are ignored from now on, because one more would change the exit code."""
         for signum in arbiter.SIGNALS:
             signal.signal(signum, signal.SIG_IGN)
-        self._close()
+        if self._directory is not None:
+            self._directory.close()
         if self._failure is not None:
             print(self._failure, file=sys.stderr)
             sys.exit(2)
         sys.exit(int(self._unclean))
-
-    def _close(self) -> None:
-        if self._directory is not None:
-            self._directory.close()
 
 
 def stop_start(error: ConfigurationError) -> NoReturn:

@@ -8,6 +8,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.config import Settings
 from service.errors import RequestTimeout, ServiceError
 
 BODY_BYTES_PER_SECOND = 64 * 2**10
@@ -25,10 +26,7 @@ class TimedProtocol(HttpToolsProtocol):
     __slots__ = ("_deadline",)
     _deadline: float
 
-    head_seconds: float
-    body_seconds: float
-    write_seconds: float
-    idle_seconds: float
+    settings: Settings
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -41,7 +39,7 @@ class TimedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._set_deadline(self.loop.time() + self.head_seconds)
+        self._set_deadline(self.loop.time() + self.settings.header_timeout_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -58,7 +56,7 @@ class TimedProtocol(HttpToolsProtocol):
     def _await_body(self) -> None:
         """Bytes that arrive faster than the pace give no more time than one pause. So a client that sends the beginning
         fast cannot then send a byte at a time."""
-        longest = self.loop.time() + self.body_seconds
+        longest = self.loop.time() + self.settings.body_timeout_seconds
         self._body_due = min(longest, self._body_due + self._body_bytes / BODY_BYTES_PER_SECOND)
         self._body_bytes = 0
         self._set_deadline(self._body_due)
@@ -80,7 +78,7 @@ class TimedProtocol(HttpToolsProtocol):
             self._close()
         elif self.flow.read_paused or (self._arriving == BODY and self.cycle.waiting_for_100_continue):
             # The client is not to blame: it was told to wait.
-            self._body_due = self.loop.time() + self.body_seconds
+            self._body_due = self.loop.time() + self.settings.body_timeout_seconds
             self._set_deadline(self._body_due)
         else:
             self._refuse(RequestTimeout("The request did not arrive in time."))
@@ -107,7 +105,7 @@ class TimedProtocol(HttpToolsProtocol):
 
     def _start_write_timer(self) -> None:
         if self._write_timer is None:
-            self._write_timer = self.loop.call_later(self.write_seconds, self.transport.abort)
+            self._write_timer = self.loop.call_later(self.settings.write_timeout_seconds, self.transport.abort)
 
     def _stop_write_timer(self) -> None:
         if self._write_timer is not None:

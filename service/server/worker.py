@@ -30,7 +30,6 @@ from service.config import Settings, settings_of_process
 from service.errors import ConfigurationError
 from service.metrics import share_values
 from service.server.connection import protocol_class
-from service.server.hit_table import HitTable
 from service.server.lifespan import Lifespan
 from service.server.report import ENDED, SERVING, Report, Succession
 
@@ -64,27 +63,19 @@ class Server(uvicorn.Server):
         await asyncio.sleep(self._worker.delay)
         self.config.load()
         self.lifespan: Any = Lifespan(self.config.loaded_app)
-        await self.startup(sockets)
-        settle_memory()
-        self._worker.tell_ready()
-        await self.main_loop()
-        await self.shutdown(sockets)
-        self._worker.tell_ended()
-        beating.cancel()
-
-    @property
-    def _hits(self) -> HitTable | None:
-        hits: HitTable | None = self.lifespan.state.get("hits")
-        return hits
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's; raises ConfigurationError when another service listens on the port that we have bound."""
         try:
-            await super().startup(sockets)
+            await self.startup(sockets)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
             raise ConfigurationError("Another service listens on the port: set PREDICT_PORT to another.") from None
+        settle_memory()
+        self._worker.tell_ready()
+        await self.main_loop()
+        await self.shutdown(sockets)
+        if self._worker.report.state == SERVING:
+            self._worker.report.state = ENDED
+        beating.cancel()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, after a short time in which the connections accepted last can send their first request."""
@@ -97,8 +88,8 @@ class Server(uvicorn.Server):
         """As uvicorn's, which renews the Date header."""
         before = self.server_state.default_headers
         should_exit = await super().on_tick(counter)
-        if self._hits is not None and self.server_state.default_headers is not before:
-            self._hits.invalidate()
+        if "hits" in self.lifespan.state and self.server_state.default_headers is not before:
+            self.lifespan.state["hits"].invalidate()
         return should_exit
 
     async def _beat(self) -> None:
@@ -108,9 +99,8 @@ class Server(uvicorn.Server):
         """
         while True:
             self._worker.notify()
-            if self._worker.is_orphan() and not self._draining:
-                logger.warning("The arbiter is gone; this worker drains and stops.")
-                self.drain()
+            if os.getppid() != self._worker.ppid:
+                self._drain(logging.WARNING, "The arbiter is gone; this worker drains and stops.")
             if self._told_to_end:
                 self.end_in_turn()
             await asyncio.sleep(BEAT_SECONDS)
@@ -118,57 +108,40 @@ class Server(uvicorn.Server):
     def end_in_turn(self) -> None:
         """On SIGTERM: end now, or after a SIGHUP once the new workers serve."""
         self._told_to_end = True
-        if self._draining:
-            return
         if not self.started or self._worker.succession.may_end(self._worker.age):
-            self._log_signal("This worker drains and stops.", signal.SIGTERM)
-            self.drain()
+            self._drain(logging.INFO, "This worker drains and stops.", signal="SIGTERM")
 
     def lose(self, reason: str) -> None:
         """A model can compute no more: drain, still answering hits, and let the arbiter start another worker."""
         if not self._draining:
             self._worker.report.fail(f"{reason}.")
-            logger.error("%s; this worker drains and is replaced.", reason)
-            self.drain()
+        self._drain(logging.ERROR, f"{reason}; this worker drains and is replaced.")
 
-    def drain(self) -> None:
+    def _drain(self, level: int, message: str, **details: str) -> None:
         """Be unready at once, serve for `drain_seconds`, then stop accepting and finish the requests under way."""
-        if not self.started:
-            self._worker.leave()
-        if self._draining:
-            return
-        self._draining = True
-        self._go_unready()
-        asyncio.get_running_loop().call_later(self._settings.drain_seconds, self._stop)
-        # If a model's native code hangs, the kernel ends this process, even when no arbiter is left to do it.
-        longest = self._settings.drain_seconds + math.ceil(self._settings.grace_seconds) + EXIT_SLACK_SECONDS
-        signal.alarm(math.ceil(longest))
+        if not self._draining:
+            self._end(self._settings.drain_seconds, self._settings.grace_seconds)
+            logger.log(level, message, extra=details)
 
     def quit(self) -> None:
-        """Stop without a drain. During a drain, end at once."""
-        if not self.started:
-            self._worker.leave()
+        """On SIGQUIT: stop without a drain. During a drain, end at once."""
         if self._draining:
             os._exit(1)
+        self._end(0, QUICK_SECONDS)
+        logger.info("This worker stops.", extra={"signal": "SIGQUIT"})
+
+    def _end(self, drain_seconds: float, grace_seconds: float) -> None:
+        if not self.started:
+            self._worker.leave()
         self._draining = True
-        self._log_signal("This worker stops.", signal.SIGQUIT)
-        self._go_unready()
-        self.config.timeout_graceful_shutdown = QUICK_SECONDS
-        signal.alarm(QUICK_SECONDS + EXIT_SLACK_SECONDS)
-        self._stop()
-
-    def _log_signal(self, message: str, signum: signal.Signals) -> None:
-        if self.started:
-            logger.info(message, extra={"signal": signum.name})
-
-    def _go_unready(self) -> None:
-        if (runtime := self.lifespan.state.get("runtime")) is not None:
-            runtime.draining = True
-        if (hits := self._hits) is not None:
-            hits.clear()
-
-    def _stop(self) -> None:
-        self.should_exit = True
+        state = self.lifespan.state
+        state["runtime"].draining = True
+        if "hits" in state:
+            state["hits"].clear()
+        self.config.timeout_graceful_shutdown = math.ceil(grace_seconds)
+        asyncio.get_running_loop().call_later(drain_seconds, setattr, self, "should_exit", True)
+        # If a model's native code hangs, the kernel ends this process, even when no arbiter is left to do it.
+        signal.alarm(math.ceil(drain_seconds + math.ceil(grace_seconds)) + EXIT_SLACK_SECONDS)
 
 
 class ServiceWorker(UvicornWorker):  # type: ignore[misc]
@@ -183,6 +156,12 @@ class ServiceWorker(UvicornWorker):  # type: ignore[misc]
     ``metrics_directory``: where workers share their metrics.
     """
 
+    succession: Succession
+    delay: float
+    sent_before: queue.SimpleQueue[int]
+    announce: Callable[[], None]
+    metrics_directory: Path | None
+
     CONFIG_KWARGS = {  # noqa: RUF012 - as uvicorn's
         "loop": "uvloop",
         "ws": "none",
@@ -196,12 +175,7 @@ class ServiceWorker(UvicornWorker):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         logging.getLogger("uvicorn.error").propagate = True  # our handler is the root's
-        self.report = Report()
-        self.succession = Succession()
-        self.delay = 0.0
-        self.sent_before: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self.announce: Callable[[], None] = lambda: None
-        self.metrics_directory: Path | None = None
+        self.report = Report.shared()
 
     def init_process(self) -> NoReturn:
         """Serve until told to stop or unable to."""
@@ -234,7 +208,7 @@ class ServiceWorker(UvicornWorker):  # type: ignore[misc]
         self._share_metrics(settings)
         self.config.app = self.wsgi
         self.config.http = protocol_class(settings)
-        self.config.timeout_graceful_shutdown = math.ceil(settings.grace_seconds)
+        self.config.timeout_graceful_shutdown = math.ceil(settings.grace_seconds)  # when max_requests ends it
         server = Server(self.config, settings, self)
         app.state.lost = server.lose
         server.run(sockets=self.sockets)
@@ -247,18 +221,11 @@ class ServiceWorker(UvicornWorker):  # type: ignore[misc]
         except OSError as error:
             logger.warning("No space for the metrics of all workers (%s): this worker shows only its own.", error)
 
-    def is_orphan(self) -> bool:
-        return bool(os.getppid() != self.ppid)
-
     def tell_ready(self) -> None:
-        self.report.state = SERVING
-        self.succession.tell_ready(self.age)
+        self.report.state, self.report.served = SERVING, True
+        self.succession.set_ready(self.age, True)
         logger.info("A worker serves.", extra={"worker": self.pid})
         self.announce()
-
-    def tell_ended(self) -> None:
-        if self.report.state == SERVING:
-            self.report.state = ENDED
 
     def leave(self) -> NoReturn:
         """End before anything was served."""

@@ -19,9 +19,8 @@ from service.errors import ConfigurationError
 from service.logs import JsonFormatter
 from service.metric_files import KINDS, merge_dead, reading, take_space
 from service.server import embedded_redis
-from service.server.embedded_redis import find_server, restart_delay
+from service.server.embedded_redis import RuntimeDirectory, find_server, restart_delay
 from service.server.report import Succession
-from service.server.runtime_directory import RuntimeDirectory
 from service.server.supervision import bind, describe_redis, url, warn_of_a_public_secret
 from tests.support.process import children, command_line, eventually, is_running
 
@@ -94,19 +93,16 @@ def test_a_worker_that_is_told_to_stop_before_it_has_handlers_of_its_own_stops()
 
 def test_workers_that_are_to_be_replaced_wait_for_all_of_their_successors_unless_the_service_stops() -> None:
     succession = Succession()
-    for age in range(1, 7):
-        succession.expect(age)
     assert succession.may_end(1), "nobody is to be replaced yet"
-    succession.replace(youngest=4, count=2)
-    succession.tell_ready(5)
+    succession.youngest, succession.count = 4, 2
+    succession.set_ready(5, True)
     assert [succession.may_end(age) for age in (4, 5)] == [False, True]
-    succession.tell_ready(6)
+    succession.set_ready(6, True)
     assert succession.may_end(4)
-    succession.replace(youngest=6, count=2)
-    succession.expect(7)
-    succession.expect(8)
+    succession.youngest = 6
+    succession.set_ready(7, True)
     assert not succession.may_end(6)
-    succession.stop()
+    succession.stopping = True
     assert succession.may_end(6)
 
 
