@@ -11,13 +11,12 @@ from pydantic import ValidationError
 from service.errors import ConfigurationError
 from service.inference.artifact import library_versions
 from service.inference.manifest import Class, Example, Feature, Manifest, Output, Weights, reason
-from service.inference.requirements import parse_requirements
-from service.inference.tabular.dependencies import dependencies
 from service.inference.tabular.estimator import class_values
+from service.inference.tabular.files import dependencies
 from service.inference.tabular.table import Value
 from training import columns
 from training.columns import Column
-from training.flags import parse_example
+from training.flags import parse_example, parse_requirements
 from training.proof import ROWS, check_predicts, prove
 
 DTYPES = {"number": "float64", "integer": "int64", "boolean": "bool"}

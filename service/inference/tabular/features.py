@@ -122,13 +122,14 @@ def _boolean(name: str, text: str) -> bool:
 
 def _reader(feature: Feature, low: float, high: float) -> Callable[[Any], Value]:
     """From a value as JSON has it, None where it is absent, to the checked one; raises InvalidInput."""
-    read: Callable[[Any], Value] = {
+    readers: dict[str, Callable[[Any], Value]] = {
         "number": partial(_number, feature.name, low, high),
         "integer": partial(_integer, feature.name, low, high),
         "boolean": partial(_true_or_false, feature.name),
         "category": _category(feature),
         "text": partial(_text, feature.name),
-    }[feature.type]
+    }
+    read = readers[feature.type]
     if not feature.missing:
         return read
     # NaN is not equal to itself; no JSON has it, but a tensor may.

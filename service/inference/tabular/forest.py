@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from sklearn.tree import DecisionTreeClassifier, ExtraTreeClassifier
 
+from service.inference.tabular.splits import thresholds_of
+
 Rows = NDArray[np.float64]
 Probabilities = NDArray[np.float64]
 
@@ -40,7 +42,7 @@ def fast_forest(model: Any) -> Callable[[Rows], Probabilities] | None:
     trees = trees_of(model)
     if trees is None:
         return None
-    thresholds = [np.unique(np.concatenate([_thresholds(t, f) for t in trees])) for f in range(trees[0].n_features)]
+    thresholds = thresholds_of(trees, trees[0].n_features)
     words = _words(trees)
     if words <= MAX_WORDS and 8 * words * len(trees) * sum(len(t) + 1 for t in thresholds) <= MAX_TABLE_BYTES:
         return LeafTable(trees, thresholds, int(model.n_classes_))
@@ -106,11 +108,6 @@ class LeafTable:
 def _words(trees: list[Any]) -> int:
     """How many words hold a bit for each leaf of any of the trees."""
     return max(-(-int(tree.n_leaves) // WORD_BITS) for tree in trees)
-
-
-def _thresholds(tree: Any, feature: int) -> NDArray[np.float64]:
-    """The thresholds of the tree's splits on one feature. A leaf's threshold means nothing."""
-    return np.asarray(tree.threshold[(tree.feature == feature) & (tree.children_left >= 0)], dtype=np.float64)
 
 
 def _leaf_intervals(

@@ -15,18 +15,16 @@ from service.inference.artifact import Artifact, fingerprint, library_versions
 from service.inference.manifest import Manifest
 from service.inference.predictor import Options, Prediction, Question, Questions, pack
 from service.inference.tabular.cells import Interval, find_cells
-from service.inference.tabular.dependencies import dependencies
 from service.inference.tabular.estimator import (
     Compute,
     check_model,
-    fast_answers,
     own_answers,
     rows_per_call,
     run_single_threaded,
 )
 from service.inference.tabular.features import RowReader
-from service.inference.tabular.files import load_estimator
-from service.inference.tabular.forest import LeafTable
+from service.inference.tabular.files import dependencies, load_estimator
+from service.inference.tabular.forest import LeafTable, fast_forest
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +62,8 @@ class TabularPredictor:
         self._feature_names = [feature.name for feature in manifest.features]
         self._own_answers = own_answers(model, manifest.output)
         is_array = manifest.rows == "array"
-        fast = fast_answers(model, manifest.output)
-        if not is_array or any(feature.missing for feature in manifest.features):
-            fast = None
+        is_plain = is_array and not any(feature.missing for feature in manifest.features)
+        fast = fast_forest(model) if is_plain and manifest.output.kind == "probabilities" else None
         self._fast_answers = fast or self._own_answers
         self._rows_per_call = rows_per_call(model, manifest.output)
         self.runs_on_loop = _is_quick(fast, max_batch_size)
