@@ -13,8 +13,8 @@ import numpy as np
 
 from service.errors import ConfigurationError
 from service.inference.manifest import Feature
+from service.inference.tabular.features import TABLES, Value
 from service.inference.tabular.splits import feature_count
-from service.inference.tabular.table import TABLES, Value
 
 Column = dict[str, Any]
 Form = Literal["array", "objects", "frame", "texts"]

@@ -12,8 +12,8 @@ from service.errors import ConfigurationError
 from service.inference.artifact import library_versions
 from service.inference.manifest import Class, Example, Feature, Manifest, Output, Weights, reason
 from service.inference.tabular.estimator import class_values
+from service.inference.tabular.features import Value
 from service.inference.tabular.files import dependencies
-from service.inference.tabular.table import Value
 from training import columns
 from training.columns import Column
 from training.flags import parse_example, parse_requirements

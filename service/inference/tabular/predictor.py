@@ -66,14 +66,14 @@ class TabularPredictor:
         fast = fast_forest(model) if is_plain and manifest.output.kind == "probabilities" else None
         self._fast_answers = fast or self._own_answers
         self._rows_per_call = rows_per_call(model, manifest.output)
-        self.runs_on_loop = _is_quick(fast, max_batch_size)
+        self.runs_on_loop = isinstance(fast, LeafTable) and max_batch_size * fast.row_bytes <= MAX_BYTES_ON_LOOP
         self._cells = find_cells(model) if is_array else None
         self._reader = RowReader(manifest, self._cells)
         self._rows = self._reader.rows
         self._head = pack(np.zeros(self._width))[: -8 * self._width]
         self.cells = self._cells.count if self._cells else None
         self.key_kind: Literal["exact", "cells", "digest"] = "cells" if self._cells else "exact"
-        libraries = dependencies(model) | library_versions(*self._rows.libraries)
+        libraries = dependencies(model) | library_versions(*["pandas"] * (manifest.rows == "frame"))
         _tell_of_other_versions(manifest, libraries)
         self.fingerprint = fingerprint(
             artifact, preprocessing=f"tabular-{VERSION}-{self.key_kind}", libraries=libraries
@@ -159,7 +159,3 @@ def _tell_of_other_versions(manifest: Manifest, libraries: Mapping[str, str]) ->
                 "The model %s was made with %s %s and is served with %s.",
                 *(manifest.name, name, manifest.versions[name], libraries[name]),
             )
-
-
-def _is_quick(compute: Compute | None, max_batch_size: int) -> bool:
-    return isinstance(compute, LeafTable) and max_batch_size * compute.row_bytes <= MAX_BYTES_ON_LOOP
