@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from service.inference.tabular.cells import Interval, find_cells
 from service.inference.tabular.estimator import (
     Compute,
     check_model,
+    is_of_libraries,
     own_answers,
     rows_per_call,
     run_single_threaded,
@@ -30,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 VERSION = "1"
 """Part of the fingerprint: raise it when a change here, in estimator, forest or cells moves answers or identities."""
+
+NOT_FINITE = "The model has no finite answer to these values: they are too large, or too far from its training data."
 
 MAX_BYTES_ON_LOOP = 2 * 2**20
 """A leaf table that reads no more than this for a full batch is done in well under a millisecond. Threads would take
@@ -66,6 +70,11 @@ class TabularPredictor:
         fast = fast_forest(model) if is_plain and manifest.output.kind == "probabilities" else None
         self._fast_answers = fast or self._own_answers
         self._rows_per_call = rows_per_call(model, manifest.output)
+        self._not_finite = (
+            partial(InvalidInput, NOT_FINITE)
+            if is_of_libraries(model)
+            else partial(PredictionFailed, "the model's answer is not finite")
+        )
         self.runs_on_loop = isinstance(fast, LeafTable) and max_batch_size * fast.row_bytes <= MAX_BYTES_ON_LOOP
         self._cells = find_cells(model) if is_array else None
         self._reader = RowReader(manifest, self._cells)
@@ -107,10 +116,11 @@ class TabularPredictor:
         return dict(zip(self._feature_names, self._cells.box(question.identity[1:]), strict=True))
 
     def predict(self, batch: Sequence[bytes]) -> Sequence[Prediction | Exception]:
-        """The same bits as the estimator's own answers. A row without a finite answer gets PredictionFailed.
+        """The same bits as the estimator's own answers.
 
-        A row that the estimator refuses by itself with a ValueError, such as for a category that it does not know, is
-        its client's fault.
+        A row is its client's fault if the estimator refuses it with a ValueError, such as for a category that it does
+        not know, or if an estimator of a library has no finite answer, such as for numbers that overflow in it. Of a
+        class of one's own, an answer that is not finite is a PredictionFailed.
         """
         try:
             return self._answers(self._fast_answers, batch)
@@ -147,7 +157,7 @@ class TabularPredictor:
         ]
         if not np.isfinite(answers).all():
             for index in np.flatnonzero(~np.isfinite(answers).all(axis=1)):
-                packed[index] = PredictionFailed("the model's answer is not finite")
+                packed[index] = self._not_finite()
         return packed
 
 
