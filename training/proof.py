@@ -171,8 +171,8 @@ def _said(model: Any, method: str, table: Any) -> Any:
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise ConfigurationError(
-            f"The model fails on its example ({type(error).__name__}: {reason}): fit it first, give another example, or "
-            "say with data (--data) what its columns hold."
+            f"The model fails on its example ({type(error).__name__}: {reason}): fit it first, give another example, "
+            "or say with data (--data) what its columns hold."
         ) from error
 
 
