@@ -13,8 +13,8 @@ import numpy as np
 
 from service.errors import ConfigurationError
 from service.inference.manifest import Feature
+from service.inference.tabular.features import TABLES, Value
 from service.inference.tabular.splits import feature_count
-from service.inference.tabular.table import TABLES, Value
 
 Column = dict[str, Any]
 Form = Literal["array", "objects", "frame", "texts"]
@@ -131,7 +131,10 @@ def _described(name: str, series: Any) -> Column:
     if kinds.is_float_dtype(series.dtype):
         return column | {"type": "number"} | _seen(there)
     if len(there) and not there.map(lambda value: isinstance(value, str)).all():
-        raise ConfigurationError(f"The column {name} is of {series.dtype}: make it numbers or texts.")
+        raise ConfigurationError(
+            f"The column {name} is of {series.dtype}, which no request has: fit the model on numbers or texts in its "
+            "place, such as the year and the month of a date."
+        )
     return column | {"type": "text"}
 
 
@@ -161,15 +164,16 @@ def _is_text(column: Column) -> bool:
 
 
 def table_of(X: Any, model: Any) -> Any:
-    """A DataFrame of what was given to ``fit``: a DataFrame (of polars, too), an array, or a list of texts."""
+    """A DataFrame of what was given to ``fit``: a DataFrame (of polars, too), an array, which may be sparse or of
+    objects, or a list of texts."""
     import pandas as pd
 
     X = X.to_pandas() if hasattr(X, "to_pandas") else X
     if isinstance(X, pd.DataFrame):
         return X.set_axis([str(name) for name in X.columns], axis=1)
-    if takes_texts(model) or isinstance(next(iter(X), None), str):
+    if takes_texts(model) or isinstance(next(iter(X), None), str):  # of a table, that is a row
         return pd.DataFrame({str(getattr(X, "name", None) or "text"): list(X)})
-    table = pd.DataFrame(X)
+    table = pd.DataFrame(X.toarray() if hasattr(X, "toarray") else X).infer_objects()
     names = fitted_names(model)
     return table.set_axis(names, axis=1) if len(names) == len(table.columns) else table.add_prefix("x")
 
@@ -196,7 +200,7 @@ def choose_form(model: Any, features: Sequence[Feature], rows: list[list[Value]]
         return simple
     array, frame = _answers(model, simple, features, rows), _answers(model, "frame", features, rows)
     if isinstance(array, Exception):
-        return simple if isinstance(frame, Exception) else "frame"
+        return "frame" if names or not isinstance(frame, Exception) else simple
     return simple if not names or isinstance(frame, Exception) or _is_close(array, frame) else "frame"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypedDict
 
@@ -11,13 +12,12 @@ from pydantic import ValidationError
 from service.errors import ConfigurationError
 from service.inference.artifact import library_versions
 from service.inference.manifest import Class, Example, Feature, Manifest, Output, Weights, reason
-from service.inference.requirements import parse_requirements
-from service.inference.tabular.dependencies import dependencies
 from service.inference.tabular.estimator import class_values
-from service.inference.tabular.table import Value
+from service.inference.tabular.features import Value
+from service.inference.tabular.files import dependencies
 from training import columns
 from training.columns import Column
-from training.flags import parse_example
+from training.flags import parse_example, parse_requirements
 from training.proof import ROWS, check_predicts, prove
 
 DTYPES = {"number": "float64", "integer": "int64", "boolean": "bool"}
@@ -116,7 +116,11 @@ def _feature(known: Column, explicit: Column, enforce_bounds: bool) -> Feature:
     try:
         return Feature(**known | explicit)
     except ValidationError as error:
-        raise ConfigurationError(f"--features {(known | explicit)['name']}: {reason(error)}.") from None
+        if explicit:
+            raise ConfigurationError(f"--features {explicit['name']}: {reason(error)}.") from None
+        raise ConfigurationError(
+            f"The column {known['name']!r:.80} cannot be a feature ({reason(error)}): rename it, and fit again."
+        ) from None
 
 
 def draft(name: str, source: Source, X: Any, y: Any, details: Details) -> tuple[Manifest, int]:
@@ -134,7 +138,8 @@ def draft(name: str, source: Source, X: Any, y: Any, details: Details) -> tuple[
         raise ConfigurationError(f"X has {len(rows):,} rows, but y has {len(y):,}.")
     if y is None or not rows or not made.classes:
         return made, 0
-    return made.model_copy(update={"accuracy": _accuracy(source.model, made, rows, y)}), len(rows)
+    accuracy, scored = _accuracy(source.model, made, rows, y)
+    return made.model_copy(update={"accuracy": accuracy}), scored
 
 
 def _manifest(
@@ -202,7 +207,7 @@ def _example(features: Sequence[Feature], rows: Sequence[list[Value]], given: Se
         given = parse_example(given, features) if given else []
     if given and len(given) != len(features):
         raise ConfigurationError(f"The example has {len(given)} values for {len(features)} features.")
-    whole = (row for row in rows if None not in row)
+    whole = (row for row in rows if not any(value in (None, math.inf, -math.inf) for value in row))
     return list(given) or next(whole, []) or [*map(_middle, features)]
 
 
@@ -214,11 +219,15 @@ def _middle(feature: Feature) -> Value:
     return round(middle) if feature.type == "integer" else middle
 
 
-def _accuracy(model: Any, made: Manifest, rows: list[list[Value]], y: Any) -> float:
-    """The accuracy on all rows, asked as the service will ask them."""
+def _accuracy(model: Any, made: Manifest, rows: list[list[Value]], y: Any) -> tuple[float, int]:
+    """The accuracy on all rows that have a target, asked as the service will ask them; and their number."""
     try:
         predicted = np.asarray(model.predict(columns.called(made.rows, made.features, rows)))
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ConfigurationError(f"The model fails on the data ({reason:.300}).") from None
-    return float(np.mean(predicted.ravel() == np.asarray(y).ravel()))
+    import pandas as pd
+
+    target = np.asarray(y).ravel()
+    known = pd.notna(target)
+    return float(np.mean(predicted.ravel()[known] == target[known])), int(known.sum())

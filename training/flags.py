@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from packaging.requirements import InvalidRequirement, Requirement
 
 from service.errors import ConfigurationError
 from service.inference.manifest import Feature
@@ -58,6 +60,19 @@ def _value(feature: Feature, text: str) -> Any:
         return {"number": float, "integer": int, "boolean": BOOLEANS.__getitem__}.get(feature.type, str)(text)  # type: ignore[operator]
     except (ValueError, KeyError):
         raise ConfigurationError(f"--example {text}: {feature.name} is of the type {feature.type}.") from None
+
+
+def parse_requirements(lines: Iterable[str]) -> tuple[str, ...]:
+    """Without comments, hashes and pip's options."""
+    texts = (line.partition(" #")[0].partition(" --")[0].strip().removesuffix("\\").strip() for line in lines)
+    found = tuple(text for text in texts if text and not text.startswith(("#", "-")))
+    for text in found:
+        try:
+            Requirement(text)
+        except InvalidRequirement as error:
+            why = str(error).splitlines()[0]
+            raise ConfigurationError(f"{text!r:.80} is no requirement ({why}).") from None
+    return found
 
 
 def read_lines(file: Path) -> list[str]:

@@ -18,10 +18,11 @@ from service.inference.tabular.estimator import (
     class_values,
     has_independent_rows,
     is_of_libraries,
-    predicts_highest,
 )
 from service.inference.tabular.features import RowReader
+from service.inference.tabular.forest import trees_of
 from service.inference.tabular.predictor import TabularPredictor
+from service.inference.tabular.splits import class_name
 
 ROWS = 100
 OWN_ROWS = 25
@@ -126,12 +127,33 @@ def _kind(model: Any, table: Any) -> tuple[Any, int]:
     if class_values(model):
         if not _has_probabilities(model, table):
             return "class", 1
-        return ("probabilities" if predicts_highest(model) else "class_and_probabilities"), 1
+        return ("probabilities" if _predicts_highest(model) else "class_and_probabilities"), 1
     if said.dtype.kind not in "biuf":
         raise ConfigurationError(
             f"This {name} says {said.ravel()[0]!r:.80}, which is no number, and it has no classes_ with such a value."
         )
     return ("numbers" if said.dtype.kind == "f" else "integers"), as_table(said).shape[1]
+
+
+def _predicts_highest(model: Any) -> bool:
+    """Whether ``predict`` is by definition the first class of the highest of ``predict_proba``."""
+    inner = _innermost(model)
+    if class_name(inner) == "sklearn.VotingClassifier":
+        return bool(inner.voting == "soft")
+    return trees_of(inner) is not None or class_name(inner) in (
+        "sklearn.BaggingClassifier",
+        "sklearn.CalibratedClassifierCV",
+    )
+
+
+def _innermost(model: Any) -> Any:
+    """The estimator that decides, behind a search for parameters and the steps of a pipeline."""
+    module = type(model).__module__
+    if module == "sklearn.pipeline" and hasattr(model, "steps"):
+        return _innermost(model.steps[-1][1])
+    if module.startswith("sklearn.model_selection.") and hasattr(model, "best_estimator_"):
+        return _innermost(model.best_estimator_)
+    return model
 
 
 def _has_probabilities(model: Any, table: Any) -> bool:
@@ -149,7 +171,8 @@ def _said(model: Any, method: str, table: Any) -> Any:
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise ConfigurationError(
-            f"The model fails on its example ({type(error).__name__}: {reason}): fit it first, or give it another one."
+            f"The model fails on its example ({type(error).__name__}: {reason}): fit it first, give another example, "
+            "or say with data (--data) what its columns hold."
         ) from error
 
 

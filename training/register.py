@@ -20,8 +20,7 @@ import joblib
 from service.config import names
 from service.errors import ConfigurationError, ServiceError
 from service.inference.manifest import Manifest
-from service.inference.tabular.dependencies import MODULE
-from service.inference.tabular.files import OtherVersion, load_estimator
+from service.inference.tabular.files import MODULE, OtherVersion, load_estimator
 from training import MODELS_DIR, check_name, columns, command, publish
 from training.draft import Details, Source, draft
 from training.flags import parse_features, read_bytes, read_data, read_lines

@@ -19,7 +19,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from service.errors import ConfigurationError
-from service.inference.manifest import PROBABILITIES, Manifest, Weights, reason
+from service.inference.manifest import PROBABILITIES, Manifest, reason
 
 MANIFEST, PREVIOUS = "manifest.json", "manifest.previous.json"
 REQUIREMENTS = "requirements.txt"
@@ -61,16 +61,14 @@ def discover(models_dir: Path) -> list[Path]:
 def read_artifact(directory: Path, manifest_name: str = MANIFEST) -> Artifact:
     """Manifest and files, each read once and the digest checked; raises ConfigurationError."""
     manifest = _read_manifest(directory, manifest_name)
-    weights, *parts = (_read_named(directory, named, manifest_name) for named in manifest.files)
+    weights, *parts = (_read(directory / named.file) for named in manifest.files)
+    for named, data in zip(manifest.files, (weights, *parts), strict=True):
+        if hashlib.sha256(data).hexdigest() != named.sha256:
+            path = directory / named.file
+            raise ConfigurationError(
+                f"{path} is not the file that {manifest_name} names (truncated or changed): {REMEDY}."
+            )
     return Artifact(manifest, weights, tuple(parts))
-
-
-def _read_named(directory: Path, named: Weights, manifest_name: str) -> bytes:
-    path = directory / named.file
-    data = _read(path)
-    if hashlib.sha256(data).hexdigest() != named.sha256:
-        raise ConfigurationError(f"{path} is not the file that {manifest_name} names (truncated or changed): {REMEDY}.")
-    return data
 
 
 def write_artifact(directory: Path, artifact: Artifact) -> None:

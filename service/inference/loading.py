@@ -7,15 +7,16 @@ import logging
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+from packaging.requirements import Requirement
 
 from service.errors import ConfigurationError, DeviceLost
 from service.inference.artifact import MANIFEST, PREVIOUS, REMEDY, Artifact, read_artifact
 from service.inference.manifest import Manifest
 from service.inference.predictor import EXAMPLE_TOLERANCE, Options, Predictor, answer_check, unpack
-from service.inference.requirements import check_requirements
 
 KINDS = {
     "tabular": "service.inference.tabular.predictor:load",
@@ -45,9 +46,20 @@ def import_kinds(models_dir: Path) -> None:
             import_module(KINDS[json.loads(path.read_bytes())["kind"]].partition(":")[0])
 
 
-def load_current(directory: Path, options: Options) -> LoadedModel:
+def load_current(directory: Path, options: Options, manifest_name: str = MANIFEST) -> LoadedModel:
     """The current pair, loaded and warmed; raises ConfigurationError."""
-    return _load(directory, MANIFEST, options)
+    artifact = read_artifact(directory, manifest_name)
+    try:
+        predictor = load_predictor(artifact, options)
+    except (ConfigurationError, DeviceLost):
+        raise
+    except Exception as error:  # whatever is wrong with one model must not stop the others
+        logger.exception("The model %s cannot be loaded.", artifact.manifest.name)
+        raise ConfigurationError(
+            f"The model {artifact.manifest.name} cannot be loaded ({error!r}): {REMEDY}."
+        ) from None
+    warm_up(predictor, artifact)
+    return LoadedModel(artifact.manifest, predictor)
 
 
 def load_model(directory: Path, options: Options) -> LoadedModel:
@@ -56,12 +68,12 @@ def load_model(directory: Path, options: Options) -> LoadedModel:
         return load_current(directory, options)
     except ConfigurationError as error:
         try:
-            model = _load(directory, PREVIOUS, options)
+            model = load_current(directory, options, PREVIOUS)
         except ConfigurationError:
             raise error from None
         warning = f"Serving the previous version of {directory.name}. {error}"
         logger.warning(warning)
-        return LoadedModel(model.manifest, model.predictor, warning)
+        return replace(model, warning=warning)
 
 
 def load_predictor(artifact: Artifact, options: Options) -> Predictor:
@@ -70,11 +82,25 @@ def load_predictor(artifact: Artifact, options: Options) -> Predictor:
     if manifest.kind not in KINDS:
         known = ", ".join(KINDS)
         raise ConfigurationError(f"Model {manifest.name} is of an unknown kind: {manifest.kind!r:.80}, not {known}.")
-    check_requirements(manifest.requirements, f"The model {manifest.name}")
+    _check_requirements(manifest)
     options = replace(options, max_batch_size=manifest.max_batch_size or options.max_batch_size)
     module, _, function = KINDS[manifest.kind].partition(":")
     predictor: Predictor = getattr(import_module(module), function)(artifact, options)
     return predictor
+
+
+def _check_requirements(manifest: Manifest) -> None:
+    """Raises ConfigurationError for the first that the environment lacks, or has in another version."""
+    for needed in map(Requirement, manifest.requirements):
+        if needed.marker is not None and not needed.marker.evaluate():
+            continue
+        where = f"The model {manifest.name} needs {needed}"
+        try:
+            found = version(needed.name)
+        except PackageNotFoundError:
+            raise ConfigurationError(f"{where}: install it into this environment.") from None
+        if not needed.specifier.contains(found, prereleases=True):
+            raise ConfigurationError(f"{where}, but {needed.name} {found} is installed.")
 
 
 def warm_up(predictor: Predictor, artifact: Artifact) -> None:
@@ -96,18 +122,3 @@ def warm_up(predictor: Predictor, artifact: Artifact) -> None:
     if not answer_check(manifest)(answer):
         said = f"{vector.dtype.name} {vector.tolist()}"
         raise ConfigurationError(f"Model {name} answers its example with what its manifest does not allow: {said:.99}.")
-
-
-def _load(directory: Path, manifest_name: str, options: Options) -> LoadedModel:
-    artifact = read_artifact(directory, manifest_name)
-    try:
-        predictor = load_predictor(artifact, options)
-    except (ConfigurationError, DeviceLost):
-        raise
-    except Exception as error:  # whatever is wrong with one model must not stop the others
-        logger.exception("The model %s cannot be loaded.", artifact.manifest.name)
-        raise ConfigurationError(
-            f"The model {artifact.manifest.name} cannot be loaded ({error!r}): {REMEDY}."
-        ) from None
-    warm_up(predictor, artifact)
-    return LoadedModel(artifact.manifest, predictor)

@@ -150,51 +150,39 @@ def unpack(prediction: bytes) -> NDArray[Any]:
 def answer_check(manifest: Manifest) -> Callable[[bytes], bool]:
     """Whether a value is an answer like the example's: packed, as long, of the manifest's dtype, finite, what its
     ``output`` says, and probabilities if the example has such. Each hit in Redis is checked, in a microsecond."""
-    if manifest.output.kind != "probabilities":
-        return _said_check(manifest)
-    example, kind = manifest.example.golden, np.dtype(manifest.dtype)
-    count = len(example)
-    head = pack(np.zeros(count, kind))[: -kind.itemsize * count]
-    size, ones = len(head) + kind.itemsize * count, np.ones(count, kind)
-    signs = slice(len(head) + kind.itemsize - 1, None, kind.itemsize)  # the bytes that hold them
+    example, start, dtype = np.array(manifest.example.golden), manifest.output.probabilities_from, manifest.dtype
+    head = pack(np.zeros(len(example), dtype))[: -np.dtype(dtype).itemsize * len(example)]
+    ones, itemsize = np.ones(len(example), dtype), np.dtype(dtype).itemsize
+    size, signs = len(head) + ones.nbytes, slice(len(head) + itemsize - 1, None, itemsize)  # the bytes that hold them
+    is_said = _said_check(manifest)
+    # Beside a class, some estimators give an outlier no probability at all, so that nothing is said of sums.
+    are_alike = _are_probabilities if start == 0 else _are_shares
+    rest = are_alike if start is not None and are_alike(example[start:]) else _are_finite
 
     def is_answer(value: bytes) -> bool:
         if len(value) != size or not value.startswith(head):
             return False
-        vector = np.frombuffer(value, kind, offset=len(head))
-        # Of numbers that are not negative none is above their sum; NaN and infinity stay in it.
-        if abs(vector.dot(ones) - 1) <= ROUNDING and value[signs].isascii():
-            return True
-        return is_like_example(vector)
-
-    is_like_example = _are_probabilities if _are_probabilities(np.array(example)) else _are_finite
-    return is_answer
-
-
-def _said_check(manifest: Manifest) -> Callable[[bytes], bool]:
-    """``answer_check`` of an answer that is not probabilities alone."""
-    example, output, dtype, classes = manifest.example.golden, manifest.output, manifest.dtype, len(manifest.classes)
-    head = pack(np.zeros(len(example), dtype))[: -np.dtype(dtype).itemsize * len(example)]
-    whole = _are_finite if output.kind == "numbers" else _are_integers
-    highest = {"class": classes - 1, "class_and_probabilities": classes - 1, "labels": 1}.get(output.kind)
-    start = output.probabilities_from
-    # Some estimators give an outlier no probability at all, so that nothing is said of sums.
-    rest = _are_shares if start and _are_shares(np.array(example[start:])) else _are_finite
-
-    def is_answer(value: bytes) -> bool:
-        if not value.startswith(head) or len(value) != len(head) + np.dtype(dtype).itemsize * len(example):
-            return False
         vector = np.frombuffer(value, dtype, offset=len(head))
-        said = vector[:start]
-        if not whole(said) or (highest is not None and (said.min() < 0 or said.max() > highest)):
-            return False
-        return start is None or rest(vector[start:])
+        # Of numbers that are not negative none is above their sum; NaN and infinity stay in it.
+        if start == 0 and abs(vector.dot(ones) - 1) <= ROUNDING and value[signs].isascii():
+            return True
+        return is_said(vector[:start]) and (start is None or rest(vector[start:]))
 
     return is_answer
 
 
-def _are_integers(vector: NDArray[Any]) -> bool:
-    return _are_finite(vector) and bool((vector == np.trunc(vector)).all())
+def _said_check(manifest: Manifest) -> Callable[[NDArray[np.float64]], bool]:
+    """Of what ``predict`` says."""
+    output = manifest.output
+    if output.kind in ("numbers", "probabilities"):
+        return _are_finite
+    if output.kind == "integers":
+        lowest, highest = -np.inf, np.inf
+    else:
+        lowest, highest = 0, 1 if output.kind == "labels" else len(manifest.classes) - 1
+    return lambda said: (
+        _are_finite(said) and bool(((lowest <= said) & (said <= highest) & (said == np.trunc(said))).all())
+    )
 
 
 def _are_probabilities(vector: NDArray[Any]) -> bool:

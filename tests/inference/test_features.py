@@ -20,8 +20,7 @@ from pydantic import ValidationError
 from service.errors import InvalidInput
 from service.http.json_body import load_object
 from service.inference.manifest import RESERVED_FEATURES, Class, Example, Feature, Manifest, Weights
-from service.inference.tabular.features import RowReader
-from service.inference.tabular.table import table_of
+from service.inference.tabular.features import RowReader, table_of
 
 COLORS = ("green", "red", "null", "1")
 FEATURES = (

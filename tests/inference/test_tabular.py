@@ -307,6 +307,14 @@ def test_only_the_row_whose_answer_is_not_finite_fails() -> None:
     assert unpack(also_good).tolist() == [0.75, 0.25]
 
 
+def test_values_that_overflow_in_an_estimator_of_a_library_are_their_clients_fault() -> None:
+    model = LogisticRegression(max_iter=1000).fit(IRIS_X, IRIS_Y)
+    rows = np.array([IRIS_X[0], np.full(4, np.finfo(np.float64).max)])
+    good, bad = predictor_of(model).predict(payloads(rows))
+    assert isinstance(good, bytes)
+    assert isinstance(bad, InvalidInput), bad
+
+
 def test_an_answer_of_another_shape_fails_every_row_of_it() -> None:
     outcomes = predictor_of(Broken(), ("x",)).predict(payloads(np.array([[-1.0], [0.5]])))
     assert [type(outcome) for outcome in outcomes] == [PredictionFailed, PredictionFailed]

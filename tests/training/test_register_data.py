@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from lightgbm import LGBMClassifier
+from scipy.sparse import csr_matrix
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
-from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier, VotingClassifier
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -211,11 +212,16 @@ def test_data_that_the_model_fails_on_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("column", "said"),
-    [(pd.date_range("2020-01-01", periods=150), "make it numbers or texts"), ([1, "a"] * 75, "make it numbers")],
+    [(pd.date_range("2020-01-01", periods=150), "the month of a date"), ([1, "a"] * 75, "numbers or texts")],
 )
 def test_a_column_that_no_request_can_hold_is_refused(tmp_path: Path, column: Any, said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         registered(tmp_path, FOREST, FLOWERS.assign(länge=column), IRIS_Y)
+
+
+_PIPELINE = make_pipeline(ColumnTransformer([("c", OneHotEncoder(), ["c"])]), LogisticRegression())
+BY_NAME = VotingClassifier([("only", _PIPELINE)]).fit(pd.DataFrame({"c": ["x", "y"] * 9}), [0, 1] * 9)
+RESERVED = GaussianNB().fit(FLOWERS.rename(columns={"länge": "model"}), IRIS_Y)
 
 
 @pytest.mark.parametrize(
@@ -225,11 +231,32 @@ def test_a_column_that_no_request_can_hold_is_refused(tmp_path: Path, column: An
         (make_pipeline(FunctionTransformer(lambda x: x), FOREST), FLOWERS, IRIS_Y, "cannot be pickled .*into a module"),
         (GaussianNB().fit(IRIS_X, IRIS_Y), FLOWERS.set_axis([*"aabc"], axis=1), IRIS_Y, "Two columns are called a"),
         (FOREST, FLOWERS, IRIS_Y[1:], "X has 150 rows, but y has 149"),
+        (BY_NAME, None, None, r"The model fails on its example .*\(--data\) what its columns hold"),
+        (RESERVED, None, None, "The column 'model' cannot be a feature .*: rename it"),
     ],
 )
 def test_what_cannot_be_served_is_refused_in_a_sentence(tmp_path: Path, model: Any, X: Any, y: Any, said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         registered(tmp_path, model, X, y)
+
+
+def test_no_infinite_row_is_the_example_and_no_row_without_a_target_is_scored(tmp_path: Path) -> None:
+    X, y = FLOWERS.copy(), FOREST.predict(FLOWERS).astype(float)
+    X.iloc[0, 0], y[::2] = np.inf, np.nan
+    model, said = HistGradientBoostingClassifier(max_iter=2).fit(X[1::2], y[1::2]), list[str]()
+    manifest = registered(tmp_path, model, X, y, show=said.append)
+    assert manifest.example.inputs == dict(X.iloc[1])
+    assert manifest.accuracy == model.score(X[1::2], y[1::2])
+    assert "(75 rows" in said[0]
+
+
+def test_an_array_of_objects_and_a_sparse_one_are_tables_as_a_data_frame_is(tmp_path: Path) -> None:
+    table = np.array([["x", 1.5, 2], ["y", 2.5, 3]] * 9, dtype=object)
+    encoder = ColumnTransformer([("c", OneHotEncoder(), [0])], remainder="passthrough")
+    manifest = registered(tmp_path, make_pipeline(encoder, LogisticRegression()).fit(table, [0, 1] * 9), table)
+    assert [feature.type for feature in manifest.features] == ["category", "number", "integer"]
+    sparse = csr_matrix(IRIS_X)
+    assert registered(tmp_path, GaussianNB().fit(IRIS_X, IRIS_Y), sparse, IRIS_Y).features[0].seen == (4.3, 7.9)
 
 
 def test_texts_of_digits_need_a_file_that_keeps_them_texts(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from service.errors import ConfigurationError
 from service.inference.artifact import REMEDY
 from service.inference.manifest import MAX_EXACT, Manifest, Output
-from service.inference.tabular.forest import fast_forest, trees_of
-from service.inference.tabular.splits import class_name, feature_count
+from service.inference.tabular.forest import trees_of
+from service.inference.tabular.splits import feature_count
 
 ROWS_PER_BLOCK = 16
 """Libraries compute in blocks of rows, and the last bits of a row depend on how many are computed with it."""
@@ -54,11 +54,6 @@ def own_answers(model: Any, output: Output) -> Compute:
     return compute if is_of_libraries(model) else _one_at_a_time(compute)
 
 
-def fast_answers(model: Any, output: Output) -> Compute | None:
-    """The same bits sooner, for trees and forests."""
-    return fast_forest(model) if output.kind == "probabilities" else None
-
-
 def rows_per_call(model: Any, output: Output) -> int | None:
     """How many rows each call has to have, so that a row is answered alike in any company; None: it always is."""
     if output.rows_per_call is not None or has_independent_rows(model) or not is_of_libraries(model):
@@ -77,27 +72,6 @@ def is_of_libraries(model: Any) -> bool:
         return False
     nested = model.get_params().values() if hasattr(model, "get_params") else ()
     return all(_library(part) in LIBRARIES for part in nested if hasattr(part, "get_params"))
-
-
-def predicts_highest(model: Any) -> bool:
-    """Whether ``predict`` is by definition the first class of the highest of ``predict_proba``."""
-    inner = innermost(model)
-    if class_name(inner) == "sklearn.VotingClassifier":
-        return bool(inner.voting == "soft")
-    return trees_of(inner) is not None or class_name(inner) in (
-        "sklearn.BaggingClassifier",
-        "sklearn.CalibratedClassifierCV",
-    )
-
-
-def innermost(model: Any) -> Any:
-    """The estimator that decides, behind a search for parameters and the steps of a pipeline."""
-    module = type(model).__module__
-    if module == "sklearn.pipeline" and hasattr(model, "steps"):
-        return innermost(model.steps[-1][1])
-    if module.startswith("sklearn.model_selection.") and hasattr(model, "best_estimator_"):
-        return innermost(model.best_estimator_)
-    return model
 
 
 def run_single_threaded(model: Any) -> None:

@@ -1,4 +1,5 @@
-"""The rows of a table model, as a request has them: from texts (a query string) or JSON to values, each of its type."""
+"""The rows of a table model: from texts (a query string) or JSON to values, each of its type, from these to a payload,
+and from payloads to what the model is called with."""
 
 from __future__ import annotations
 
@@ -7,15 +8,16 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from struct import Struct
 from typing import Any, NoReturn
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from service.errors import InvalidInput, UnsupportedContent
 from service.inference.manifest import DECIMAL, MAX_DIGITS, MAX_EXACT, Feature, Manifest
 from service.inference.tabular.cells import Cells
-from service.inference.tabular.table import Value, table_of
 from service.large_json import LargeArray, LargeString
 
 MAX_CHARACTERS = 100_000
@@ -28,6 +30,10 @@ BOOLEANS = {"true": True, "True": True, "1": True, "false": False, "False": Fals
 JSON_TYPES = {"number": "number", "integer": "integer", "boolean": "boolean", "text": "string"}
 
 
+Value = float | int | bool | str | None
+"""None: it is missing."""
+
+
 class RowReader:
     """From the parameters of a request to one row: values in the order of the manifest's features."""
 
@@ -35,7 +41,8 @@ class RowReader:
         self.features = manifest.features
         self.rows = table_of(manifest)
         """How rows are packed, and made a table."""
-        bounds = _bounds(manifest.features, cells)
+        holds = zip(cells.lowest, cells.highest, strict=True) if cells else map(_range, self.features)
+        bounds = [_within(f, *pair) for f, pair in zip(self.features, holds, strict=True)]
         self._lowest, self._highest = np.array(bounds, np.float64).T
         self._columns = [
             (f.name, _decoder(f), _reader(f, low, high)) for f, (low, high) in zip(self.features, bounds, strict=True)
@@ -122,13 +129,14 @@ def _boolean(name: str, text: str) -> bool:
 
 def _reader(feature: Feature, low: float, high: float) -> Callable[[Any], Value]:
     """From a value as JSON has it, None where it is absent, to the checked one; raises InvalidInput."""
-    read: Callable[[Any], Value] = {
+    readers: dict[str, Callable[[Any], Value]] = {
         "number": partial(_number, feature.name, low, high),
         "integer": partial(_integer, feature.name, low, high),
         "boolean": partial(_true_or_false, feature.name),
         "category": _category(feature),
         "text": partial(_text, feature.name),
-    }[feature.type]
+    }
+    read = readers[feature.type]
     if not feature.missing:
         return read
     # NaN is not equal to itself; no JSON has it, but a tensor may.
@@ -201,13 +209,10 @@ def _refuse(name: str, what: str) -> NoReturn:
     raise InvalidInput(f"Parameter {name} {what}.", parameter=name)
 
 
-def _bounds(features: Sequence[Feature], cells: Cells | None) -> list[tuple[float, float]]:
-    """Lowest and highest value of each feature: the manifest's, and what the model or the column can hold."""
-    holds = zip(cells.lowest, cells.highest, strict=True) if cells else map(_range, features)
-    return [
-        (max(low, low if f.minimum is None else f.minimum), min(high, high if f.maximum is None else f.maximum))
-        for f, (low, high) in zip(features, holds, strict=True)
-    ]
+def _within(feature: Feature, low: float, high: float) -> tuple[float, float]:
+    """The manifest's bounds, inside those of what the model or the column can hold."""
+    least, most = feature.minimum, feature.maximum
+    return low if least is None else max(low, least), high if most is None else min(high, most)
 
 
 def _range(feature: Feature) -> tuple[float, float]:
@@ -219,3 +224,71 @@ def _range(feature: Feature) -> tuple[float, float]:
         return int(bounds.min), int(bounds.max)
     largest = float(np.finfo(np.float32).max) if feature.dtype in ("float32", "Float32") else sys.float_info.max
     return -largest, largest
+
+
+class Arrays:
+    """Payloads are big-endian float64s. A missing value is NaN, always with the same bits."""
+
+    mark = b"x"
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._pack = Struct(f"!{len(manifest.features)}d").pack
+
+    def pack(self, values: Sequence[Any]) -> bytes:
+        return self._pack(*values)
+
+    def table(self, batch: Sequence[bytes]) -> Any:
+        return np.frombuffer(b"".join(batch), ">f8").reshape(len(batch), -1).astype(np.float64)
+
+
+class Typed:
+    """Payloads are rows in JSON, which tells 1 from 1.0, "1" and true: only equal rows have equal payloads."""
+
+    mark = b"t"
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._make = TABLES[manifest.rows](manifest.features)
+
+    def pack(self, values: Sequence[Value]) -> bytes:
+        return orjson.dumps(values)
+
+    def table(self, batch: Sequence[bytes]) -> Any:
+        return self._make([orjson.loads(payload) for payload in batch])
+
+
+def table_of(manifest: Manifest) -> Arrays | Typed:
+    return Arrays(manifest) if manifest.rows == "array" else Typed(manifest)
+
+
+def _frames(features: Sequence[Feature]) -> Callable[[list[list[Value]]], Any]:
+    import pandas as pd  # only a model that was fitted on a DataFrame needs it
+
+    dtypes = [_dtype(pd, f) for f in features]
+    names = [f.name for f in features]
+    gaps = [math.nan if f.dtype == "object" else None for f in features]
+
+    def table(rows: list[list[Value]]) -> Any:
+        columns = [
+            pd.Series([gap if value is None else value for value in column], dtype=dtype)
+            for column, gap, dtype in zip(zip(*rows, strict=True), gaps, dtypes, strict=True)
+        ]
+        return pd.DataFrame(dict(zip(names, columns, strict=True)))
+
+    return table
+
+
+def _dtype(pd: Any, feature: Feature) -> Any:
+    if feature.dtype == "category":
+        return pd.CategoricalDtype(feature.values)
+    return "object" if feature.dtype == "None" else feature.dtype
+
+
+def _objects(features: Sequence[Feature]) -> Callable[[list[list[Value]]], Any]:
+    return lambda rows: np.array([[math.nan if v is None else v for v in row] for row in rows], dtype=object)
+
+
+def _texts(features: Sequence[Feature]) -> Callable[[list[list[Value]]], Any]:
+    return lambda rows: np.array([text for (text,) in rows], dtype=object)
+
+
+TABLES = {"frame": _frames, "objects": _objects, "texts": _texts}

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from sklearn.tree import DecisionTreeClassifier, ExtraTreeClassifier
 
+from service.inference.tabular.splits import thresholds_of
+
 Rows = NDArray[np.float64]
 Probabilities = NDArray[np.float64]
 
@@ -24,6 +26,8 @@ MAX_TABLE_BYTES = 16 * 2**20
 WORD_BITS = 64
 MAX_WORDS = 15
 """Of one tree. One bit of so many words is a power of two that a float64 can hold."""
+EXPONENT_OF_ONE = 1023
+"""As float64 has it, in the bits from the 52nd on."""
 
 
 def trees_of(model: Any) -> list[Any] | None:
@@ -40,7 +44,7 @@ def fast_forest(model: Any) -> Callable[[Rows], Probabilities] | None:
     trees = trees_of(model)
     if trees is None:
         return None
-    thresholds = [np.unique(np.concatenate([_thresholds(t, f) for t in trees])) for f in range(trees[0].n_features)]
+    thresholds = thresholds_of(trees, trees[0].n_features)
     words = _words(trees)
     if words <= MAX_WORDS and 8 * words * len(trees) * sum(len(t) + 1 for t in thresholds) <= MAX_TABLE_BYTES:
         return LeafTable(trees, thresholds, int(model.n_classes_))
@@ -69,34 +73,35 @@ class LeafTable:
     def __init__(self, trees: list[Any], thresholds: list[NDArray[np.float64]], classes: int) -> None:
         self._trees, words = len(trees), _words(trees)
         self._thresholds = thresholds
-        values = np.zeros((len(trees), words * WORD_BITS, classes))
+        values, first = [], [0]
         self._allowed = [np.zeros((len(cuts) + 1, len(trees), words), "<u8") for cuts in thresholds]
         for number, tree in enumerate(trees):
             leaves, lows, highs = _leaf_intervals(tree, thresholds)
-            values[number, : len(leaves)] = tree.value[leaves, 0, :classes]
+            values.append(tree.value[leaves, 0, :classes])
+            first.append(first[-1] + len(leaves))
             for low, high, table in zip(lows.T, highs.T, self._allowed, strict=True):
                 interval = np.arange(len(table))[:, None]
                 admits = np.zeros((len(table), words * WORD_BITS), np.bool_)
                 admits[:, : len(leaves)] = (low <= interval) & (interval <= high)
                 table[:, number] = np.packbits(admits, axis=1, bitorder="little").view("<u8")
-        self._values = values.reshape(-1, classes)
-        self._first = np.arange(len(trees)) * words * WORD_BITS
+        self._values = np.concatenate(values)
+        self._first = np.array(first[:-1]) - EXPONENT_OF_ONE
         self._scale = 2.0 ** (WORD_BITS * np.arange(words))
         self.row_bytes = len(thresholds) * len(trees) * words * 8
         """What is read of the table for one row."""
 
     def __call__(self, rows: Rows) -> Probabilities:
-        rows32 = rows.astype(np.float32)
+        columns = rows.astype(np.float32).astype(np.float64).T
         allowed: NDArray[np.uint64] | None = None
-        for f, (cuts, table) in enumerate(zip(self._thresholds, self._allowed, strict=True)):
+        for column, cuts, table in zip(columns, self._thresholds, self._allowed, strict=True):
             # take() is three times as fast as an index, for one row.
-            chosen = table.take(cuts.searchsorted(rows32[:, f]), axis=0)
+            chosen = table.take(cuts.searchsorted(column), axis=0)
             allowed = chosen if allowed is None else np.bitwise_and(allowed, chosen, out=allowed)
         assert allowed is not None
         # Of each tree one bit is left. As a number it is a power of two, whose exponent is the leaf's number.
         power = allowed.astype(np.float64)
         power = power[..., 0] if len(self._scale) == 1 else power @ self._scale
-        leaves = (power.view(np.int64) >> 52) - 1023 + self._first
+        leaves = (power.view(np.int64) >> 52) + self._first
         # Tree after tree, as scikit-learn does: NumPy adds in pairs only along the axis that is contiguous.
         totals: Probabilities = np.add.reduce(self._values.take(leaves.T, axis=0), axis=0)
         totals /= self._trees
@@ -106,11 +111,6 @@ class LeafTable:
 def _words(trees: list[Any]) -> int:
     """How many words hold a bit for each leaf of any of the trees."""
     return max(-(-int(tree.n_leaves) // WORD_BITS) for tree in trees)
-
-
-def _thresholds(tree: Any, feature: int) -> NDArray[np.float64]:
-    """The thresholds of the tree's splits on one feature. A leaf's threshold means nothing."""
-    return np.asarray(tree.threshold[(tree.feature == feature) & (tree.children_left >= 0)], dtype=np.float64)
 
 
 def _leaf_intervals(

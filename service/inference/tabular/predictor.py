@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -15,23 +16,24 @@ from service.inference.artifact import Artifact, fingerprint, library_versions
 from service.inference.manifest import Manifest
 from service.inference.predictor import Options, Prediction, Question, Questions, pack
 from service.inference.tabular.cells import Interval, find_cells
-from service.inference.tabular.dependencies import dependencies
 from service.inference.tabular.estimator import (
     Compute,
     check_model,
-    fast_answers,
+    is_of_libraries,
     own_answers,
     rows_per_call,
     run_single_threaded,
 )
 from service.inference.tabular.features import RowReader
-from service.inference.tabular.files import load_estimator
-from service.inference.tabular.forest import LeafTable
+from service.inference.tabular.files import dependencies, load_estimator
+from service.inference.tabular.forest import LeafTable, fast_forest
 
 logger = logging.getLogger(__name__)
 
 VERSION = "1"
 """Part of the fingerprint: raise it when a change here, in estimator, forest or cells moves answers or identities."""
+
+NOT_FINITE = "The model has no finite answer to these values: they are too large, or too far from its training data."
 
 MAX_BYTES_ON_LOOP = 2 * 2**20
 """A leaf table that reads no more than this for a full batch is done in well under a millisecond. Threads would take
@@ -64,19 +66,23 @@ class TabularPredictor:
         self._feature_names = [feature.name for feature in manifest.features]
         self._own_answers = own_answers(model, manifest.output)
         is_array = manifest.rows == "array"
-        fast = fast_answers(model, manifest.output)
-        if not is_array or any(feature.missing for feature in manifest.features):
-            fast = None
+        is_plain = is_array and not any(feature.missing for feature in manifest.features)
+        fast = fast_forest(model) if is_plain and manifest.output.kind == "probabilities" else None
         self._fast_answers = fast or self._own_answers
         self._rows_per_call = rows_per_call(model, manifest.output)
-        self.runs_on_loop = _is_quick(fast, max_batch_size)
+        self._not_finite = (
+            partial(InvalidInput, NOT_FINITE)
+            if is_of_libraries(model)
+            else partial(PredictionFailed, "the model's answer is not finite")
+        )
+        self.runs_on_loop = isinstance(fast, LeafTable) and max_batch_size * fast.row_bytes <= MAX_BYTES_ON_LOOP
         self._cells = find_cells(model) if is_array else None
         self._reader = RowReader(manifest, self._cells)
         self._rows = self._reader.rows
         self._head = pack(np.zeros(self._width))[: -8 * self._width]
         self.cells = self._cells.count if self._cells else None
         self.key_kind: Literal["exact", "cells", "digest"] = "cells" if self._cells else "exact"
-        libraries = dependencies(model) | library_versions(*self._rows.libraries)
+        libraries = dependencies(model) | library_versions(*["pandas"] * (manifest.rows == "frame"))
         _tell_of_other_versions(manifest, libraries)
         self.fingerprint = fingerprint(
             artifact, preprocessing=f"tabular-{VERSION}-{self.key_kind}", libraries=libraries
@@ -110,10 +116,11 @@ class TabularPredictor:
         return dict(zip(self._feature_names, self._cells.box(question.identity[1:]), strict=True))
 
     def predict(self, batch: Sequence[bytes]) -> Sequence[Prediction | Exception]:
-        """The same bits as the estimator's own answers. A row without a finite answer gets PredictionFailed.
+        """The same bits as the estimator's own answers.
 
-        A row that the estimator refuses by itself with a ValueError, such as for a category that it does not know, is
-        its client's fault.
+        A row is its client's fault if the estimator refuses it with a ValueError, such as for a category that it does
+        not know, or if an estimator of a library has no finite answer, such as for numbers that overflow in it. Of a
+        class of one's own, an answer that is not finite is a PredictionFailed.
         """
         try:
             return self._answers(self._fast_answers, batch)
@@ -150,7 +157,7 @@ class TabularPredictor:
         ]
         if not np.isfinite(answers).all():
             for index in np.flatnonzero(~np.isfinite(answers).all(axis=1)):
-                packed[index] = PredictionFailed("the model's answer is not finite")
+                packed[index] = self._not_finite()
         return packed
 
 
@@ -162,7 +169,3 @@ def _tell_of_other_versions(manifest: Manifest, libraries: Mapping[str, str]) ->
                 "The model %s was made with %s %s and is served with %s.",
                 *(manifest.name, name, manifest.versions[name], libraries[name]),
             )
-
-
-def _is_quick(compute: Compute | None, max_batch_size: int) -> bool:
-    return isinstance(compute, LeafTable) and max_batch_size * compute.row_bytes <= MAX_BYTES_ON_LOOP

@@ -7,6 +7,7 @@ row through these questions alone. A class that is not named here, a subclass in
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -17,35 +18,22 @@ from numpy.typing import NDArray
 Floats: TypeAlias = NDArray[np.float64]
 Cast: TypeAlias = Callable[[Floats], Floats]
 
-TREES = (
-    *("sklearn.DecisionTreeClassifier", "sklearn.DecisionTreeRegressor"),
-    *("sklearn.ExtraTreeClassifier", "sklearn.ExtraTreeRegressor"),
-)
-FORESTS = (
-    *("sklearn.RandomForestClassifier", "sklearn.RandomForestRegressor"),
-    *("sklearn.ExtraTreesClassifier", "sklearn.ExtraTreesRegressor"),
-)
 PART = {
     "sklearn.GridSearchCV": "best_estimator_",
     "sklearn.RandomizedSearchCV": "best_estimator_",
     "sklearn.HalvingGridSearchCV": "best_estimator_",
     "sklearn.HalvingRandomSearchCV": "best_estimator_",
-    "sklearn.FixedThresholdClassifier": "estimator_",
-    "sklearn.TunedThresholdClassifierCV": "estimator_",
-    "sklearn.SelfTrainingClassifier": "estimator_",
+    "sklearn.FixedThreshold*": "estimator_",
+    "sklearn.TunedThreshold*CV": "estimator_",
+    "sklearn.SelfTraining*": "estimator_",
     "sklearn.FrozenEstimator": "estimator",
-    "sklearn.TransformedTargetRegressor": "regressor_",
+    "sklearn.TransformedTarget*": "regressor_",
 }
 PARTS = {
-    f"sklearn.{name}": "estimators_"
-    for name in (
-        *("AdaBoostClassifier", "AdaBoostRegressor", "BaggingClassifier", "BaggingRegressor", "IsolationForest"),
-        *("VotingClassifier", "VotingRegressor", "StackingClassifier", "StackingRegressor"),
-        *("OneVsRestClassifier", "OneVsOneClassifier"),
-        *("MultiOutputClassifier", "MultiOutputRegressor"),
-    )
-} | {"sklearn.CalibratedClassifierCV": "calibrated_classifiers_"}
-"""Estimators made of others, and the attribute that holds them."""
+    f"sklearn.{name}*": "estimators_"
+    for name in ("AdaBoost", "Bagging", "Voting", "Stacking", "MultiOutput", "OneVsRest", "OneVsOne")
+} | {"sklearn.IsolationForest": "estimators_", "sklearn.Calibrated*CV": "calibrated_classifiers_"}
+"""Estimators made of others, and the attribute that holds them. The * is Classifier or Regressor."""
 
 SCALERS = ("sklearn.StandardScaler", "sklearn.MinMaxScaler", "sklearn.MaxAbsScaler", "sklearn.RobustScaler")
 ZERO = float(np.float32(1e-35))
@@ -98,7 +86,7 @@ def class_name(model: Any) -> str:
 
 def _splits(model: Any, given: Splits) -> Iterator[Splits]:
     """``given``: what this part of the model is given."""
-    name = class_name(model)
+    name = re.sub("Classifier|Regressor", "*", class_name(model))
     if name == "sklearn.Pipeline":
         yield from _splits(model.steps[-1][1], _scaled(model, given))
     elif name in PART:
@@ -157,11 +145,16 @@ def _to_float32(rows: Floats) -> Floats:
     return rows.astype(np.float32).astype(np.float64)
 
 
-def _read_trees(trees: Sequence[Any], count: int) -> Read:
+def thresholds_of(trees: Sequence[Any], count: int) -> list[Floats]:
+    """Per feature, those of scikit-learn's low-level trees. A leaf's threshold means nothing."""
     inner = [tree.children_left >= 0 for tree in trees]
     features = np.concatenate([tree.feature[split] for tree, split in zip(trees, inner, strict=True)])
     thresholds = np.concatenate([tree.threshold[split] for tree, split in zip(trees, inner, strict=True)])
-    return _to_float32, _FLOAT32_MAX, _by_feature(features, thresholds, count)
+    return _by_feature(features, thresholds, count)
+
+
+def _read_trees(trees: Sequence[Any], count: int) -> Read:
+    return _to_float32, _FLOAT32_MAX, thresholds_of(trees, count)
 
 
 def _read_boosting(model: Any, count: int) -> Read:
@@ -232,17 +225,15 @@ def _by_feature(features: NDArray[Any], thresholds: Floats, count: int) -> list[
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 READERS: dict[str, Callable[[Any, int], Read]] = {
-    **dict.fromkeys(TREES, lambda model, count: _read_trees([model.tree_], count)),
-    **dict.fromkeys(FORESTS, lambda model, count: _read_trees([part.tree_ for part in model.estimators_], count)),
-    **dict.fromkeys(("sklearn.GradientBoostingClassifier", "sklearn.GradientBoostingRegressor"), _read_boosting),
-    **dict.fromkeys(
-        ("sklearn.HistGradientBoostingClassifier", "sklearn.HistGradientBoostingRegressor"), _read_histogram
-    ),
-    **dict.fromkeys(
-        ("xgboost.XGBClassifier", "xgboost.XGBRegressor", "xgboost.XGBRFClassifier", "xgboost.XGBRFRegressor"),
-        _read_xgboost,
-    ),
-    **dict.fromkeys(("lightgbm.LGBMClassifier", "lightgbm.LGBMRegressor"), _read_lightgbm),
-    **dict.fromkeys(("catboost.CatBoostClassifier", "catboost.CatBoostRegressor"), _read_catboost),
+    "sklearn.DecisionTree*": lambda model, count: _read_trees([model.tree_], count),
+    "sklearn.ExtraTree*": lambda model, count: _read_trees([model.tree_], count),
+    "sklearn.RandomForest*": lambda model, count: _read_trees([part.tree_ for part in model.estimators_], count),
+    "sklearn.ExtraTrees*": lambda model, count: _read_trees([part.tree_ for part in model.estimators_], count),
+    "sklearn.GradientBoosting*": _read_boosting,
+    "sklearn.HistGradientBoosting*": _read_histogram,
+    "xgboost.XGB*": _read_xgboost,
+    "xgboost.XGBRF*": _read_xgboost,
+    "lightgbm.LGBM*": _read_lightgbm,
+    "catboost.CatBoost*": _read_catboost,
 }
 """Class -> (cast, the largest number it gives, thresholds per feature) of a fitted one."""
