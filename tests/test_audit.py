@@ -24,7 +24,7 @@ from service.cache.entry import Entry, seal
 from service.cache.keys import RedisKeys
 from service.cache.memory import MemoryCache
 from service.cache.redis.auto_pipeline import DeadlineBudget
-from service.cache.redis.no_redis import NoRedis
+from service.cache.redis.l2 import NoRedis
 from service.config import load_settings
 from service.inference.batcher import Batcher
 from service.inference.predictor import Prediction, Question, pack, unpack
