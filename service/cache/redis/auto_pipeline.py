@@ -114,11 +114,8 @@ class StallTolerantClock:
 class PendingReply(asyncio.Future[Reply]):
     """The reply to come. ``spent``: seconds from the round trip's start to its end; None until it has ended."""
 
+    clock: StallTolerantClock
     spent: float | None = None
-
-    def __init__(self, clock: StallTolerantClock) -> None:
-        super().__init__()
-        self.clock = clock
 
 
 class DeadlineBudget:
@@ -176,7 +173,8 @@ class AutoPipeline(Generic[Item, Reply]):
 
     def ask(self, item: Item) -> PendingReply[Reply]:
         """The future belongs to the caller. Cancelling it does not end the round trip."""
-        future: PendingReply[Reply] = PendingReply(self._clock)
+        future: PendingReply[Reply] = PendingReply()
+        future.clock = self._clock
         self._waiting.append((item, self._clock.now(), future))
         if self._departure is None and self._free:
             loop = asyncio.get_running_loop()
