@@ -186,6 +186,11 @@ class AnswerObserver:
             self.metrics.cache_results.labels(model, "l1").inc(count)
             self.economics.accounts[model].add_hits(count)
 
+    def batch(self, model: str, size: int, seconds: float) -> None:
+        """One call of a model has ended."""
+        self.metrics.batch(model, size, seconds)
+        self.economics.accounts[model].add_batch(size, seconds)
+
     def audit_gap(self) -> float:
         """Hits of the hit path from one audit to the next."""
         return self.auditor.countdown.gap()

@@ -264,6 +264,7 @@ async def test_a_hit_that_is_due_leaves_the_hit_path_alone_and_stays_in_its_tabl
         draining=False,
         pipeline=SimpleNamespace(l1=l1, l2=NoRedis(lambda: None)),
         observer=AnswerObserver(Metrics(), auditor, economics),
+        bodies=None,
     )
     hits = HitTable(runtime)
     hits.server_state = ServerState()
