@@ -10,10 +10,10 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from service.audit import Auditor
-from service.cache.redis.l2 import L2, DistinctQuestions
+from service.cache.redis.l2 import L2
 from service.errors import NotCached, PredictionFailed, StoreUnavailable
 from service.inference.predictor import Questions
 from service.lookup import Answer, Lookup, Model
@@ -66,6 +66,23 @@ class Account:
             self.keys.add(answer.key)
 
 
+class DistinctQuestions(NamedTuple):
+    """Questions, the hits among them, and how many distinct ones they were: an estimate, within 2 %."""
+
+    asked: int
+    hits: int
+    distinct: int
+
+    @property
+    def hit_rate(self) -> float | None:
+        return self.hits / self.asked if self.asked else None
+
+    @property
+    def best_hit_rate(self) -> float | None:
+        """That of a cache that never forgets: each distinct question is a miss once."""
+        return max(0, self.asked - self.distinct) / self.asked if self.asked else None
+
+
 class Economics:
     """The accounts of all models in this worker, and the cluster's count of distinct questions."""
 
@@ -93,7 +110,8 @@ class Economics:
         # lost, so the counts in Redis always belong together.
         account.keys, account.asked, account.hits = set(), 0, 0
         with suppress(StoreUnavailable):
-            counted = await self._l2.count(model, keys, asked, hits)
+            counts = await self._l2.count(model, keys, asked, hits)
+            counted = None if counts is None else DistinctQuestions(*counts)
             if counted is not None and counted.best_hit_rate is not None:
                 self._metrics.distinct_questions.labels(model).set(counted.distinct)
                 self._metrics.best_hit_ratio.labels(model).set(counted.best_hit_rate)
@@ -167,6 +185,11 @@ class AnswerObserver:
         if status == 200:  # a 304 looks nothing up
             self.metrics.cache_results.labels(model, "l1").inc(count)
             self.economics.accounts[model].add_hits(count)
+
+    def batch(self, model: str, size: int, seconds: float) -> None:
+        """One call of a model has ended."""
+        self.metrics.batch(model, size, seconds)
+        self.economics.accounts[model].add_batch(size, seconds)
 
     def audit_gap(self) -> float:
         """Hits of the hit path from one audit to the next."""

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -134,11 +134,6 @@ async def open_runtime(settings: Settings, lost: Callable[[str], None] = lambda 
         metrics = Metrics()
         stack.callback(metrics.flush)  # runs last, for what is counted while the others close
         loaded, failed = await _load_models(settings)
-        accounts = {model.manifest.name: Account(model.manifest.cost_seconds) for model in loaded}
-        models = {
-            model.manifest.name: _serve(settings, model, metrics, accounts[model.manifest.name], stack, lost)
-            for model in loaded
-        }
         l1 = MemoryCache(settings.l1_max_bytes - settings.hit_path_bytes, settings.l1_max_entries)
         l2 = await stack.enter_async_context(
             open_redis(
@@ -150,13 +145,15 @@ async def open_runtime(settings: Settings, lost: Callable[[str], None] = lambda 
                 waits=Waits(settings.compute_deadline_seconds, settings.deadline_seconds),
             )
         )
+        auditor = Auditor(Countdown(settings.audit_share), l1, l2, metrics)
+        accounts = {model.manifest.name: Account(model.manifest.cost_seconds) for model in loaded}
+        economics = Economics(accounts, l2, metrics)
+        traces = _open_traces(settings, stack)
+        observer = AnswerObserver(metrics, auditor, economics, traces.observe if traces is not None else None)
+        models = {model.manifest.name: _serve(settings, model, observer, stack, lost) for model in loaded}
         for name in models:
             await l2.register(name)
-        auditor = Auditor(Countdown(settings.audit_share), l1, l2, metrics)
-        economics = Economics(accounts, l2, metrics)
 
-        traces = stack.enter_context(_open_traces(settings))
-        observer = AnswerObserver(metrics, auditor, economics, traces.observe if traces is not None else None)
         pipeline = BatchPipeline(settings, l1, l2, observer)
         runtime = Runtime(settings, metrics, pipeline, models, observer, economics, Bodies(settings.max_bodies_bytes))
         runtime.failed = failed
@@ -171,14 +168,15 @@ async def open_runtime(settings: Settings, lost: Callable[[str], None] = lambda 
         yield runtime
 
 
-def _open_traces(settings: Settings) -> AbstractContextManager[Traces | None]:
+def _open_traces(settings: Settings, stack: AsyncExitStack) -> Traces | None:
     if not settings.traces:
-        return nullcontext()
+        return None
     try:
         from service.traces import open_traces
+
+        return stack.enter_context(open_traces(settings.deadline_seconds))
     except ImportError:
         raise ConfigurationError("PREDICT_TRACES=on needs OpenTelemetry: pip install '.[traces]'.") from None
-    return open_traces(settings.deadline_seconds)
 
 
 async def _load_models(settings: Settings) -> tuple[list[LoadedModel], dict[str, str]]:
@@ -213,29 +211,23 @@ async def _load_models(settings: Settings) -> tuple[list[LoadedModel], dict[str,
 def _serve(
     settings: Settings,
     loaded: LoadedModel,
-    metrics: Metrics,
-    account: Account,
+    observer: AnswerObserver,
     stack: AsyncExitStack,
     lost: Callable[[str], None],
 ) -> Model:
     """The model with its queue, which the stack closes."""
     manifest, predictor = loaded.manifest, loaded.predictor
-    metrics.serve(manifest.name)
+    observer.metrics.serve(manifest.name)
     batcher = Batcher(
         predictor,
         max_batch_size=manifest.max_batch_size or settings.max_batch_size,
         max_queue_size=settings.max_queue_size,
         lost=partial(lost, f"The device of model {manifest.name} is lost"),
-        observe=partial(_computed, metrics, account, manifest.name),
+        observe=partial(observer.batch, manifest.name),
         name=manifest.name,
     )
     stack.push_async_callback(batcher.close)
     return Model(manifest.name, manifest, predictor, batcher, _is_leased(settings, manifest))
-
-
-def _computed(metrics: Metrics, account: Account, model: str, size: int, seconds: float) -> None:
-    metrics.batch(model, size, seconds)
-    account.add_batch(size, seconds)
 
 
 def _is_leased(settings: Settings, manifest: Manifest) -> bool:

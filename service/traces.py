@@ -19,7 +19,6 @@ from opentelemetry.trace import ProxyTracerProvider, Span, SpanKind, StatusCode,
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import ConfigurationError
 from service.lookup import Answer, Lookup
 
 _W3C = TraceContextTextMapPropagator()
@@ -87,26 +86,24 @@ class Traces:
 
 @contextmanager
 def open_traces(deadline_seconds: float) -> Iterator[Traces]:
-    """With the provider that the process has, or else one that exports as the variables OTEL_* say; raises
-    ConfigurationError where OpenTelemetry's SDK is not installed."""
+    """With the provider that the process has, or else one that exports as the variables OTEL_* say; raises ImportError
+    where OpenTelemetry's SDK is not installed."""
     provider: Any = trace.get_tracer_provider()
-    if not isinstance(provider, ProxyTracerProvider):
-        yield Traces(provider.get_tracer("service"), deadline_seconds)
-        return
-    provider = _exporting()
+    is_ours = isinstance(provider, ProxyTracerProvider)
+    if is_ours:
+        provider = _exporting()
     try:
         yield Traces(provider.get_tracer("service"), deadline_seconds)
     finally:
-        provider.shutdown()
+        if is_ours:
+            provider.shutdown()
 
 
 def _exporting() -> Any:
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    except ImportError:
-        raise ConfigurationError("PREDICT_TRACES=on needs OpenTelemetry: pip install '.[traces]'.") from None
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
     os.environ.setdefault("OTEL_SERVICE_NAME", "cached-prediction-service")
     provider = TracerProvider()
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

@@ -24,7 +24,7 @@ from service.cache.entry import Entry, seal
 from service.cache.keys import RedisKeys
 from service.cache.memory import MemoryCache
 from service.cache.redis.auto_pipeline import DeadlineBudget
-from service.cache.redis.no_redis import NoRedis
+from service.cache.redis.l2 import NoRedis
 from service.config import load_settings
 from service.inference.batcher import Batcher
 from service.inference.predictor import Prediction, Question, pack, unpack
@@ -264,6 +264,7 @@ async def test_a_hit_that_is_due_leaves_the_hit_path_alone_and_stays_in_its_tabl
         draining=False,
         pipeline=SimpleNamespace(l1=l1, l2=NoRedis(lambda: None)),
         observer=AnswerObserver(Metrics(), auditor, economics),
+        bodies=None,
     )
     hits = HitTable(runtime)
     hits.server_state = ServerState()

@@ -3,11 +3,17 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
+from types import FrameType
 
+import httpx
 import pytest
+
+from service.app import create_app
+from service.config import load_settings
+from tests.support.redis_server import running_redis
 
 ROOT = Path(__file__).parent.parent
 SERVICE = sorted((ROOT / "service").rglob("*.py"))
@@ -38,6 +44,8 @@ RANKS = {
     "__main__": 15,
 }
 """A module may import those of a lower rank, its own package, and ``service`` itself (the version)."""
+
+ONE = "/predict?sepal_length={}&sepal_width=3&petal_length=2&petal_width=1"
 
 HEAVY = ("torch", "torchvision", "openvino", "sklearn", "joblib", "PIL")
 """What models compute with: seconds to import, and hundreds of megabytes."""
@@ -107,3 +115,32 @@ def test_nothing_is_long(path: Path) -> None:
         lines = (node.end_lineno or 0) - node.lineno + 1
         assert lines <= (220 if isinstance(node, ast.ClassDef) else 45), node.name
         assert isinstance(node, ast.ClassDef) or parameters(node) <= 7, node.name
+
+
+@pytest.mark.anyio
+async def test_a_leased_miss_runs_the_code_of_few_files(iris_models: Path, tmp_path: Path) -> None:
+    """From the ASGI application on; the connection below has a few more."""
+    files: set[str] = set()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and path.is_relative_to(ROOT / "service"):
+            files.add(str(path))
+
+    async def files_of(request: Awaitable[httpx.Response]) -> int:
+        files.clear()
+        sys.setprofile(note)
+        answer = await request
+        sys.setprofile(None)
+        assert "hit" not in answer.headers["cache-status"].replace("hits=0", "")
+        return len(files)
+
+    with running_redis(tmp_path) as redis:
+        settings = {"models_dir": str(iris_models), "redis_url": redis.url, "lease": "always"}
+        app = create_app(load_settings({f"PREDICT_{name.upper()}": value for name, value in settings.items()}))
+        async with app.router.lifespan_context(app) as state:
+            transport = httpx.ASGITransport(lambda scope, *channels: app({**scope, "state": state}, *channels))
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                await client.get(ONE.format(5))  # the first finds some things out for all others
+                assert await files_of(client.get(ONE.format(6))) <= 33
+                assert await files_of(client.post("/predict_batch", json={"inputs": [[7, 3, 6, 2]]})) <= 38

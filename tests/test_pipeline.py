@@ -14,12 +14,11 @@ import pytest
 
 from service.audit import Auditor, Countdown
 from service.batches import BatchPipeline
-from service.cache.entry import Entry
+from service.cache.entry import Accepts, Entry, anything
 from service.cache.generations import VALID_SECONDS
 from service.cache.memory import MemoryCache
 from service.cache.redis.auto_pipeline import DeadlineBudget
-from service.cache.redis.codec import Accepts, anything
-from service.cache.redis.no_redis import NoRedis
+from service.cache.redis.l2 import NoRedis
 from service.config import Settings, load_settings
 from service.errors import DeadlineExceeded, InvalidInput, NotCached, OnlyIfCached, Overloaded, StoreUnavailable
 from service.inference.batcher import Batcher

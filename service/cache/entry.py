@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b, sha256
 from hmac import compare_digest
+from typing import TypeAlias
+
+from service.logs import FloodLog
+
+logger = logging.getLogger(__name__)
 
 MAX_VALUE_BYTES = 64 * 2**10
 """Larger values are not stored in Redis."""
@@ -15,9 +21,15 @@ MAX_VALUE_BYTES = 64 * 2**10
 JITTER = 0.1
 """The largest part of its lifetime that a new entry may lose."""
 
+CORRUPT_SECONDS = 60.0
+
 _MAGIC = b"PRE\x01"  # the last byte is the version of this format
 _HEADER = struct.Struct("!4sI16s")  # magic and version, ttl in ms, MAC
 _BOUND = struct.Struct("!HI")  # what the MAC covers beside key and payload: the key's length, ttl in ms
+
+
+Accepts: TypeAlias = Callable[[bytes], bool]
+"""Whether a value could be an answer. The reader knows what answers look like, and the cache does not."""
 
 
 @dataclass(slots=True, eq=False)
@@ -70,6 +82,62 @@ def unseal(key: str, blob: bytes, secret: bytes) -> tuple[bytes, int]:
     if not compare_digest(mac, _mac(key, ttl_ms, value, secret)):
         raise ValueError("damaged, forged, or another key's entry")
     return value, ttl_ms
+
+
+def anything(value: bytes) -> bool:
+    return True
+
+
+class Codec:
+    """Seals entries, and checks what Redis returns, with one secret.
+
+    ``corrupt`` is called for each value that is not what this service stored there, and ``discard`` to remove it.
+    """
+
+    def __init__(
+        self,
+        secret: bytes,
+        clock: Callable[[], float],
+        corrupt: Callable[[], None],
+        discard: Callable[[str, bytes], None],
+    ) -> None:
+        self._secret, self.clock, self._count_corrupt, self._discard = secret, clock, corrupt, discard
+        self._corrupt = FloodLog(logger, "A value in Redis is not what was stored there: a miss.", CORRUPT_SECONDS)
+
+    def close(self) -> None:
+        self._corrupt.close()
+
+    def seal(self, key: str, entry: Entry) -> tuple[bytes, int]:
+        """The sealed entry and the milliseconds it has left; raises ValueError when it is too large or has expired."""
+        left_ms = int(entry.left(self.clock()) * 1000)
+        if left_ms <= 0:
+            raise ValueError("expired")
+        return seal(key, entry.value, round(entry.ttl * 1000), self._secret), left_ms
+
+    def open(self, key: str, blob: object, left_ms: object, asked: float, accepts: Accepts) -> Entry | None:
+        """The entry; None when there is none, when it has just expired, or when it is corrupt and thus discarded.
+
+        ``left_ms``: Redis's PTTL. ``asked``: the clock's reading before Redis was asked. The time left is counted from
+        ``asked``, so the entry may seem older than it is, but never younger.
+        """
+        if blob is None:
+            return None
+        try:
+            if not (isinstance(blob, bytes) and isinstance(left_ms, int)):
+                raise ValueError("not a reply about an entry")
+            value, ttl_ms = unseal(key, blob, self._secret)
+            if left_ms == -1:
+                raise ValueError("without a TTL")
+            if not accepts(value):
+                raise ValueError("its seal is right, but its model gives no such answers")
+        except ValueError as error:
+            self._count_corrupt()
+            self._corrupt.add(key=key, reason=str(error))
+            if isinstance(blob, bytes):
+                self._discard(key, blob)
+            return None
+        left = min(left_ms, ttl_ms) / 1000
+        return Entry(value, ttl_ms / 1000, asked + left) if left > 0 else None
 
 
 def _mac(key: str, ttl_ms: int, value: bytes, secret: bytes) -> bytes:

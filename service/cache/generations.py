@@ -29,9 +29,8 @@ from typing import Any, NamedTuple
 
 from service.cache.entry import seal, unseal
 from service.cache.keys import GENERATION_BYTES, RedisKeys
-from service.cache.observer import Observer
-from service.cache.redis.auto_pipeline import DeadlineBudget, PendingReply
-from service.cache.redis.scripts import ACKNOWLEDGE, GENERATIONS, PURGE, Command
+from service.cache.redis.auto_pipeline import AutoPipeline, DeadlineBudget
+from service.cache.redis.scripts import ACKNOWLEDGE, GENERATIONS, PURGE
 from service.errors import StoreUnavailable
 from service.logs import FloodLog
 
@@ -112,16 +111,16 @@ class Generations:
 
     def __init__(
         self,
-        ask: Callable[[Command], PendingReply[Any]],
+        pipeline: AutoPipeline[Any, Any],
         keys: RedisKeys,
         secret: bytes,
-        observer: Observer,
+        corrupt: Callable[[], None],
         clock: Callable[[], float],
         on_change: Callable[[], None],
     ) -> None:
         self.valid_until = -float("inf")
         self.worker = f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
-        self._ask, self._keys, self._secret, self._observer = ask, keys, secret, observer
+        self._pipeline, self._keys, self._secret, self._count_corrupt = pipeline, keys, secret, corrupt
         self._clock, self._on_change = clock, on_change
         self._known: dict[str, Generation | None] = {}
         self._wanted = asyncio.Event()
@@ -149,7 +148,7 @@ class Generations:
         times = [int(VALID_SECONDS * 1000), int(CUT_OFF_SECONDS * 1000)]
         command = PURGE(keys, [sealed, self._keys.purges, model, *times])
         try:
-            listening, all_known, registered = await DeadlineBudget().wait(self._ask(command))
+            listening, all_known, registered = await DeadlineBudget().wait(self._pipeline.ask(command))
         except StoreUnavailable:
             self.reread()
             raise
@@ -189,7 +188,7 @@ class Generations:
         self.valid_until = -float("inf")
         self._replacements.close()
         for model in self._known:
-            self._tell(("ZREM", self._keys.readers(model), self.worker))
+            self._pipeline.tell(("ZREM", self._keys.readers(model), self.worker))
 
     async def _try_read(self) -> bool:
         if not self._known:
@@ -226,7 +225,7 @@ class Generations:
         }
         models = [argument for model in refused for argument in (model, new[model], refused[model])]
         command = GENERATIONS(keys, [self.worker, _KEEP_MS, self._keys.purges, *models])
-        reply = await DeadlineBudget().wait(self._ask(command))
+        reply = await DeadlineBudget().wait(self._pipeline.ask(command))
         if any(unregistered.startswith(_NOT_THE_MASTER) for unregistered in reply[::2]):
             raise StoreUnavailable("Redis is read-only")
         if None in reply:
@@ -242,7 +241,7 @@ class Generations:
         try:
             generation = Generation.unseal(self._keys.generation(model), blob, self._secret)
         except ValueError:
-            self._observer.corrupt()
+            self._count_corrupt()
             # Without a pause, two services with different secrets would replace each other's generations all the time.
             if self._clock() - self._unsealed_at < RETRY_SECONDS:
                 raise StoreUnavailable("a service with another secret replaces the generation") from None
@@ -275,7 +274,7 @@ class Generations:
                 later = generation
             keys = (self._keys.acknowledgements(model, of) for of in (b"", generation.value, later.value))
             with suppress(StoreUnavailable):
-                acknowledged |= set(await DeadlineBudget().wait(self._ask(("SUNION", *keys))))
+                acknowledged |= set(await DeadlineBudget().wait(self._pipeline.ask(("SUNION", *keys))))
             nobody_missing = registered <= acknowledged and len(acknowledged) >= listening
             if nobody_missing or time.monotonic() >= until:
                 return acknowledged, nobody_missing
@@ -292,9 +291,4 @@ class Generations:
             )
 
     def _acknowledge(self, model: str, generation: bytes = b"") -> None:
-        self._tell(ACKNOWLEDGE([self._keys.acknowledgements(model, generation)], [self.worker, _KEEP_MS]))
-
-    def _tell(self, command: Command) -> None:
-        """Send a command without waiting for it, and ignore its failure."""
-        with suppress(StoreUnavailable):
-            self._ask(command).add_done_callback(lambda told: told.cancelled() or told.exception())
+        self._pipeline.tell(ACKNOWLEDGE([self._keys.acknowledgements(model, generation)], [self.worker, _KEEP_MS]))

@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from service.cache.entry import Entry
+from service.cache.entry import Accepts, Codec, Entry, anything
 from service.cache.keys import RedisKeys
 from service.cache.redis.auto_pipeline import DeadlineBudget, PendingReply
-from service.cache.redis.codec import Accepts, Codec
-from service.cache.redis.scripts import ABORT, CLAIM, COMMIT, DISCARD, RENEW, Command
+from service.cache.redis.scripts import ABORT, CLAIM, COMMIT, RENEW, Command
 from service.errors import StoreUnavailable
 
 LEASE_MS = 2_000
@@ -30,6 +29,8 @@ RENEW_SECONDS = LEASE_MS / 3000
 POLL_SECONDS = 0.1
 MAX_CLAIMS = 3
 CLAIMS_MS = 60_000
+ATTEMPTS = 3
+"""Claims, and commits, that may find a corrupt value. Its removal goes ahead of the next attempt."""
 MAX_UNACKNOWLEDGED = 10_000
 """A worker remembers so many claims of unknown outcome. The inputs of further ones may be refused for a minute."""
 
@@ -64,54 +65,34 @@ class Resolved:
     down: bool = False
 
 
-class Hints:
-    """The waits of this worker, by key."""
-
-    def __init__(self) -> None:
-        self._events: dict[str, set[asyncio.Event]] = {}
-
-    @contextmanager
-    def expected(self, key: str) -> Iterator[asyncio.Event]:
-        event = asyncio.Event()
-        events = self._events.setdefault(key, set())
-        events.add(event)
-        try:
-            yield event
-        finally:
-            events.discard(event)
-            if not events and self._events.get(key) is events:
-                del self._events[key]
-
-    def tell(self, key: str) -> None:
-        for event in self._events.get(key, ()):
-            event.set()
-
-
 class Leases:
-    """``ask`` sends a command to Redis in a task of its own, or raises StoreUnavailable."""
+    """``ask`` sends a command to Redis, or raises StoreUnavailable where Redis takes no writes. ``tell`` sends one that
+    nobody waits for, and calls its second argument if that fails."""
 
     def __init__(
         self,
         ask: Callable[[Command], PendingReply[Any]],
+        tell: Callable[[Command, Callable[[], None]], None],
         keys: RedisKeys,
         codec: Codec,
         waits: Waits,
     ) -> None:
-        self.hints = Hints()
-        self._ask, self._keys = ask, keys
-        self._codec = codec
-        self._waits = waits
+        self._ask, self._tell, self._keys, self._codec, self._waits = ask, tell, keys, codec, waits
+        self._hints: dict[str, asyncio.Event] = {}
         self._held: dict[bytes, str] = {}
         self._unacknowledged: dict[bytes, str] = {}
 
-    async def compute_once(self, key: str, compute: Compute, budget: DeadlineBudget, accepts: Accepts) -> Resolved:
+    async def compute_once(
+        self, key: str, compute: Compute, budget: DeadlineBudget | None = None, accepts: Accepts = anything
+    ) -> Resolved:
         """The key's entry, computed at most once in the cluster. Raises what ``compute`` raises, or TooManyClaims.
 
         When Redis fails, this worker computes the entry and does not store it.
         """
-        until = self._codec.clock() + self._waits.follow
+        budget, until = budget or DeadlineBudget(), self._codec.clock() + self._waits.follow
         waited = False  # a follower's polls do not use up its budget
-        with self.hints.expected(key) as hint:
+        hint = self._hints[key] = asyncio.Event()
+        try:
             while True:
                 hint.clear()  # before the claim: a hint that comes during the claim must wake this follower
                 token = os.urandom(16)
@@ -119,17 +100,24 @@ class Leases:
                     claiming = DeadlineBudget(budget.left) if waited else budget
                     claim = await self._claim(key, token, claiming, accepts)
                 except StoreUnavailable:
-                    return await self._alone(compute, down=True)
+                    return Resolved(await compute(), "computed", stored=False, down=True)
                 if isinstance(claim, Entry):
                     return Resolved(claim, "followed" if waited else "stored")
                 if claim == "lead":
                     return await self._lead(key, token, compute, budget, accepts)
                 if self._codec.clock() >= until:
-                    return await self._alone(compute, down=False)
+                    return Resolved(await compute(), "computed", stored=False)
                 waited = True
                 with suppress(TimeoutError):
                     async with asyncio.timeout(POLL_SECONDS):
                         await hint.wait()
+        finally:
+            self._hints.pop(key, None)
+
+    def heard(self, key: str) -> None:
+        """A lease on the key has ended. Without this hint a follower finds out by its next poll."""
+        if (hint := self._hints.get(key)) is not None:
+            hint.set()
 
     def close(self) -> None:
         """Give up the leases that are still held, so that no follower waits for them to expire."""
@@ -139,10 +127,10 @@ class Leases:
     async def _claim(
         self, key: str, token: bytes, budget: DeadlineBudget, accepts: Accepts
     ) -> Entry | Literal["lead", "follow"]:
-        """The committed entry, or this worker's part. A corrupt entry is removed, and the claim repeated once."""
+        """The committed entry, or this worker's part. A corrupt entry is removed, and the claim repeated."""
         command = CLAIM(self._keys.lease(key), (token, LEASE_MS, MAX_CLAIMS, CLAIMS_MS))
         try:
-            for _ in range(2):
+            for _ in range(ATTEMPTS):
                 asked = self._codec.clock()
                 part, blob, left_ms = await budget.wait(self._ask(command))
                 if self._unacknowledged:
@@ -151,11 +139,8 @@ class Leases:
                     raise TooManyClaims(f"claimed {MAX_CLAIMS} times within {CLAIMS_MS // 1000} s, and never answered")
                 if part != b"stored":
                     return "lead" if part == b"lead" else "follow"
-                try:
-                    if entry := self._codec.open(key, blob, left_ms, asked, accepts):
-                        return entry
-                except ValueError:
-                    await budget.wait(self._ask(DISCARD([self._keys.entry(key)], [blob])))
+                if entry := self._codec.open(key, blob, left_ms, asked, accepts):
+                    return entry
             raise StoreUnavailable("the value under this key does not go away")
         except (StoreUnavailable, asyncio.CancelledError):
             self._give_up(key, token)  # Redis may have carried the claim out, or may do so later
@@ -202,21 +187,14 @@ class Leases:
         """The entry that is stored now: this one, or the one committed first. Raises ValueError if it is too large."""
         blob, left_ms = self._codec.seal(key, entry)
         command = COMMIT(self._keys.lease(key), (token, LEASE_MS, blob, left_ms, self._keys.hints, key))
-        for _ in range(2):
+        for _ in range(ATTEMPTS):
             asked = self._codec.clock()
             first, first_left_ms = await budget.wait(self._ask(command))
             if first is None:
                 return entry
-            try:
-                if committed := self._codec.open(key, first, first_left_ms, asked, accepts):
-                    return committed
-            except ValueError:
-                await budget.wait(self._ask(DISCARD([self._keys.entry(key)], [first])))
+            if committed := self._codec.open(key, first, first_left_ms, asked, accepts):
+                return committed
         raise StoreUnavailable("the value under this key does not go away")
-
-    async def _alone(self, compute: Compute, *, down: bool) -> Resolved:
-        """Compute for this worker only. It holds no lease, so it stores nothing."""
-        return Resolved(await compute(), "computed", stored=False, down=down)
 
     def reconnected(self) -> None:
         """Redis answers again: take back claims of unknown outcome.
@@ -231,17 +209,9 @@ class Leases:
     def _give_up(self, key: str, token: bytes, late: bool = False) -> None:
         """End the lease if it is ours, without waiting. So a cancelled task can do it, too."""
 
-        def hear(future: asyncio.Future[Any]) -> None:
-            if not future.cancelled() and future.exception() is not None:
-                self._remember(key, token)
+        def remember() -> None:
+            if len(self._unacknowledged) < MAX_UNACKNOWLEDGED:
+                self._unacknowledged[token] = key
 
-        try:
-            self._ask(
-                ABORT(self._keys.lease(key), (token, LEASE_MS, self._keys.hints, key, int(late)))
-            ).add_done_callback(hear)
-        except StoreUnavailable:
-            self._remember(key, token)
-
-    def _remember(self, key: str, token: bytes) -> None:
-        if len(self._unacknowledged) < MAX_UNACKNOWLEDGED:
-            self._unacknowledged[token] = key
+        arguments = (token, LEASE_MS, self._keys.hints, key, int(late))
+        self._tell(ABORT(self._keys.lease(key), arguments), remember)

@@ -142,5 +142,7 @@ class MemoryCache:
 
 
 def _cost(key: str, entry: Entry) -> int:
-    bodies = sum(RENDERING_OVERHEAD + len(body) for body in entry.renderings.values())
-    return ENTRY_OVERHEAD + len(key) + len(entry.value) + bodies
+    cost = ENTRY_OVERHEAD + len(key) + len(entry.value)
+    for body in entry.renderings.values():
+        cost += RENDERING_OVERHEAD + len(body)
+    return cost

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from service.cache.entry import Entry
-from service.cache.observer import Trip
+from service.cache.redis.client import Trip
 from service.cache.redis.l2 import RedisCache, open_redis
 from tests.support.process import becomes
 from tests.support.redis_server import RedisServer

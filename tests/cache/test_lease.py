@@ -268,7 +268,7 @@ async def test_a_computation_that_is_cancelled_gives_its_lease_up(l2: RedisCache
 
 
 async def test_closing_gives_up_the_leases_still_held(server: RedisServer) -> None:
-    async with open_redis(server.url, secret=SECRET) as cache:
+    async with open_redis(server.url, secret=SECRET, observer=Witness()) as cache:
         work = Work()
         leading = asyncio.create_task(cache.compute_once("K", work))
         await work.started.wait()

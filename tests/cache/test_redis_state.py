@@ -18,7 +18,7 @@ import pytest
 from service.cache.redis.breaker import PING_SECONDS
 from service.cache.redis.l2 import RedisCache, open_redis
 from service.errors import ConfigurationError, StoreUnavailable
-from tests.cache.stand_ins import SECRET, Workers, entry, subscribed
+from tests.cache.stand_ins import SECRET, Witness, Workers, entry, subscribed
 from tests.support.process import becomes, eventually
 from tests.support.proxy import FaultProxy, fault_proxy
 from tests.support.redis_server import RedisServer, running_redis
@@ -199,7 +199,7 @@ async def test_a_replica_that_stays_one_is_never_called_up_and_goes_on_being_lis
 async def test_a_Redis_Cluster_stops_the_start_with_one_sentence(other: RedisServer) -> None:
     other.restart(*CLUSTER)
     with pytest.raises(ConfigurationError, match=r"Redis Cluster.*not supported"):
-        async with open_redis(other.url, secret=SECRET):
+        async with open_redis(other.url, secret=SECRET, observer=Witness()):
             pass
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.cache.redis.stall_tolerant_clock import StallTolerantClock
+from service.cache.redis.auto_pipeline import StallTolerantClock
 
 pytestmark = pytest.mark.anyio
 

@@ -1,20 +1,20 @@
-"""Automatic pipelining: what is asked of Redis in one turn of the event loop shares one round trip."""
+"""Automatic pipelining: what is asked of Redis in one turn of the event loop shares one round trip.
+
+The deadlines of round trips and of requests are here as well, with the clock for them.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Generic, TypeVar
 
-from service.cache.redis.stall_tolerant_clock import StallTolerantClock
 from service.errors import StoreUnavailable
 
 GATHER_SECONDS = 0.005
 """The longest that items gather for a round trip while another one is under way."""
-
-Item = TypeVar("Item")
-Reply = TypeVar("Reply")
 
 ALLOWANCE_SECONDS = 0.15
 """The longest that Redis may keep one request waiting, over all its round trips."""
@@ -27,14 +27,95 @@ SHORTEST_SECONDS = 0.04
 """The least time for a round trip: its items may have waited because this worker was busy."""
 
 
+STEP_SECONDS = 0.01
+"""How often the clock looks at its deadlines."""
+PAUSE_SECONDS = 0.03
+"""A step that takes longer is a pause of the event loop."""
+
+MOST_SECONDS = 0.015
+"""The most that one step counts, however long it takes."""
+
+Item = TypeVar("Item")
+Reply = TypeVar("Reply")
+T = TypeVar("T")
+
+
+class StallTolerantClock:
+    """Seconds that the event loop has run while somebody waited. A pause counts as one step. One clock per loop.
+
+    A burst of requests, a busy machine or SIGSTOP keep the loop from noticing a reply that has long arrived. Redis did
+    not cause this delay, so it must neither end the waiting nor use up a request's budget.
+
+    One timer serves all waiters, because hardly any deadline is ever reached. Without waiters there is no timer: waking
+    the loop a hundred times a second took a core from the threads of an image model.
+    """
+
+    def __init__(self) -> None:
+        self._counted = self._since = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._paused = False
+        self._due: dict[asyncio.Future[Any], float] = {}
+        self._expired: set[asyncio.Future[Any]] = set()
+
+    def now(self) -> float:
+        if self._timer is None:
+            return self._counted
+        # Not the loop's clock: uvloop's stands still within one turn, and counts in milliseconds.
+        return self._counted + min(MOST_SECONDS, time.monotonic() - self._since)
+
+    async def wait(self, future: asyncio.Future[T], until: float) -> T:
+        """The future's result; raises TimeoutError, a step late at most. Then the future has failed, and a task is
+        cancelled. Only one caller may wait for a future."""
+        if future.done():
+            return future.result()
+        self._due[future] = until
+        if self._timer is None:
+            self._since, self._paused = time.monotonic(), False
+            self._set_timer()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future in self._expired:
+                raise TimeoutError from None
+            raise
+        finally:
+            self._due.pop(future, None)
+            self._expired.discard(future)
+            if not self._due and self._timer is not None:
+                self._counted = self.now()
+                self._timer.cancel()
+                self._timer = None
+
+    def _expire(self, future: asyncio.Future[Any]) -> None:
+        if isinstance(future, asyncio.Task):
+            self._expired.add(future)
+            future.cancel()
+        elif not future.done():
+            future.set_exception(TimeoutError())
+
+    def _set_timer(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(STEP_SECONDS, self._step)
+
+    def _step(self) -> None:
+        now = time.monotonic()
+        took, self._since = now - self._since, now
+        self._counted += min(MOST_SECONDS, took)
+        self._set_timer()
+        spared, self._paused = self._paused, took > PAUSE_SECONDS
+        if self._paused and not spared:
+            # asyncio runs timers before it reads what has arrived, so the deadlines wait for the next step. Only once:
+            # else a loop whose every turn is a pause would wait for ever.
+            return
+        for future in [future for future, until in self._due.items() if until <= self._counted]:
+            del self._due[future]
+            self._expire(future)
+
+
 class PendingReply(asyncio.Future[Reply]):
     """The reply to come. ``spent``: seconds from the round trip's start to its end; None until it has ended."""
 
+    clock: StallTolerantClock
     spent: float | None = None
-
-    def __init__(self, clock: StallTolerantClock) -> None:
-        super().__init__()
-        self.clock = clock
 
 
 class DeadlineBudget:
@@ -92,13 +173,18 @@ class AutoPipeline(Generic[Item, Reply]):
 
     def ask(self, item: Item) -> PendingReply[Reply]:
         """The future belongs to the caller. Cancelling it does not end the round trip."""
-        future: PendingReply[Reply] = PendingReply(self._clock)
+        future: PendingReply[Reply] = PendingReply()
+        future.clock = self._clock
         self._waiting.append((item, self._clock.now(), future))
         if self._departure is None and self._free:
             loop = asyncio.get_running_loop()
             alone = self._free == self._max_in_flight
             self._departure = loop.call_soon(self._depart) if alone else loop.call_later(GATHER_SECONDS, self._depart)
         return future
+
+    def tell(self, item: Item, failed: Callable[[], None] = lambda: None) -> None:
+        """As ``ask``, for who does not wait. ``failed``: it is not known whether Redis has carried the command out."""
+        self.ask(item).add_done_callback(lambda reply: failed() if reply.cancelled() or reply.exception() else None)
 
     async def close(self) -> None:
         """Wait for all round trips and items. Their deadlines bound the wait."""

@@ -1,7 +1,8 @@
 """One Redis server: a few open connections, and one deadline over each round trip.
 
-redis-py's pool and timeouts are not used. They cost more CPU than the rest of a round trip, and a timeout for each
-reply lets a trickling reply take any time.
+redis-py opens a connection as the URL says (TLS, a socket, a password, a database). Its streams, parsers, pool and
+timeouts are not used. They cost more CPU than the rest of a round trip, and a timeout for each reply lets a trickling
+reply take any time.
 """
 
 from __future__ import annotations
@@ -9,20 +10,18 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
-from hiredis import pack_command
+import hiredis
 from redis.asyncio.connection import AbstractConnection, Connection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ConnectionError, InvalidResponse, RedisError, ResponseError
 
-from service.cache.observer import Observer, Trip
+from service.cache.redis.auto_pipeline import StallTolerantClock
 from service.cache.redis.breaker import Breaker, State
-from service.cache.redis.connection import RedisConnection
-from service.cache.redis.scripts import READ, Command, Invocation
-from service.cache.redis.stall_tolerant_clock import StallTolerantClock
+from service.cache.redis.scripts import READ, Command, Invocation, Script
 from service.errors import ConfigurationError, StoreRefused, StoreUnavailable
 
 CONNECT_SECONDS = PING_SECONDS = 0.1
@@ -30,13 +29,82 @@ CONNECT_SECONDS = PING_SECONDS = 0.1
 # Redis answers, but refuses to write. Redis 6 puts the code into the middle of the message.
 _WRITE_REFUSALS = ("OOM", "READONLY", "MISCONF", "NOREPLICAS")
 
-MAX_REASON = 200
-"""Characters of an error message that are logged."""
+MAX_REASON = 200  # characters of an error message that are logged
 
-NO_CLUSTER = (
-    "PREDICT_REDIS_URL names a node of a Redis Cluster, which is not supported: name a Redis that is not in "
-    "cluster mode."
-)
+NO_CLUSTER = "PREDICT_REDIS_URL names a node of a Redis Cluster, and a Redis in cluster mode is not supported."
+
+
+Trip = Literal["command", "ping"]
+
+
+class Observer(Protocol):
+    """Who counts what Redis does. Both methods are called on the event loop."""
+
+    def round_trip(self, kind: Trip, seconds: float, ok: bool) -> None:
+        """One round trip has ended."""
+
+    def corrupt(self) -> None:
+        """A value was not what this service wrote there. It was taken for a miss."""
+
+
+class RedisConnection(asyncio.Protocol):
+    """Takes over a connected redis-py connection, which nobody else may use from then on."""
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        self._connection = connection  # kept, because its writer would close the transport when it is deleted
+        self._transport: asyncio.WriteTransport = connection._writer.transport  # type: ignore[union-attr]
+        self._transport.set_protocol(self)
+        self._parser = hiredis.Reader(protocolError=InvalidResponse, replyError=ResponseError)
+        self._expected = 0
+        self._replies: list[Any] = []
+        self._done: asyncio.Future[list[Any]] | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether the connection is open, as far as this process knows."""
+        return not self._transport.is_closing()
+
+    def send(self, commands: Sequence[bytes]) -> asyncio.Future[list[Any]]:
+        """One reply per packed command, in order. An error reply is a ResponseError.
+
+        Fails with ConnectionError or InvalidResponse. A caller that stops waiting must close the connection.
+        """
+        self._done = done = asyncio.get_running_loop().create_future()
+        self._expected, self._replies = len(commands), []
+        if self.usable:
+            self._transport.write(b"".join(commands))
+        else:
+            self._fail(ConnectionError("the connection is closed"))
+        return done
+
+    def close(self) -> None:
+        self._done = None
+        self._transport.abort()
+
+    # The event loop calls these.
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed(data)
+            while (reply := self._parser.gets()) is not False:
+                self._replies.append(reply)
+        except InvalidResponse as error:
+            self._fail(error)
+        if self._done is None or len(self._replies) > self._expected:
+            self._fail(InvalidResponse("a reply that nobody asked for"))
+        elif len(self._replies) == self._expected:
+            done, self._done = self._done, None
+            if not done.done():
+                done.set_result(self._replies)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._fail(ConnectionError(str(error or "the server has closed the connection")))
+
+    def _fail(self, error: Exception) -> None:
+        done, self._done = self._done, None
+        self._transport.abort()
+        if done is not None and not done.done():
+            done.set_exception(error)
 
 
 class RedisClient:
@@ -59,16 +127,11 @@ class RedisClient:
         self._clock = clock
         self._observer = observer
         self._on_move = on_move
-        # A PING, a read, a write that changes nothing because the key does not exist, and what only a Redis Cluster
-        # accepts.
-        self._probe: tuple[Command, ...] = (
-            ("PING",),
-            READ([probe_key]),
-            ("SET", probe_key, "", "XX", "PX", 1),
-            ("READWRITE",),
-        )
-        self._demoted = False
-        self._closed = False
+        # Also a read, a write that changes nothing as its key does not exist, and what only a Redis Cluster accepts.
+        write: Command = ("SET", probe_key, "", "XX", "PX", 1)
+        self._probe: tuple[Command, ...] = (("PING",), READ([probe_key]), write, ("READWRITE",))
+        self._demoted = self._closed = False
+        self._sent: set[Script] = set()
         self._idle: list[RedisConnection] = []
         self.breaker = Breaker(self._ping, on_change)
 
@@ -82,11 +145,17 @@ class RedisClient:
         self._judge(replies)
         return [StoreRefused(str(reply)) if isinstance(reply, ResponseError) else reply for reply in replies]
 
-    def new_connection(self) -> AbstractConnection:
-        """A connection for the caller to connect, use and disconnect."""
-        return self._connect(**self._options)
+    async def connect(self) -> AbstractConnection:
+        """A new connection of redis-py's, for the caller to use and disconnect."""
+        connection = self._connect(**self._options)
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]  # redis-py's
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return connection
 
-    async def close(self) -> None:
+    def close(self) -> None:
         self._closed = True
         self._close_idle()
 
@@ -119,30 +188,40 @@ class RedisClient:
         return replies
 
     async def _exchange(self, commands: Sequence[Command], until: float) -> list[Any]:
-        idle = self._idle
+        idle, replies = self._idle, None
         connection = await self._take_connection(until)
         try:
-            replies = await self._clock.wait(connection.send([_packed(command) for command in commands]), until)
-            unknown = [i for i, reply in enumerate(replies) if _is_unknown_script(reply)]
-            if unknown:
-                again = await self._clock.wait(
-                    connection.send([_packed(commands[i], whole=True) for i in unknown]), until
-                )
-                for i, reply in zip(unknown, again, strict=True):
-                    replies[i] = reply
-        except BaseException as error:
-            # Also when cancelled: the replies may still come, and must never be taken for those of the next round trip.
-            connection.close()
-            if isinstance(
-                error, TimeoutError
-            ):  # the other connections may be dead, too, and each would cost a deadline
-                self._close_idle()
+            replies = await self._replies(connection, commands, until)
+        except TimeoutError:  # the other connections may be dead, too, and each would cost a deadline
+            self._close_idle()
             raise
-        if idle is self._idle:
-            idle.append(connection)
-        else:
-            connection.close()
+        finally:
+            # Also when cancelled: the replies may still come, and must never be taken for those of the next round trip.
+            if replies is None or idle is not self._idle:
+                connection.close()
+            else:
+                idle.append(connection)
         return replies
+
+    async def _replies(self, connection: RedisConnection, commands: Sequence[Command], until: float) -> list[Any]:
+        replies = await self._clock.wait(connection.send([self._packed(command) for command in commands]), until)
+        unknown = [i for i, reply in enumerate(replies) if _is_unknown_script(reply)]
+        if unknown:
+            again = await self._clock.wait(
+                connection.send([self._packed(commands[i], whole=True) for i in unknown]), until
+            )
+            for i, reply in zip(unknown, again, strict=True):
+                replies[i] = reply
+        return replies
+
+    def _packed(self, command: Command, whole: bool = False) -> bytes:
+        """A script goes by its hash where this server has had it in full. So what is sent together runs in order."""
+        if isinstance(command, Invocation):
+            whole = whole or command.script not in self._sent
+            self._sent.add(command.script)
+            command = command.whole() if whole else command.by_hash()
+        packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub means one-element tuples
+        return packed
 
     def _close_idle(self) -> None:
         """Connections in use end with their round trip: they are not put into the new list."""
@@ -155,16 +234,7 @@ class RedisClient:
             connection = self._idle.pop()
             if connection.usable:
                 return connection
-        return await self._clock.wait(asyncio.ensure_future(self._new_redis_connection()), until)
-
-    async def _new_redis_connection(self) -> RedisConnection:
-        connection = self.new_connection()
-        try:
-            await connection.connect()  # type: ignore[no-untyped-call]  # redis-py's
-        except BaseException:
-            await connection.disconnect(nowait=True)
-            raise
-        return RedisConnection(connection)
+        return RedisConnection(await self._clock.wait(asyncio.ensure_future(self.connect()), until))
 
     def _judge(self, replies: Sequence[Any]) -> None:
         errors = [reply for reply in replies if isinstance(reply, ResponseError)]
@@ -196,13 +266,6 @@ def _reason(error: Exception) -> str:
 
 def _is_unknown_script(reply: object) -> bool:
     return isinstance(reply, ResponseError) and str(reply).startswith("NOSCRIPT")
-
-
-def _packed(command: Command, whole: bool = False) -> bytes:
-    if isinstance(command, Invocation):
-        command = command.whole() if whole else command.by_hash()
-    packed: bytes = pack_command(command)  # type: ignore[arg-type]  # its stub means one-element tuples
-    return packed
 
 
 def _parsed(url: str) -> tuple[type[AbstractConnection], dict[str, Any]]:

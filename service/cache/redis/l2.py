@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from contextvars import Context
 from itertools import repeat
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-from service.cache.entry import Entry
-from service.cache.generations import Generations, Purged
+from service.cache.entry import Accepts, Codec, Entry, anything
+from service.cache.generations import Generations, Purged, new_generation
 from service.cache.keys import RedisKeys
 from service.cache.lease import DEFAULT_WAITS, Compute, Leases, Resolved, Waits
-from service.cache.observer import Observer, Silent
-from service.cache.redis.auto_pipeline import AutoPipeline, DeadlineBudget, PendingReply
+from service.cache.redis.auto_pipeline import AutoPipeline, DeadlineBudget, PendingReply, StallTolerantClock
 from service.cache.redis.breaker import State
-from service.cache.redis.client import RedisClient
-from service.cache.redis.codec import Accepts, Codec, anything
-from service.cache.redis.no_redis import NoRedis
+from service.cache.redis.client import Observer, RedisClient
 from service.cache.redis.scripts import COUNT, DISCARD, PUT, READ, Argument, Command
-from service.cache.redis.stall_tolerant_clock import StallTolerantClock
 from service.cache.redis.subscriber import Subscriber
 from service.errors import StoreRefused, StoreUnavailable
 
@@ -34,8 +31,7 @@ _MEANING = {
     "down": "Redis is not used: this worker has only its own cache.",
 }
 
-MAX_IN_FLIGHT = 4
-"""Round trips at once. The client has as many connections, and one more for PING."""
+MAX_IN_FLIGHT = 4  # round trips; the client has as many connections, and one more for PING
 ITEMS_PER_TRIP = 128
 
 COUNTED_SECONDS = 86_400
@@ -56,23 +52,6 @@ class Write(NamedTuple):
     overwrite: bool
 
 
-class DistinctQuestions(NamedTuple):
-    """Questions, the hits among them, and how many distinct ones they were: an estimate, within 2 %."""
-
-    asked: int
-    hits: int
-    distinct: int
-
-    @property
-    def hit_rate(self) -> float | None:
-        return self.hits / self.asked if self.asked else None
-
-    @property
-    def best_hit_rate(self) -> float | None:
-        """That of a cache that never forgets: each distinct question is a miss once."""
-        return max(0, self.asked - self.distinct) / self.asked if self.asked else None
-
-
 class RedisCache:
     """Made by ``open_redis``. Whatever Redis does, a method raises StoreUnavailable or nothing.
 
@@ -91,10 +70,9 @@ class RedisCache:
         clock: Callable[[], float],
         waits: Waits,
     ) -> None:
-        self.state = "down"
-        self._troubled = False
+        self.state, self._troubled = "down", False
         self._keys = keys
-        self._codec = Codec(secret, observer, clock)
+        self._codec = Codec(secret, clock, observer.corrupt, self._discard)
         self._on_change = on_change
         waiting = StallTolerantClock()
         self._client = RedisClient(
@@ -103,9 +81,11 @@ class RedisCache:
         self._pipeline: AutoPipeline[Read | Write | Command, Any] = AutoPipeline(
             self._execute, MAX_IN_FLIGHT, ITEMS_PER_TRIP, waiting
         )
-        self._generations = Generations(self._pipeline.ask, keys, secret, observer, clock, on_change)
-        self._leases = Leases(self._ask_to_write, keys, self._codec, waits)
-        handlers = {keys.purges: self._generations.heard, keys.hints: self._leases.hints.tell}
+        self._generations = Generations(self._pipeline, keys, secret, observer.corrupt, clock, on_change)
+        self._leases = Leases(self._ask_to_write, self._pipeline.tell, keys, self._codec, waits)
+        self.generation, self.register = self._generations.get, self._generations.register
+        self.compute_once = self._leases.compute_once
+        handlers = {keys.purges: self._generations.heard, keys.hints: self._leases.heard}
         self._subscriber = Subscriber(self._client, handlers, self._on_resubscribed)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -124,21 +104,13 @@ class RedisCache:
         self._leases.close()
         self._generations.close()
         await self._pipeline.close()
-        await self._client.close()
+        self._client.close()
         self._codec.close()
-
-    def generation(self, model: str) -> bytes | None:
-        """Eight bytes for the model's keys, or None while they are not known: L2 must not be used then."""
-        return self._generations.get(model)
 
     @property
     def valid_until(self) -> float:
         """Until this reading of the clock all generations are known. Each time they are read it moves on."""
         return self._generations.valid_until
-
-    async def register(self, model: str) -> None:
-        """Read the model's generation and keep it current. An unreachable Redis costs one deadline and no error."""
-        await self._generations.register(model)
 
     async def purge(self, model: str) -> Purged:
         """Forget all answers of the model on every worker; raises as ``Generations.purge``."""
@@ -152,13 +124,7 @@ class RedisCache:
         budget = budget or DeadlineBudget()
         asked = self._codec.clock()
         blob, left_ms = await budget.wait(self._pipeline.ask(Read(self._keys.entry(key))))
-        if blob is None:
-            return None
-        try:
-            return self._codec.open(key, blob, left_ms, asked, accepts)
-        except ValueError:
-            await self._discard(key, blob, budget)
-            return None
+        return self._codec.open(key, blob, left_ms, asked, accepts)
 
     async def put(
         self,
@@ -184,10 +150,9 @@ class RedisCache:
         first, first_left_ms = await budget.wait(self._pipeline.ask(write))
         if first is None:
             return entry
-        try:
-            return self._codec.open(key, first, first_left_ms, asked, accepts) or entry
-        except ValueError:  # the value there is no entry
-            return await self.put(key, entry, overwrite=True, budget=budget)
+        if committed := self._codec.open(key, first, first_left_ms, asked, accepts):
+            return committed
+        return await self.put(key, entry, overwrite=True, budget=budget)  # the value there was no entry
 
     async def delete(self, key: str) -> None:
         """Forget one answer; raises StoreUnavailable."""
@@ -197,22 +162,15 @@ class RedisCache:
         """Tell Redis that these keys are in use: it evicts the least used. Raises StoreUnavailable."""
         await DeadlineBudget().wait(self._ask_to_write(("TOUCH", *map(self._keys.entry, keys))))
 
-    async def compute_once(
-        self, key: str, compute: Compute, budget: DeadlineBudget | None = None, accepts: Accepts = anything
-    ) -> Resolved:
-        """As ``Leases.compute_once``."""
-        return await self._leases.compute_once(key, compute, budget or DeadlineBudget(), accepts)
-
-    async def count(self, model: str, keys: Collection[str], asked: int, hits: int) -> DistinctQuestions:
-        """Add the keys of a model's questions, and counts of questions and hits, and return the cluster's counts;
-        raises StoreUnavailable."""
+    async def count(self, model: str, keys: Collection[str], asked: int, hits: int) -> list[int]:
+        """Add the keys of a model's questions, and counts of questions and hits, and return the cluster's: questions,
+        hits, and an estimate of how many questions were distinct. Raises StoreUnavailable."""
         command = COUNT(self._keys.distinct_questions(model), (COUNTED_SECONDS, asked, hits, *keys))
-        return DistinctQuestions(*await DeadlineBudget().wait(self._ask_to_write(command)))
+        counts: list[int] = await DeadlineBudget().wait(self._ask_to_write(command))
+        return counts
 
-    async def _discard(self, key: str, blob: bytes, budget: DeadlineBudget) -> None:
-        # Awaited, so that a value which is put next is not discarded.
-        with suppress(StoreUnavailable):
-            await budget.wait(self._ask_to_write(DISCARD([self._keys.entry(key)], [blob])))
+    def _discard(self, key: str, blob: bytes) -> None:
+        self._pipeline.tell(DISCARD([self._keys.entry(key)], [blob]))
 
     def _ask_to_write(self, command: Command) -> PendingReply[Any]:
         self._require(self._client.breaker.writable)
@@ -270,6 +228,49 @@ def _surface(task: asyncio.Task[None]) -> None:
         task.result()  # raises only for a defect, for the event loop's exception handler to report
 
 
+class NoRedis:
+    """An L2 that stores nothing. A generation lasts as long as this process."""
+
+    state: Literal["off"] = "off"
+    valid_until = math.inf
+
+    def __init__(self, on_change: Callable[[], None]) -> None:
+        self._generations: dict[str, bytes] = {}
+        self._on_change = on_change
+
+    def generation(self, model: str) -> bytes:
+        generation = self._generations.get(model)
+        if generation is None:
+            generation = self._generations[model] = new_generation()
+        return generation
+
+    async def register(self, model: str) -> None:
+        self.generation(model)
+
+    async def purge(self, model: str) -> Purged:
+        self._generations[model] = new_generation()
+        self._on_change()
+        return Purged(workers=1, acknowledged=1, seconds=0.0)
+
+    async def get(self, *_: object) -> None:
+        return None
+
+    async def put(self, key: str, entry: Entry, **_: object) -> Entry:
+        return entry
+
+    async def delete(self, key: str) -> None:
+        """Nothing is stored."""
+
+    async def touch(self, keys: Collection[str]) -> None:
+        """Nothing is evicted."""
+
+    async def count(self, model: str, keys: Collection[str], asked: int, hits: int) -> None:
+        """Distinct questions are not counted without Redis."""
+
+    async def compute_once(self, key: str, compute: Compute, *_: object) -> Resolved:
+        return Resolved(await compute(), "computed", stored=False)
+
+
 L2: TypeAlias = RedisCache | NoRedis
 
 
@@ -279,7 +280,7 @@ async def open_redis(
     *,
     secret: bytes,
     prefix: str = "p1",
-    observer: Observer | None = None,
+    observer: Observer,
     on_change: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
     waits: Waits = DEFAULT_WAITS,
@@ -291,7 +292,7 @@ async def open_redis(
     if not url:
         yield NoRedis(on_change)
         return
-    cache = RedisCache(url, RedisKeys(prefix), secret, observer or Silent(), on_change, clock, waits)
+    cache = RedisCache(url, RedisKeys(prefix), secret, observer, on_change, clock, waits)
     try:
         await cache.open()
         yield cache

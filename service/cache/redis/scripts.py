@@ -1,4 +1,4 @@
-"""What Redis does atomically: Lua scripts, sent by hash, or in full to a server that does not know the hash."""
+"""What Redis does atomically: Lua scripts, sent in full the first time and by their hash from then on."""
 
 from __future__ import annotations
 

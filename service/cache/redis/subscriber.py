@@ -59,10 +59,10 @@ class Subscriber:
             self._listening.reschedule(0)
 
     async def _listen(self) -> None:
-        connection = self._client.new_connection()
+        async with asyncio.timeout(CONNECT_SECONDS):
+            connection = await self._client.connect()
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                await connection.connect()  # type: ignore[no-untyped-call]  # redis-py's
                 await _send(connection, "SUBSCRIBE", *self._handlers)
                 for _ in self._handlers:
                     await connection.read_response()
