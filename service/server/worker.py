@@ -66,7 +66,8 @@ class Server(uvicorn.Server):
         self.lifespan: Any = Lifespan(self.config.loaded_app)
         await self.startup(sockets)
         settle_memory()
-        self._worker.tell_ready()
+        models = self.lifespan.state["runtime"].models.values()
+        self._worker.tell_ready({model.name: model.version for model in models})
         await self.main_loop()
         await self.shutdown(sockets)
         self._worker.tell_ended()
@@ -250,10 +251,11 @@ class ServiceWorker(UvicornWorker):  # type: ignore[misc]
     def is_orphan(self) -> bool:
         return bool(os.getppid() != self.ppid)
 
-    def tell_ready(self) -> None:
+    def tell_ready(self, models: dict[str, str]) -> None:
+        """``models``: the versions that it serves."""
         self.report.state = SERVING
         self.succession.tell_ready(self.age)
-        logger.info("A worker serves.", extra={"worker": self.pid})
+        logger.info("A worker serves.", extra={"worker": self.pid, "models": models})
         self.announce()
 
     def tell_ended(self) -> None:
