@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TEST_WORKERS ?= 2
 
-.PHONY: help install train run test test-faults test-contract test-deploy test-gpu check format lock estimators demo bench bench-quick bench-peers bench-forms bench-hit-rate bench-resnet bench-gpu load load-ui figures up down clean
+.PHONY: help install train run test test-faults test-contract test-deploy test-gpu check format lock audit estimators demo bench bench-quick bench-peers bench-forms bench-hit-rate bench-resnet bench-gpu load load-ui figures up down clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ lock: install  ## The lock files, from pyproject.toml: what serves, what a GPU a
 	$(LOCK) --extra vision --extra tables -o requirements.lock
 	$(LOCK) --extra vision --extra tables --extra torch -c requirements.lock -o requirements-torch.lock
 	$(LOCK) --all-extras -c requirements-torch.lock -o requirements-dev.lock
+
+audit: install  ## Known vulnerabilities of the locked packages, as pip-audit finds them at PyPI
+	$(BIN)/uv tool run pip-audit --strict --disable-pip --require-hashes --requirement requirements-dev.lock
 
 estimators: install  ## The table of estimators in docs/models.md
 	$(BIN)/python -W ignore -m training.estimators

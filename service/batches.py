@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 
 from service.cache.entry import new_entry
-from service.cache.keys import cache_keys
+from service.cache.keys import cache_keys, of_tenant
 from service.cache.memory import Memo
 from service.errors import Overloaded, ServiceError
 from service.inference.predictor import Question, Questions
@@ -150,7 +150,8 @@ class BatchPipeline(Pipeline):
 
     def _keys(self, model: Model, questions: Questions, start: int) -> list[str]:
         """Of the rows of one turn. Those made before are remembered, since a hash is half of what a hit costs here."""
-        fingerprint, generation = model.predictor.fingerprint, self.l2.generation(model.name) or NO_GENERATION
+        fingerprint = model.predictor.fingerprint
+        generation = of_tenant(self.l2.generation(model.name) or NO_GENERATION)
         if (named := (model.name, fingerprint, generation)) not in self._known_keys:
             self._known_keys.keep(named, Memo(MAX_KNOWN_KEYS))
         known, size = self._known_keys[named], questions.size

@@ -45,10 +45,7 @@ class Settings(BaseSettings):
     # A field's description is its documentation. docs/operations.md repeats it, and a test compares the two.
 
     model_config = SettingsConfigDict(
-        frozen=True,
-        cli_prog_name="python -m service",
-        cli_kebab_case=True,
-        cli_hide_none_type=True,
+        frozen=True, cli_prog_name="python -m service", cli_kebab_case=True, cli_hide_none_type=True
     )
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
@@ -163,20 +160,16 @@ class Settings(BaseSettings):
     max_header_bytes: int = Field(32 * 2**10, ge=256, description="Largest request header section, in bytes.")
     header_timeout_seconds: float = Field(5, gt=0, description="Longest time for a request's headers, in seconds.")
     body_timeout_seconds: float = Field(
-        8,
-        gt=0,
-        description="Longest pause in a body, and longest that it may arrive slower than 64 KiB/s, in seconds.",
+        8, gt=0, description="Longest pause in a body, and longest that it may stay below 64 KiB/s, in seconds."
     )
     write_timeout_seconds: float = Field(
-        8,
-        gt=0,
-        description="Longest that a client may leave an answer unread before its connection is closed, in seconds.",
+        8, gt=0, description="Longest that a client may leave an answer unread before it is cut off, in seconds."
     )
     keep_alive_seconds: float = Field(65, gt=0, description="How long an idle connection is kept open, in seconds.")
     drain_seconds: float = Field(
         1,
         ge=0,
-        description="How long to go on serving, not ready, after SIGTERM, so that load balancers notice, in seconds.",
+        description="How long to serve, not ready, after SIGTERM, so that load balancers notice, in seconds.",
     )
     grace_seconds: float = Field(10, gt=0, description="How long requests may take after the drain, in seconds.")
 
@@ -190,6 +183,12 @@ class Settings(BaseSettings):
     client_connections: int = Field(0, ge=0, description="Most connections of one client address to a worker; 0: any.")
     client_requests_per_second: float = Field(
         0, ge=0, description="Most predictions a second of a client address from a worker; 0: any. No hit path then."
+    )
+    tenant_header: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9-]*$",
+        description="Header in which your proxy names the tenant; each has answers of its own, `private` and without "
+        "the hit path. Empty: no tenants.",
     )
     admin_token: SecretStr | None = Field(None, description="Bearer token for `/admin`; none: `/admin` does not exist.")
     access_log_share: float = Field(
@@ -240,8 +239,9 @@ class Settings(BaseSettings):
 
     @property
     def has_hit_path(self) -> bool:
-        """Whether hits may be answered below ASGI, where no request is logged or limited by itself."""
-        return self.hit_path and not (self.access_log_share or self.client_requests_per_second or self.traces)
+        """Whether hits may be answered below ASGI, where no request is logged, limited or known by its tenant."""
+        observed = self.access_log_share or self.client_requests_per_second or self.traces or self.tenant_header
+        return self.hit_path and not observed
 
     @property
     def hit_path_bytes(self) -> int:

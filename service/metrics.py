@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -18,8 +18,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from service.metric_files import reading, take_space
-
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _SHARED = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -223,10 +221,10 @@ class Metrics:
             for member in family._metrics.values() if family._labelnames else (family,):
                 member.flush()
 
-    def exposition(self) -> bytes:
+    def exposition(self, encode: Callable[[CollectorRegistry], bytes] = generate_latest) -> bytes:
         """The text that Prometheus scrapes. Call it in a thread: it reads files."""
         with self._all_workers() as registry:
-            return generate_latest(registry)
+            return encode(registry)
 
     def samples(self, model: str) -> dict[tuple[str, str], float]:
         """One model's values: (sample name, ``result`` label or "") -> value. Call it in a thread."""

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 from service.cache.entry import Entry, new_entry
 from service.cache.generations import VALID_SECONDS
-from service.cache.keys import cache_key
+from service.cache.keys import cache_key, of_tenant
 from service.cache.lease import TooManyClaims
 from service.cache.memory import MemoryCache
 from service.cache.redis.auto_pipeline import DeadlineBudget
@@ -202,7 +202,8 @@ class Pipeline:
 
     def _lookup(self, model: Model, question: Question) -> Lookup:
         generation = self.l2.generation(model.name)
-        key = cache_key(model.label, model.predictor.fingerprint, generation or NO_GENERATION, question.identity)
+        named = of_tenant(generation or NO_GENERATION)
+        key = cache_key(model.label, model.predictor.fingerprint, named, question.identity)
         # Decided here, with the key: a key without a generation must not reach Redis later.
         l2_eligible = generation is not None and self.l2.state != "off"
         seconds = self.settings.deadline_seconds

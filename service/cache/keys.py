@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from binascii import b2a_base64
+from contextvars import ContextVar
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -13,6 +14,16 @@ GENERATION_BYTES = 8
 _DOMAIN = b"cached-prediction-service/key/1\0"
 
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
+
+
+current_tenant: ContextVar[bytes] = ContextVar("current_tenant", default=b"")
+"""Who asks, where an operator separates tenants; empty otherwise."""
+
+
+def of_tenant(generation: bytes) -> bytes:
+    """The generation that is part of the current tenant's keys and entity tags. A purge changes all tenants'."""
+    tenant = current_tenant.get()
+    return sha256(generation + tenant).digest()[:GENERATION_BYTES] if tenant else generation
 
 
 def cache_key(label: str, fingerprint: bytes, generation: bytes, identity: bytes) -> str:

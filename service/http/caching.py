@@ -39,7 +39,8 @@ def batch_status(answers: Sequence[bytes | Answer | ServiceError]) -> bytes:
 
 
 def cache_control(settings: Settings, max_age: float) -> tuple[bytes, bytes]:
-    return (b"cache-control", b"%s, max-age=%d" % (settings.cache_control.encode(), int(max_age)))
+    whose = "private" if settings.tenant_header else settings.cache_control
+    return (b"cache-control", b"%s, max-age=%d" % (whose.encode(), int(max_age)))
 
 
 def response_headers(answer: Answer, settings: Settings, now: float) -> Headers:

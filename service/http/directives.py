@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import re
 
+from service.errors import PreconditionFailed
 from service.lookup import DEFAULT, CacheDirectives
+
+RETRIEVALS = frozenset(("GET", "HEAD", "QUERY"))
+"""Methods whose answers a cache may keep, unless they say no-store. Such answers carry no request id, because a cache
+would give it to other requests."""
 
 # Possessive quantifiers read a header of 32 KiB once. Others would try it in as many ways as it has characters.
 _MEMBER = re.compile(r'(?:[^",]++|"(?:[^"\\]++|\\.)*+"?+)++')
@@ -52,6 +57,14 @@ def holds(if_match: bytes, etag: bytes | None) -> bool:
         and not etag.startswith(b"W/")
         and any(match[0] == etag for match in _ENTITY_TAG.finditer(if_match))
     )
+
+
+def check_if_match(method: str, if_match: bytes | None, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    """Raises PreconditionFailed if the request is a retrieval with an If-Match that does not hold for the answer."""
+    if if_match is None or method not in RETRIEVALS or status not in (200, 304):
+        return
+    if not holds(if_match, dict(headers).get(b"etag")):
+        raise PreconditionFailed
 
 
 def matches(if_none_match: bytes, tag: bytes) -> bool:

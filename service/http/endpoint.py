@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from service.bodies import FILES_WORTH
+from service.cache.keys import current_tenant
 from service.errors import (
     MalformedRequest,
     MethodNotAllowed,
     Overloaded,
     PayloadTooLarge,
-    PreconditionFailed,
     ServiceError,
     Unauthorized,
     UnsupportedCoding,
 )
-from service.http.directives import holds, parse_cache_control
+from service.http.directives import RETRIEVALS, check_if_match, parse_cache_control
 from service.logs import RequestId, current_request
 from service.lookup import DEFAULT, CacheDirectives
 
@@ -40,9 +40,6 @@ NO_STORE = (b"cache-control", b"no-store")
 CODINGS = ("gzip", "deflate")  # that bodies may have
 MAX_NAME = 80
 """Characters of an unknown parameter's name that an error repeats."""
-RETRIEVALS = frozenset(("GET", "HEAD", "QUERY"))
-"""Methods whose answers a cache may keep, unless they say no-store. Such answers carry no request id, because a cache
-would give it to other requests."""
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 CURRENT = "service.request"
 """Where a scope has the Request when it has come through FastAPI's layers (operations.py)."""
@@ -180,6 +177,12 @@ class Request:
             about = {"method": self.method, "route": self.route, "status": status, "client": self.client}
             log.add(seconds, cache=cache, **about)
 
+    def enter(self) -> None:
+        """Let the log and the cache keys of this task know whose request it is."""
+        current_request.set(self.name)
+        if header := self.runtime.settings.tenant_header:
+            current_tenant.set(self.header(header.lower().encode()) or b"")
+
     def hold(self, size: int) -> None:
         """Count so many more bytes as this request's until it is answered; raises Overloaded."""
         self.runtime.bodies.take(size)
@@ -240,7 +243,7 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
         request = Request(scope, receive, self.route)
-        current_request.set(request.name)
+        request.enter()
         try:
             reply = await self._reply(request)
         finally:
@@ -272,7 +275,7 @@ class Endpoint:
                 limit.take(request.client)
             if handler is not None:
                 reply = await handler(request)
-                check_if_match(request, reply.status, reply.headers)
+                check_if_match(request.method, request.header(b"if-match"), reply.status, reply.headers)
                 return reply
             if request.method == "OPTIONS":
                 return Reply(status=204, content_type=None, headers=list(self._allow))
@@ -290,11 +293,3 @@ class Endpoint:
 def is_named(request: Request, status: int, headers: Headers) -> bool:
     """Whether the answer carries ``X-Request-ID``."""
     return status >= 400 or ((request.method not in RETRIEVALS or NO_STORE in headers) and request.given_id is not None)
-
-
-def check_if_match(request: Request, status: int, headers: Headers) -> None:
-    """Raises PreconditionFailed if the request is a retrieval with an If-Match that does not hold for the answer."""
-    if request.method in RETRIEVALS and status in (200, 304):
-        if_match = request.header(b"if-match")
-        if if_match is not None and not holds(if_match, dict(headers).get(b"etag")):
-            raise PreconditionFailed

@@ -14,8 +14,8 @@ from fastapi.routing import APIRoute
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http.endpoint import CURRENT, Headers, Reply, Request, check_if_match, is_named
-from service.logs import current_request
+from service.http.directives import check_if_match
+from service.http.endpoint import CURRENT, Headers, Reply, Request, is_named
 from service.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,9 @@ class Operation(APIRoute):
         async def handle(request: FastAPIRequest) -> Response:
             response = await handler(request)
             response.headers.setdefault("cache-control", "no-store")
-            check_if_match(request.scope[CURRENT], response.status_code, response.raw_headers)
+            current: Request = request.scope[CURRENT]
+            if_match = current.header(b"if-match")
+            check_if_match(current.method, if_match, response.status_code, response.raw_headers)
             return response
 
         return handle
@@ -78,7 +80,7 @@ class Observed:
         started, status, complete = time.perf_counter(), 500, False
         headers: Headers = []
         request = Request(scope, receive)
-        current_request.set(request.name)
+        request.enter()
 
         async def observed_send(message: Message) -> None:
             nonlocal status, headers, complete

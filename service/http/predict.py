@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from service.bodies import FILES_WORTH
+from service.cache.keys import of_tenant
 from service.errors import InvalidInput, NotCached, PreconditionFailed, UnsupportedContent
 from service.http.caching import cache_control, cache_status, entity_tag, response_headers, server_timing
 from service.http.coding import read_content
@@ -136,7 +137,8 @@ async def _cached_reply(request: Request, parsed: Parsed) -> Reply:
     """
     runtime, model, question = request.runtime, parsed.model, parsed.question
     # Made before the answer: after a purge meanwhile, an old answer must not get the new tag.
-    tag = parsed.tag(runtime.pipeline.l2.generation(model.name))
+    generation = runtime.pipeline.l2.generation(model.name)
+    tag = parsed.tag(None if generation is None else of_tenant(generation))
     directives = request.directives
     if_match, condition = request.header(b"if-match"), request.header(b"if-none-match")
     # Our tags are weak, so If-Match with a list never holds.

@@ -6,8 +6,9 @@ import asyncio
 
 from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse, Response
+from prometheus_client.exposition import choose_encoder
 
-from service.http.operations import CurrentRuntime, Operation
+from service.http.operations import CurrentRequest, CurrentRuntime, Operation
 from service.http.schemas import problems
 from service.lookup import Model
 from service.management.schemas import (
@@ -20,7 +21,8 @@ from service.management.schemas import (
     ModelReport,
     Readiness,
 )
-from service.metrics import CONTENT_TYPE
+
+OPENMETRICS = "application/openmetrics-text"
 
 router = APIRouter(route_class=Operation, tags=["status"])
 
@@ -44,10 +46,11 @@ async def readyz(runtime: CurrentRuntime, response: Response) -> Readiness:
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
-async def metrics(runtime: CurrentRuntime) -> Response:
+async def metrics(runtime: CurrentRuntime, current: CurrentRequest) -> Response:
+    """Prometheus's text format, or OpenMetrics for who prefers it."""
     runtime.update_metrics()
-    text = await asyncio.to_thread(runtime.metrics.exposition)
-    return Response(text, media_type=CONTENT_TYPE)
+    encode, media_type = choose_encoder(OPENMETRICS if current.accepts(OPENMETRICS) else "")
+    return Response(await asyncio.to_thread(runtime.metrics.exposition, encode), media_type=media_type)
 
 
 @router.get("/models", summary="The served models", response_model_exclude_unset=True)

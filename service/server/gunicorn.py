@@ -31,7 +31,7 @@ class Log(Logger):  # type: ignore[misc]
 def configuration(supervision: Supervision) -> dict[str, Any]:
     """Setting of gunicorn -> value."""
     settings = supervision.settings
-    hooks = ("on_starting", "when_ready", "on_reload", "pre_fork", "child_exit", "on_exit")
+    hooks = ("on_starting", "when_ready", "on_reload", "nworkers_changed", "pre_fork", "child_exit", "on_exit")
     return {
         "bind": bind_address(settings),
         "workers": settings.workers,

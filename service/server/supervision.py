@@ -112,8 +112,14 @@ class Supervision:
 
     def on_reload(self, arbiter: Any) -> None:
         """SIGHUP: all workers are about to be replaced."""
+        logger.info("All workers are replaced by new ones, which load the models again.", extra={"signal": "SIGHUP"})
         shared = self._succession
         shared.stopping, shared.count, shared.youngest = False, arbiter.cfg.workers, arbiter.worker_age
+
+    def nworkers_changed(self, arbiter: Any, now: int, before: int | None) -> None:
+        """At the start, and by SIGTTIN or SIGTTOU."""
+        if before not in (None, now):
+            logger.info("The number of workers is changed.", extra={"now": now, "before": before})
 
     def pre_fork(self, arbiter: Any, worker: Any) -> None:
         worker.succession = self._succession
@@ -140,7 +146,7 @@ class Supervision:
             return
         self._bury(worker, {other.pid for other in arbiter.WORKERS.values()})
         if report.state != ENDED:
-            self._count_failure(worker, any(other.state == SERVING for other in others))
+            self._count_failure(worker, sum(other.state == SERVING for other in others))
 
     def _bury(self, worker: Any, alive: set[int]) -> None:
         """Drop its gauges and keep its counters. A worker that never served has none."""
@@ -149,17 +155,19 @@ class Supervision:
                 remove(self._directory.metrics, worker.pid)
             merge_dead(self._directory.metrics, alive)
 
-    def _count_failure(self, worker: Any, others_serve: bool) -> None:
+    def _count_failure(self, worker: Any, serving: int) -> None:
+        """``serving``: how many other workers serve."""
         report, reason = worker.report, worker.report.reason
         if not self._ever_served:
             self._halt(reason or "A worker was killed, or crashed, while it started.")
         if report.served and time.monotonic() - worker.began > STABLE_SECONDS:
             self._failures = 0
         self._failures += 1
-        if self._failures >= MOST_FAILURES and not others_serve and not report.served:
+        if self._failures >= MOST_FAILURES and not serving and not report.served:
             self._halt(f"No worker can start any more. {reason}")
         reason = reason or "It was killed, or crashed."
-        logger.error("A worker ended and is replaced.", extra={"worker": worker.pid, "reason": reason})
+        about = {"worker": worker.pid, "reason": reason, "serving": serving}
+        logger.error("A worker ended and is replaced.", extra=about)
 
     def _halt(self, failure: str) -> NoReturn:
         self._failure = failure
@@ -178,6 +186,7 @@ class Supervision:
         if self._failure is not None:
             print(self._failure, file=sys.stderr)
             sys.exit(2)
+        logger.info("The service has stopped.", extra={"exit_code": int(self._unclean)})
         sys.exit(int(self._unclean))
 
 

@@ -70,7 +70,8 @@ class Server(uvicorn.Server):
                 raise
             raise ConfigurationError("Another service listens on the port: set PREDICT_PORT to another.") from None
         settle_memory()
-        self._worker.tell_ready()
+        models = self.lifespan.state["runtime"].models.values()
+        self._worker.tell_ready({model.name: model.version for model in models})
         await self.main_loop()
         await self.shutdown(sockets)
         if self._worker.report.state == SERVING:
@@ -221,10 +222,11 @@ class ServiceWorker(UvicornWorker):  # type: ignore[misc]
         except OSError as error:
             logger.warning("No space for the metrics of all workers (%s): this worker shows only its own.", error)
 
-    def tell_ready(self) -> None:
+    def tell_ready(self, models: dict[str, str]) -> None:
+        """``models``: the versions that it serves."""
         self.report.state, self.report.served = SERVING, True
         self.succession.set_ready(self.age, True)
-        logger.info("A worker serves.", extra={"worker": self.pid})
+        logger.info("A worker serves.", extra={"worker": self.pid, "models": models})
         self.announce()
 
     def leave(self) -> NoReturn:

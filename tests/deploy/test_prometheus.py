@@ -9,12 +9,14 @@ import subprocess
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import Metric, parser
+from prometheus_client.openmetrics import parser as openmetrics_parser
 
 from tests.support.process import PATIENCE, Process, eventually, free_port
 from tests.support.redis_server import RedisServer
@@ -48,6 +50,22 @@ def test_names_are_as_the_conventions_have_them(service: Server, program: Callab
     text = urllib.request.urlopen(f"{service.url}/metrics", timeout=PATIENCE).read()
     found = subprocess.run([program("promtool"), "check", "metrics"], input=text, capture_output=True, check=False)
     assert (found.returncode, found.stderr) == (0, b"")
+
+
+def test_who_prefers_OpenMetrics_has_the_same_families_in_it(service: Server) -> None:
+    def families(accept: str, media_type: str, parse: Callable[[str], Iterable[Metric]]) -> set[tuple[str, str]]:
+        request = urllib.request.Request(f"{service.url}/metrics", headers={"Accept": accept})
+        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
+            assert response.headers.get_content_type() == media_type
+            return {(family.name, family.type) for family in parse(response.read().decode())}
+
+    plain = families("text/plain", "text/plain", parser.text_string_to_metric_families)
+    openmetrics = families(
+        "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5",
+        "application/openmetrics-text",
+        openmetrics_parser.text_string_to_metric_families,
+    )
+    assert plain == openmetrics and ("predict_requests", "counter") in plain
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -180,3 +181,19 @@ def test_being_told_to_stop_is_a_line_of_the_arbiter_and_one_of_each_worker(star
         assert server.stop() == 0
         lines = log.lines(signal="SIGTERM", level="info")
         assert len(lines) == 3 and len({line["pid"] for line in lines}) == 3
+        assert [line["exit_code"] for line in log.lines(message="The service has stopped.")] == [0]
+
+
+async def test_each_other_signal_is_a_line_and_a_worker_says_what_it_serves(start: Start) -> None:
+    with start(workers=1) as server:
+        log = Log(server)
+        for signum, told in (
+            (signal.SIGHUP, {"signal": "SIGHUP"}),
+            (signal.SIGTTIN, {"before": 1, "now": 2}),
+            (signal.SIGTTOU, {"before": 2, "now": 1}),
+        ):
+            os.kill(server.process.pid, signum)
+            assert len(await log.has(**told)) == 1
+        models = (await fetch(server.address, "/models")).json()["models"]
+        served = {model["name"]: model["version"] for model in models}
+        assert all(line["models"] == served for line in await log.has(message="A worker serves."))
