@@ -24,12 +24,11 @@ pytest.importorskip("pydantic", reason="pydantic is not installed")
 
 from service.errors import InvalidInput  # noqa: E402
 from service.inference.predictor import Options, unpack  # noqa: E402
-from service.inference.vision.gpu import GpuRunner, compute_exactly, decode_jpegs, suits_nvjpeg  # noqa: E402
+from service.inference.vision.gpu import decode_jpegs, open_gpu, suits_nvjpeg  # noqa: E402
 from service.inference.vision.images import normalise, open_image, read, read_pixels  # noqa: E402
 from service.inference.vision.predictor import TOLERANCES, VisionPredictor, load  # noqa: E402
-from service.inference.vision.program import module, restore  # noqa: E402
 from tests.inference.pictures import encode, picture  # noqa: E402
-from tests.inference.test_vision import CLASSES, JPEG, PNG, SPEC, artifact, many, untrained  # noqa: E402
+from tests.inference.test_vision import JPEG, PNG, SPEC, artifact, many, untrained  # noqa: E402
 from tests.support.probe import ROOT, environment  # noqa: E402
 
 pytestmark = [
@@ -46,9 +45,8 @@ class House:
     """A predictor on the card, and its runner."""
 
     def __init__(self, options: Options = OPTIONS, spec: Any = SPEC) -> None:
-        compute_exactly()
         made = artifact(spec)
-        self.runner = GpuRunner(module(restore(made), CARD), spec, CLASSES, CARD, options)
+        self.runner = open_gpu(made, spec, options, "cuda")
         self.predictor = VisionPredictor(made, spec, self.runner, options)
 
     def vectors(self, payloads: list[bytes]) -> Any:

@@ -23,7 +23,6 @@ from service.inference.vision import gpu, predictor
 from service.inference.vision.gpu import (
     RECOVERY_SECONDS,
     GpuRunner,
-    compute_exactly,
     decode_jpegs,
     nvjpeg,
     open_gpu,
@@ -199,7 +198,7 @@ def test_a_batch_that_cannot_be_captured_is_computed_all_the_same(caplog: pytest
 
 def test_float32_is_never_rounded_to_tf32_and_kernels_are_not_chosen_by_the_clock() -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.benchmark = True
-    compute_exactly()
+    open_gpu(artifact(), SPEC, OPTIONS, "cpu")
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
     assert not torch.backends.cudnn.benchmark
@@ -436,4 +435,4 @@ def test_a_torchvision_without_a_decoder_on_the_device_stops_the_start(monkeypat
 
     monkeypatch.setattr(gpu, "nvjpeg", missing)
     with pytest.raises(ConfigurationError, match="not compiled with nvJPEG support"):
-        open_gpu(artifact(), SPEC, replace(OPTIONS, decode="gpu"), CPU)
+        open_gpu(artifact(), SPEC, replace(OPTIONS, decode="gpu"), "cpu")

@@ -22,10 +22,7 @@ def has_openvino() -> bool:
 
 class CpuRunner:
     """Runs a network on so many ``threads``, which share its layers, so that a lone image has them all.
-
-    ``kernels``: what computes it; that decides the last bits of an answer. ``slots``: most batches at a time.
-    ``chunk``: most images that are worth computing at once.
-    """
+    ``kernels``, of ``libraries``, decide the last bits of an answer. ``chunk``: most images worth computing at once."""
 
     device = "cpu"
     slots = 1
@@ -57,10 +54,6 @@ class CpuRunner:
 
 def _compiled(artifact: Artifact, spec: Image, threads: int, counts: Sequence[int]) -> list[Callable[[Array], Array]]:
     """The network for each count of images at a time, -1 being any; raises ConfigurationError."""
-    try:
-        import openvino
-    except ImportError as error:
-        raise ConfigurationError(f"openvino is broken ({error}): install it anew or remove it.") from error
     settings = {
         "INFERENCE_PRECISION_HINT": "f32",  # or it would take bfloat16 where the CPU has it
         "INFERENCE_NUM_THREADS": threads,
@@ -73,10 +66,13 @@ def _compiled(artifact: Artifact, spec: Image, threads: int, counts: Sequence[in
         request = core.compile_model(network, "CPU", settings).create_infer_request()
         return lambda images: request.infer([images], share_inputs=True)[0]
 
-    core, name = openvino.Core(), artifact.manifest.name
     try:
+        import openvino
+
+        core = openvino.Core()
         network = core.read_model(artifact.file("xml"), artifact.file("bin"))
         return [compiled(count) for count in counts]
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigurationError(f"OpenVINO cannot compute {name} ({reason:.200}): register it again.") from error
+    except (ImportError, RuntimeError) as error:
+        remedy = "install it anew, or remove it" if isinstance(error, ImportError) else "register the model again"
+        reason = f"{artifact.manifest.name} ({' '.join(str(error).split()):.200})"
+        raise ConfigurationError(f"OpenVINO cannot compute {reason}: {remedy}.") from error

@@ -1,8 +1,5 @@
-"""How a GPU runs a network.
-
-Two batches may be under way: one is decoded and copied while the one before it is computed. Images travel as bytes.
-What is computed has one of a few sizes, each captured as a CUDA graph at the start.
-"""
+"""How a GPU runs a network: one batch is decoded while the one before it is computed, images travel as bytes, and what
+is computed has one of a few sizes, each captured as a CUDA graph at the start."""
 
 from __future__ import annotations
 
@@ -34,16 +31,16 @@ from service.inference.vision.program import module, restore
 RECOVERY_SECONDS = 30.0
 """After so long without a lack of memory, the next larger batch is tried again."""
 
-PIXELS_PER_BYTE = 170
-"""A whole JPEG has no more: a block takes two bits at least, and 256 pixels six blocks."""
-
 logger = logging.getLogger(__name__)
 
 
-def open_gpu(artifact: Artifact, spec: Image, options: Options, device: torch.device) -> GpuRunner:
+def open_gpu(artifact: Artifact, spec: Image, options: Options, device_name: str) -> GpuRunner:
     """Restore the network on that device; raises ConfigurationError."""
+    device = torch.device(device_name)
     torch.set_num_threads(max(1, options.threads))
-    compute_exactly()
+    # No rounding of float32 to TF32, which torch does in convolutions unless told; the same kernels every time.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     manifest, program = artifact.manifest, restore(artifact)
     if not program.range_constraints:  # the number of images was not left open
         options = replace(options, max_batch_size=1)
@@ -55,24 +52,14 @@ def open_gpu(artifact: Artifact, spec: Image, options: Options, device: torch.de
         raise ConfigurationError(f"The GPU cannot serve {manifest.name} ({reason:.200}): {remedy}.") from error
 
 
-def compute_exactly() -> None:
-    """No rounding of float32 to TF32, which torch does in convolutions unless told; the same kernels every time."""
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-
-
 def is_out_of_memory(error: RuntimeError) -> bool:
     """CUDA, cuDNN and cuBLAS do not always raise torch's own type."""
     return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error) or "ALLOC_FAILED" in str(error)
 
 
 def suits_nvjpeg(file: bytes, picture: PIL.Image.Image, spec: Image) -> bool:
-    """Whether the GPU is to decode this file: a whole, upright colour JPEG of the plainest kind.
-
-    The file's own bytes alone decide, so that its pixels never depend on its company.
-    """
+    """Whether the GPU is to decode this file: a whole, upright colour JPEG of the plainest kind. Its own bytes alone
+    decide, so that its pixels never depend on its company."""
     with suppress(Exception):  # what is damaged, or too long to be resized, is left to Pillow
         place(picture.size, spec)
         return (
@@ -83,9 +70,9 @@ def suits_nvjpeg(file: bytes, picture: PIL.Image.Image, spec: Image) -> bool:
             and [layer[0] for layer in picture.layer] != list(b"RGB")
             and picture.getexif().get(ExifTags.Base.Orientation, 1) == 1
             and len(ends_of_scans(file)) == 1
-            # nvJPEG may not say what is missing.
+            # nvJPEG may not say what is missing. A block takes two bits at least, and 256 pixels six blocks.
             and file.rstrip(b"\0").endswith(b"\xff\xd9")
-            and picture.width * picture.height <= PIXELS_PER_BYTE * len(file)
+            and picture.width * picture.height <= 170 * len(file)
         )
     return False
 
@@ -219,10 +206,7 @@ class GpuRunner:
         return next(size for size in self.sizes if size >= count)
 
     def _limit(self) -> int:
-        """How many images may fit into memory at once: fewer after a lack of it, later more again.
-
-        Threads need no lock: in any order of their steps it is one of the sizes; one too large only fails again.
-        """
+        """How many images may fit into memory. Threads need no lock: a size that is too large only fails again."""
         most = self._most
         if most < self.chunk and self._clock() - self._changed >= RECOVERY_SECONDS:
             self._most, self._changed = self.bucket(most + 1), self._clock()

@@ -31,7 +31,6 @@ MAX_PIXELS = Options().max_image_pixels
 PREPROCESSING_VERSION = 2
 """Part of every fingerprint: raise it with any change that can move a bit of a tensor."""
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_READS = 20_000
 """Most pieces that a file is read in: 30 ms of Python. A PNG of 10 MiB in libpng's chunks of 8 KiB has 4,000."""
 MAX_JPEG_SCANS = 100
@@ -46,7 +45,6 @@ _SIGNATURE = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF.{4}WEBP|GIF8[79]a
 _MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
 """What ends a scan: not a stuffed zero, a fill byte, a restart, or a marker that stands for nothing."""
 _NO_HUFFMAN_FRAMES = frozenset(range(0xC3, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 
 
 def reuse_memory() -> None:
@@ -101,7 +99,7 @@ def open_image(file: bytes, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
     """The file's own statement of format, size and frames. No pixel is decoded yet. Raises InvalidInput."""
     check_signature(file)
     with _reading():
-        picture = PIL.Image.open(_File(file), formats=FORMATS)
+        picture = PIL.Image.open(_File(file), formats=("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"))
     # Pillow takes seconds for the pixels of a BMP that is not raw (0), nor raw with masks (3).
     if picture.format == "BMP" and picture.info.get("compression", 0) not in (0, 3):
         raise UnsupportedContent("The BMP file is compressed.", parameter="image")
@@ -158,9 +156,7 @@ def _is_complete(file: bytes, picture: PIL.Image.Image, scans: list[int]) -> boo
 
 def ends_of_scans(file: bytes) -> list[int]:
     """Where the data of each scan of a JPEG end, as libjpeg finds them; none if they are not coded by Huffman's method.
-
-    Only up to the end of the image, since a phone may append a video. Raises InvalidInput for too many.
-    """
+    Only up to the end of the image, since a phone may append a video. Raises InvalidInput for too many."""
     ends: list[int] = []
     huffman, start, in_scan = True, 2, False
     for _ in range(MAX_READS):
@@ -170,10 +166,10 @@ def ends_of_scans(file: bytes) -> list[int]:
             ends.append(at)
         if len(ends) > MAX_JPEG_SCANS:
             raise InvalidInput(f"The JPEG file has more than {MAX_JPEG_SCANS} scans.", parameter="image")
-        if found is None or file[at + 1] == _END_OF_IMAGE:
+        if found is None or file[at + 1] == 0xD9:  # the end of the image
             return ends if huffman else []
         huffman = huffman and file[at + 1] not in _NO_HUFFMAN_FRAMES
-        in_scan = file[at + 1] == _START_OF_SCAN
+        in_scan = file[at + 1] == 0xDA
         start = at + 2 + max(2, int.from_bytes(file[at + 2 : at + 4], "big"))
     raise InvalidInput(f"The JPEG file has more than {MAX_READS:,} segments.", parameter="image")
 
@@ -185,9 +181,8 @@ def convert(picture: PIL.Image.Image, mode: str) -> PIL.Image.Image:
     if picture.mode.startswith("I"):  # Pillow's own conversion would clip instead of scale
         picture = PIL.Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
         white = PIL.Image.new("RGBA", picture.size, "white")
-        picture = PIL.Image.alpha_composite(white, picture)
+        picture = PIL.Image.alpha_composite(white, picture.convert("RGBA"))
     return picture if picture.mode == mode else picture.convert(mode)
 
 
@@ -202,11 +197,8 @@ def crop(picture: PIL.Image.Image, spec: Image) -> NDArray[np.uint8]:
 
 
 def place(size: tuple[int, int], spec: Image) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The size that a picture of this size (both as width, height) is resized to, and the left and top of the cut.
-
-    The shorter side becomes ``spec.resize`` long and the centre is cut out, as torchvision does. Raises InvalidInput
-    when the longer side would become too long.
-    """
+    """The width and height that a picture of this size is resized to, and the left and top of the cut, as torchvision
+    does: the shorter side becomes ``spec.resize`` long. Raises InvalidInput if the longer side became too long."""
     height, width = spec.size
     if spec.resize is None:
         return (width, height), (0, 0)

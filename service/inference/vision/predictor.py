@@ -44,10 +44,6 @@ def load(artifact: Artifact, options: Options) -> VisionPredictor:
     if manifest.image is None:
         raise ConfigurationError(f"Model {manifest.name} is of the kind vision, but its manifest has no image.")
     reuse_memory()
-    if artifact.file("xml") is None and artifact.file("pt2") is None:
-        raise ConfigurationError(
-            f"Model {manifest.name} is of an older version: make it again with training.resnet or training.register."
-        )
     return VisionPredictor(artifact, manifest.image, _runner(artifact, manifest.image, options), options)
 
 
@@ -62,11 +58,9 @@ def _runner(artifact: Artifact, spec: Image, options: Options) -> Runner:
             "Several workers would share one GPU: set PREDICT_WORKERS=1, or PREDICT_DEVICE=cpu, "
             "or PREDICT_SHARE_DEVICE=true."
         )
-    import torch
+    from service.inference.vision.gpu import open_gpu  # it imports torch
 
-    from service.inference.vision.gpu import open_gpu
-
-    return open_gpu(artifact, spec, options, torch.device("cuda", torch.cuda.current_device()))
+    return open_gpu(artifact, spec, options, "cuda")
 
 
 def _finds_gpu(options: Options) -> bool:
@@ -156,6 +150,4 @@ class VisionPredictor:
 def _answer(vector: Array | ServiceError) -> Prediction | ServiceError:
     if isinstance(vector, ServiceError):
         return vector
-    if not np.isfinite(vector).all():
-        return PredictionFailed("the model's answer is not finite")
-    return pack(vector)
+    return pack(vector) if np.isfinite(vector).all() else PredictionFailed("the model's answer is not finite")

@@ -14,14 +14,15 @@ from service.errors import ConfigurationError
 from service.inference.artifact import Artifact
 from service.inference.vision.images import Array
 
-CPU = torch.device("cpu")
-
 
 def restore(artifact: Artifact) -> ExportedProgram:
     """From images × height × width × channels to what is answered; raises ConfigurationError."""
     manifest, data = artifact.manifest, artifact.file("pt2")
     if data is None:
-        raise ConfigurationError(f"Model {manifest.name} needs the package openvino, and PREDICT_DEVICE=cpu.")
+        raise ConfigurationError(
+            f"Model {manifest.name} has no program for torch: make it again with training.resnet or training.register, "
+            "or, if it was an ONNX file, install openvino and set PREDICT_DEVICE=cpu."
+        )
     try:
         return torch.export.load(io.BytesIO(data))
     except Exception as error:
@@ -29,7 +30,7 @@ def restore(artifact: Artifact) -> ExportedProgram:
         raise ConfigurationError(f"torch cannot load {manifest.name} ({reason:.200}): register it again.") from error
 
 
-def module(program: ExportedProgram, device: torch.device = CPU) -> GraphModule:
+def module(program: ExportedProgram, device: torch.device | str = "cpu") -> GraphModule:
     """To be called on that device, and after ``to`` with another precision."""
     found = move_to_device_pass(program, device).module(check_guards=False)
     # What was asserted of its tensors, their precision too, held where it was exported.
