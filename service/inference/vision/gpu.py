@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 def open_gpu(artifact: Artifact, spec: Image, options: Options, device_name: str) -> GpuRunner:
     """Restore the network on that device; raises ConfigurationError."""
-    device = torch.device(device_name)
+    device = torch.empty(0, device=device_name).device  # "cuda" gets the number of the current one
     torch.set_num_threads(max(1, options.threads))
     # No rounding of float32 to TF32, which torch does in convolutions unless told; the same kernels every time.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
