@@ -10,6 +10,7 @@ import argparse
 import math
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -92,10 +93,10 @@ def _images(folder: Path) -> Iterator[Path]:
 
 
 def load(item: Labelled, spec: Image) -> Tensor:
-    """The file as the service would read it, channels × height × width; raises ConfigurationError."""
+    """The file as the service would read it, however large, channels × height × width; raises ConfigurationError."""
     file, _ = item
     try:
-        return torch.from_numpy(read(contents(file), spec)).permute(2, 0, 1)
+        return torch.from_numpy(read(contents(file), spec, sys.maxsize)).permute(2, 0, 1)
     except InvalidInput as error:
         raise ConfigurationError(f"{file if isinstance(file, Path) else 'A training image'}: {error}") from None
 
@@ -142,7 +143,7 @@ def fit(network: nn.Module, source: Source, spec: Image, epochs: int, rate: floa
 
 def accuracy(made: Artifact, items: Sequence[Labelled]) -> float:
     """The share of the files of which the model, as it is served, predicts the class."""
-    predictor = load_predictor(made, Options(threads=os.cpu_count() or 1))
+    predictor = load_predictor(made, Options(threads=os.cpu_count() or 1, max_image_pixels=sys.maxsize))
     right = 0
     for start in range(0, len(items), EVALUATION_BATCH):
         batch = items[start : start + EVALUATION_BATCH]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -87,7 +88,7 @@ def decode_jpegs(files: Sequence[bytes], spec: Image, device: torch.device) -> l
         if len(files) > 1:  # one by one, so that a bad file changes nothing for its neighbours
             return [decode_jpegs([file], spec, device)[0] for file in files]
         try:
-            return [torch.tensor(read_pixels(files[0], spec))]
+            return [torch.tensor(read_pixels(files[0], spec, sys.maxsize))]  # it has been found small enough
         except InvalidInput as fault:
             return [fault]
     alike = len({picture.shape for picture in pictures}) == 1
