@@ -25,8 +25,8 @@ from service.app import create_app
 from service.config import Settings, load_settings
 from service.server.connection import protocol_class
 from service.server.hit_table import HitTable
-from service.server.lifespan import Lifespan
 from service.server.request_key import SMALL_BODY_BYTES
+from service.server.worker import Lifespan
 from tests.support.client import Address, Connection, caught_up, fetch
 from tests.support.process import PATIENCE, SLACK, resident_bytes
 from tests.support.server import Server, running_server
