@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from service.bodies import FILES_WORTH
+from service.bodies import FILES_WORTH, HashedFile
 from service.cache.keys import of_tenant
 from service.errors import InvalidInput, NotCached, PreconditionFailed, UnsupportedContent
 from service.http.caching import cache_control, cache_status, entity_tag, response_headers, server_timing
@@ -83,6 +83,9 @@ async def _read(request: Request) -> Parsed:
     content_type = media_type(request, MEDIA_TYPES + IMAGE_ALIASES)
     params: dict[str, Any] = dict(parse_query(request.query))
     body = await read_content(request, request.runtime.settings.max_body_bytes)
+    if content_type in IMAGE_TYPES and body is request.sent and "digest" in request.scope:
+        body = HashedFile(body)
+        body.digest = request.scope["digest"]
     given = request.header(b"content-type") or b""
     read = partial(_read_body, request.runtime, request.path_parameter("name"), params, body, given, content_type)
     return await request.runtime.bodies.work(read, len(body) * (1 if content_type == JSON else FILES_WORTH))

@@ -128,8 +128,11 @@ class Connection(RequestReader):
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        if self._upload is not None and not self._answer_upload(self._upload, self.cycle):
-            self._start_postponed(self._upload)
+        upload = self._upload
+        if upload is not None and not self._answer_upload(upload, self.cycle):
+            if upload.is_hashed:
+                self.cycle.scope["digest"] = upload.digest  # type: ignore[typeddict-unknown-key]
+            self._start_postponed(upload)
 
     def _start_postponed(self, upload: Upload) -> None:
         """Give the request to the application, because it is no hit."""

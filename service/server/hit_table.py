@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -22,7 +23,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from service.cache.memory import Slot
 from service.http.endpoint import Headers, Hot, Reply, Request
 from service.runtime import Runtime
-from service.server.request_key import MAX_HEAD_BYTES, is_hashed, name_body
+from service.server.request_key import MAX_HEAD_BYTES, is_hashed, mask_id
 
 if TYPE_CHECKING:
     from uvicorn.server import ServerState
@@ -129,7 +130,10 @@ class HitTable:
         hot = reply.hot
         if hot is None or self._runtime.draining or len(head) > MAX_HEAD_BYTES:
             return
-        name, identifier = name_body(head, request.sent)
+        if is_hashed(head):
+            name, identifier = request.scope.get("digest") or sha256(request.sent).digest(), None
+        else:
+            name, identifier = mask_id(head, request.sent)
         if identifier is not None and hot.id_at is None:
             return
         key = head + name

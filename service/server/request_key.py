@@ -87,11 +87,6 @@ def is_hashed(head: bytes) -> bool:
     return head.endswith(b"\r\n" + HASHED + b"\r\n")
 
 
-def name_body(head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
-    """The end of the key that begins with ``head``; and the id in the body, if another id would have the same key."""
-    return (sha256(body).digest(), None) if is_hashed(head) else mask_id(head, body)
-
-
 def mask_id(head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
     """The body with zeros in the place of its id, and the id. JSON has no zero byte, so no other body becomes the same.
     The zeros are as many as the id's bytes, so that no length changes."""
@@ -124,10 +119,14 @@ class Upload:
             self._hash.update(part)
         return True
 
+    @property
+    def digest(self) -> bytes:
+        return self._hash.digest()
+
     def key(self) -> tuple[bytes, bytes | None]:
         """The request's key, once the body has arrived, and the id in the body."""
         if self.is_hashed:
-            return self._head + self._hash.digest(), None
+            return self._head + self.digest, None
         name, identifier = mask_id(self._head, b"".join(self._parts))
         return self._head + name, identifier
 

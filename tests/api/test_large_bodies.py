@@ -21,8 +21,7 @@ import uvicorn
 from service.app import create_app
 from service.config import load_settings
 from service.server.connection import protocol_class
-from service.server.lifespan import Lifespan
-from service.server.worker import settle_memory
+from service.server.worker import Lifespan, settle_memory
 from tests.support.client import Address, Connection, fetch
 from tests.support.probe import register
 from tests.support.process import becomes

@@ -19,7 +19,7 @@ from uvicorn.server import ServerState
 from service.app import create_app
 from service.config import load_settings
 from service.server.connection import protocol_class
-from service.server.lifespan import Lifespan
+from service.server.worker import Lifespan
 from tests.support.client import Connection, Response, fetch
 from tests.support.server import running_server
 

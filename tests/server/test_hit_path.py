@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
+import io
 import json
 import random
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
+from PIL import Image
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
@@ -23,11 +25,12 @@ from service.app import create_app
 from service.config import Settings, load_settings
 from service.server.connection import protocol_class
 from service.server.hit_table import HitTable
-from service.server.lifespan import Lifespan
 from service.server.request_key import SMALL_BODY_BYTES
+from service.server.worker import Lifespan
 from tests.support.client import Address, Connection, caught_up, fetch
 from tests.support.process import PATIENCE, SLACK, resident_bytes
 from tests.support.server import Server, running_server
+from tests.support.untrained import write_both
 
 pytestmark = pytest.mark.anyio
 
@@ -275,6 +278,27 @@ async def test_a_large_body_is_found_by_its_hash_and_takes_room_until_then(iris_
         refused = await answer_to(client, whole)
         assert b" 503 " in refused
         assert b"retry-after: " in refused
+
+
+async def test_an_image_that_is_hashed_while_it_arrives_is_the_same_question(iris_models: Path, tmp_path: Path) -> None:
+    """Whether its answer is known to the hit path, to a cache or to nobody, in whatever coding it comes."""
+    settings = load_settings({"PREDICT_MODELS_DIR": str(write_both(iris_models, tmp_path)), "PREDICT_AUDIT_SHARE": "0"})
+    chance = random.Random(0)
+
+    def picture() -> bytes:
+        file = io.BytesIO()
+        Image.frombytes("RGB", (96, 96), chance.randbytes(96 * 96 * 3)).save(file, "PNG")
+        return file.getvalue()
+
+    async with serving(settings) as (address, _, _), await Connection.open(address) as client:
+        first, others = picture(), [picture() for _ in range(3)]
+        for coding in ({}, {"Content-Encoding": "gzip"}):
+            headers = {"Content-Type": "image/png", **coding}
+            for file in (first, first, first, *others, first, *others):
+                body = gzip.compress(file) if coding else file
+                answer = await answer_to(client, message("POST", "/predict?model=digits", headers, body))
+                assert b"?sha256=" + hashlib.sha256(file).hexdigest().encode() in answer
+                assert (await client.get(f"/predict?model=digits&sha256={hashlib.sha256(file).hexdigest()}")).hit
 
 
 async def test_a_client_that_leaves_amid_its_large_body_takes_its_room_along(iris_models: Path) -> None:

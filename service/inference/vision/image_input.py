@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from service.bodies import digest_of
 from service.errors import InvalidInput, PayloadTooLarge, UnsupportedContent
 from service.inference.manifest import IMAGE_ALIASES, IMAGE_TYPES, Image
 from service.inference.predictor import Question
@@ -66,8 +67,8 @@ def image_question(file: bytes) -> Question:
     if not file:
         raise InvalidInput("The image is empty.", parameter="image")
     check_signature(file)
-    digest = hashlib.sha256(file)
-    return Question(b"i" + digest.digest(), file, digest.hexdigest())
+    digest = digest_of(file)
+    return Question(b"i" + digest, file, digest.hex())
 
 
 def array_question(value: Any, spec: Image) -> Question:
