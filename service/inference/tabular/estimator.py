@@ -36,8 +36,6 @@ def check_model(model: Any, manifest: Manifest, where: str) -> None:
     """Raises ConfigurationError unless the model has what the manifest says."""
     if not hasattr(model, "predict") and not hasattr(model, "predict_proba"):
         raise ConfigurationError(f"{where} is a {type(model).__name__}, which has no predict method.")
-    if manifest.output.probabilities_from is not None and not hasattr(model, "predict_proba"):
-        raise ConfigurationError(f"{where} has no predict_proba, as its manifest says that it has: {REMEDY}.")
     found = [str(value) for value in class_values(model)]
     expected = [c.value for c in manifest.classes]
     if manifest.output.has_classes and expected != found:
