@@ -135,7 +135,8 @@ def _kind(model: Any, table: Any) -> tuple[Any, int]:
         return ("probabilities" if _predicts_highest(model) else "class_and_probabilities"), 1
     if said.dtype.kind not in "biuf":
         raise ConfigurationError(
-            f"This {name} says {said.ravel().tolist()[0]!r:.80}, which is no number: give it a classes_ with all it says."
+            f"This {name} says {said.ravel().tolist()[0]!r:.80}, which is no number: "
+            "give it a classes_ with all values that it says."
         )
     return ("numbers" if said.dtype.kind == "f" else "integers"), as_table(said).shape[1]
 

@@ -267,7 +267,7 @@ class Batcher:
         self._observe(len(batch.items), seconds)
 
     def _fail(self, taken: Sequence[_Item], error: ServiceError) -> None:
-        """These, and all that wait."""
+        """Answer these items and all that wait with an error."""
         for item in (*taken, *self._single, *self._bulk):
             if not item.done.done():
                 item.done.set_exception(error)

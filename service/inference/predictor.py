@@ -172,7 +172,7 @@ def answer_check(manifest: Manifest) -> Callable[[bytes], bool]:
 
 
 def _said_check(manifest: Manifest) -> Callable[[NDArray[np.float64]], bool]:
-    """Of what ``predict`` says."""
+    """The check of what ``predict`` says, which stands before the probabilities."""
     output = manifest.output
     if output.kind in ("numbers", "probabilities"):
         return _are_finite

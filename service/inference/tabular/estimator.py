@@ -47,9 +47,19 @@ def check_model(model: Any, manifest: Manifest, where: str) -> None:
 
 
 def own_answers(model: Any, output: Output) -> Compute:
-    """What the estimator itself says, by none of our short cuts."""
-    compute = _compute(model, output)
-    return compute if is_of_libraries(model) else _one_at_a_time(compute)
+    """What the estimator itself says, by none of our short cuts.
+
+    A class of one's own may not be thread-safe: there an audit and a prediction wait for each other.
+    """
+    compute, lock = _compute(model, output), threading.Lock()
+    if is_of_libraries(model):
+        return compute
+
+    def one_at_a_time(rows: Any) -> NDArray[Any]:
+        with lock:
+            return compute(rows)
+
+    return one_at_a_time
 
 
 def rows_per_call(model: Any, output: Output) -> int | None:
@@ -103,17 +113,6 @@ def as_table(said: Any) -> NDArray[np.float64]:
     if dense.dtype.kind in "iu":
         table[np.abs(table) >= MAX_EXACT] = np.nan
     return table
-
-
-def _one_at_a_time(compute: Compute) -> Compute:
-    """With a lock: an audit and a prediction wait for each other, because the estimator may not be thread-safe."""
-    lock = threading.Lock()
-
-    def alone(rows: Any) -> NDArray[Any]:
-        with lock:
-            return compute(rows)
-
-    return alone
 
 
 def _library(part: Any) -> str:
