@@ -15,7 +15,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeAlias
+from operator import attrgetter
+from typing import NamedTuple, TypeAlias
 
 from service.errors import DeadlineExceeded, DeviceLost, NoWaiters, Overloaded, PredictionFailed, ServiceError
 from service.inference.model_thread import ModelThreads, Outcome, compute
@@ -32,8 +33,7 @@ different sizes. At 1.0 the smaller group would always wait for the larger one."
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Computed:
+class Computed(NamedTuple):
     """``model_seconds``: the time of the whole batch that this prediction was part of."""
 
     prediction: Prediction
@@ -188,7 +188,7 @@ class Batcher:
             raise Overloaded("The service is shutting down.")
         # While nothing is computed, a batch of items is dispatched in the next turn, so it does not count as waiting.
         room = self._max_queue_size + (0 if self._computing else self.max_batch_size)
-        reserved = sum(reservation.places for reservation in self._reservations)
+        reserved = sum(map(attrgetter("places"), self._reservations))
         if count and self.queued + reserved + count > room:
             batches = 1 + math.ceil(self.queued / self.max_batch_size)
             seconds = max(1, min(LONGEST_RETRY_SECONDS, math.ceil(batches * self._batch_seconds)))
