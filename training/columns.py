@@ -219,7 +219,8 @@ def _answers(model: Any, form: str, features: Sequence[Feature], rows: list[list
         except Exception as error:
             return error
     # What takes the names of a DataFrame's columns for its texts answers each of these.
-    return said if len(said) == len(rows) else ValueError(f"{len(said)} answers for {len(rows)} rows")
+    count = len(said) if said.ndim else 1
+    return said if count == len(rows) else ValueError(f"{count} answers for {len(rows)} rows")
 
 
 def _is_close(one: Any, other: Any) -> bool:

@@ -117,6 +117,11 @@ def _kind(model: Any, table: Any) -> tuple[Any, int]:
         return "probabilities", 1
     said = _said(model, "predict", table)
     said = np.asarray(said.toarray() if hasattr(said, "toarray") else said)
+    if said.shape[:1] != (len(table),):
+        raise ConfigurationError(
+            f"This {name} says {said.tolist()!r:.80} to {len(table)} row: its predict must return an array with an "
+            "entry for each row."
+        )
     classes = getattr(model, "classes_", ())
     if len(classes) and said.ndim == 2 and said.shape[1] > 1:
         if isinstance(classes, list) and any(not set(np.ravel(one).tolist()) <= {0, 1} for one in classes):
@@ -130,7 +135,8 @@ def _kind(model: Any, table: Any) -> tuple[Any, int]:
         return ("probabilities" if _predicts_highest(model) else "class_and_probabilities"), 1
     if said.dtype.kind not in "biuf":
         raise ConfigurationError(
-            f"This {name} says {said.ravel()[0]!r:.80}, which is no number, and it has no classes_ with such a value."
+            f"This {name} says {said.ravel().tolist()[0]!r:.80}, which is no number: "
+            "give it a classes_ with all values that it says."
         )
     return ("numbers" if said.dtype.kind == "f" else "integers"), as_table(said).shape[1]
 

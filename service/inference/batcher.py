@@ -15,7 +15,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeAlias
+from operator import attrgetter
+from typing import NamedTuple, TypeAlias
 
 from service.errors import DeadlineExceeded, DeviceLost, NoWaiters, Overloaded, PredictionFailed, ServiceError
 from service.inference.model_thread import ModelThreads, Outcome, compute
@@ -32,8 +33,7 @@ different sizes. At 1.0 the smaller group would always wait for the larger one."
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Computed:
+class Computed(NamedTuple):
     """``model_seconds``: the time of the whole batch that this prediction was part of."""
 
     prediction: Prediction
@@ -162,7 +162,7 @@ class Batcher:
     async def close(self) -> None:
         """Refuse new items, fail the waiting ones, and return when the dispatched ones are answered."""
         self._closing = True
-        self._fail(self._take_all(), Overloaded("The service is shutting down."))
+        self._fail([], Overloaded("The service is shutting down."))
         # No item can arrive while this waits: _admit refuses from here on.
         try:
             if self._computing:
@@ -178,9 +178,7 @@ class Batcher:
             return False
         self._closing = True
         hanging = [item for batch in self._computing for item in batch.items]
-        self._fail(
-            [*hanging, *self._take_all()], Overloaded("A call of the model hangs; its worker is being replaced.")
-        )
+        self._fail(hanging, Overloaded("A call of the model hangs; its worker is being replaced."))
         self._computing.clear()
         self._at_rest.set()
         return True
@@ -190,13 +188,11 @@ class Batcher:
             raise Overloaded("The service is shutting down.")
         # While nothing is computed, a batch of items is dispatched in the next turn, so it does not count as waiting.
         room = self._max_queue_size + (0 if self._computing else self.max_batch_size)
-        reserved = sum(reservation.places for reservation in self._reservations)
+        reserved = sum(map(attrgetter("places"), self._reservations))
         if count and self.queued + reserved + count > room:
-            raise Overloaded("Too many predictions wait already.", retry_after=self._retry_after())
-
-    def _retry_after(self) -> int:
-        batches = 1 + math.ceil(self.queued / self.max_batch_size)
-        return max(1, min(LONGEST_RETRY_SECONDS, math.ceil(batches * self._batch_seconds)))
+            batches = 1 + math.ceil(self.queued / self.max_batch_size)
+            seconds = max(1, min(LONGEST_RETRY_SECONDS, math.ceil(batches * self._batch_seconds)))
+            raise Overloaded("Too many predictions wait already.", retry_after=seconds)
 
     def _dispatch_soon(self) -> None:
         """In the next turn of the loop, so that what this turn brings travels together."""
@@ -215,7 +211,7 @@ class Batcher:
             self._take(batch)
         except Exception:
             logger.exception("Dispatching to %s failed.", self._name)
-            self._fail([*batch.items, *self._take_all()], PredictionFailed())
+            self._fail(batch.items, PredictionFailed())
             return
         if batch.items:
             self._start(batch)
@@ -270,13 +266,10 @@ class Batcher:
             self._at_rest.set()
         self._observe(len(batch.items), seconds)
 
-    def _take_all(self) -> list[_Item]:
-        items = [*self._single, *self._bulk]
-        self._single.clear()
-        self._bulk.clear()
-        return items
-
-    def _fail(self, items: Sequence[_Item], error: ServiceError) -> None:
-        for item in items:
+    def _fail(self, taken: Sequence[_Item], error: ServiceError) -> None:
+        """Answer these items and all that wait with an error."""
+        for item in (*taken, *self._single, *self._bulk):
             if not item.done.done():
                 item.done.set_exception(error)
+        self._single.clear()
+        self._bulk.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NewType, Protocol
+from typing import Any, Literal, NamedTuple, NewType, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,7 @@ _CODES = {"f4": b"f", "f8": b"d"}
 _DTYPES: dict[bytes, np.dtype[Any]] = {b"f": np.dtype("<f4"), b"d": np.dtype("<f8")}
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(NamedTuple):
     """One input to one model.
 
     ``identity`` names the answer: inputs with the same identity have the same answer to the last bit.
@@ -172,7 +171,7 @@ def answer_check(manifest: Manifest) -> Callable[[bytes], bool]:
 
 
 def _said_check(manifest: Manifest) -> Callable[[NDArray[np.float64]], bool]:
-    """Of what ``predict`` says."""
+    """The check of what ``predict`` says, which stands before the probabilities."""
     output = manifest.output
     if output.kind in ("numbers", "probabilities"):
         return _are_finite

@@ -107,6 +107,29 @@ def test_numbers_that_would_be_rounded_are_refused(tmp_path: Path, above: float,
         registered(tmp_path, Says(above, below), example=[1, 1, 1, 1])
 
 
+class SaysAlways:
+    """The same, however many rows there are."""
+
+    def __init__(self, said: Any) -> None:
+        self.said = said
+
+    def predict(self, rows: Any) -> Any:
+        return self.said
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (None, "says None to 1 row: its predict must return an array"),
+        (3.0, "says 3.0 to 1 row"),
+        (["yes"], "says 'yes', which is no number: give it a classes_"),
+    ],
+)
+def test_what_is_no_answer_to_each_row_is_refused(tmp_path: Path, said: Any, reason: str) -> None:
+    with pytest.raises(ConfigurationError, match=reason):
+        register(SaysAlways(said), IRIS_X, name="own", models_dir=tmp_path, features=FEATURES)
+
+
 def test_what_leaves_its_answers_to_chance_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="leaves nothing to chance"):
         registered(tmp_path, Chance(max_iter=500).fit(IRIS_X, IRIS_Y))

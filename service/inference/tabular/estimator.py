@@ -36,8 +36,6 @@ def check_model(model: Any, manifest: Manifest, where: str) -> None:
     """Raises ConfigurationError unless the model has what the manifest says."""
     if not hasattr(model, "predict") and not hasattr(model, "predict_proba"):
         raise ConfigurationError(f"{where} is a {type(model).__name__}, which has no predict method.")
-    if manifest.output.probabilities_from is not None and not hasattr(model, "predict_proba"):
-        raise ConfigurationError(f"{where} has no predict_proba, as its manifest says that it has: {REMEDY}.")
     found = [str(value) for value in class_values(model)]
     expected = [c.value for c in manifest.classes]
     if manifest.output.has_classes and expected != found:
@@ -49,9 +47,19 @@ def check_model(model: Any, manifest: Manifest, where: str) -> None:
 
 
 def own_answers(model: Any, output: Output) -> Compute:
-    """What the estimator itself says, by none of our short cuts."""
-    compute = _compute(model, output)
-    return compute if is_of_libraries(model) else _one_at_a_time(compute)
+    """What the estimator itself says, by none of our short cuts.
+
+    A class of one's own may not be thread-safe: there an audit and a prediction wait for each other.
+    """
+    compute, lock = _compute(model, output), threading.Lock()
+    if is_of_libraries(model):
+        return compute
+
+    def one_at_a_time(rows: Any) -> NDArray[Any]:
+        with lock:
+            return compute(rows)
+
+    return one_at_a_time
 
 
 def rows_per_call(model: Any, output: Output) -> int | None:
@@ -105,17 +113,6 @@ def as_table(said: Any) -> NDArray[np.float64]:
     if dense.dtype.kind in "iu":
         table[np.abs(table) >= MAX_EXACT] = np.nan
     return table
-
-
-def _one_at_a_time(compute: Compute) -> Compute:
-    """With a lock: an audit and a prediction wait for each other, because the estimator may not be thread-safe."""
-    lock = threading.Lock()
-
-    def alone(rows: Any) -> NDArray[Any]:
-        with lock:
-            return compute(rows)
-
-    return alone
 
 
 def _library(part: Any) -> str:
