@@ -172,6 +172,7 @@ class Metrics:
     def _add_caches(self) -> None:
         self.l1_bytes = self._gauge("predict_l1_bytes", "Bytes held by the workers' own caches.")
         self.l1_entries = self._gauge("predict_l1_entries", "Entries held by the workers' own caches.")
+        self.workers = self._gauge("predict_workers", "Workers that live.")
         self.l2_up = self._gauge("predict_l2_up", "Workers for which Redis answers and takes writes.")
         self.l2_seconds = self._tallied_histogram(
             "predict_l2_round_trip_seconds", "Time of one round trip to Redis, by its kind.", "kind"

@@ -32,5 +32,5 @@ def test_the_chinese_readme_has_the_commands_headings_settings_and_links_of_the_
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_link_within_the_project_leads_to_a_file(document: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)", document.read_text()):
+    for target in re.findall(r"""(?:\]\(|src(?:set)?=")([^)#"\s]+)""", document.read_text()):
         assert "://" in target or (document.parent / target).exists(), target

@@ -119,10 +119,38 @@ async def test_conditions_directives_and_ages_pass_through(
         hit = await fetch(address, TARGET.format(5.1))
         assert hit.hit and hit.max_age > 0
         assert (await fetch(address, TARGET.format(5.1), headers={"If-None-Match": hit.headers["etag"]})).status == 304
-        fresh = await fetch(address, TARGET.format(5.1), headers={"Cache-Control": "no-cache"})
-        assert fresh.cache["fwd"] == "request"
+        for directive, how in (("no-cache", "request"), ("max-age=0", "request"), ("no-store", "request")):
+            fresh = await fetch(address, TARGET.format(5.1), headers={"Cache-Control": directive})
+            assert fresh.cache["fwd"] == how
+        assert (await fetch(address, TARGET.format(7.7), headers={"Cache-Control": "only-if-cached"})).status == 504
+        body = b'{"sepal_length":5.1,"sepal_width":3.5,"petal_length":1.4,"petal_width":0.2}'
+        asked = await fetch(address, "/predict", "QUERY", {"Content-Type": "application/json"}, body)
+        assert (asked.hit, asked.body, asked.headers["etag"]) == (True, hit.body, hit.headers["etag"])
+        assert (await fetch(address, "/predict", "OPTIONS")).headers["accept-query"]
         for path in ("/metrics", "/admin/cache/stats"):
             assert (await fetch(address, path)).status == 404
+
+
+def said_to(address: Address, request: bytes) -> bytes:
+    """Everything until the connection is closed."""
+    with socket.create_connection(address, timeout=PATIENCE) as client:
+        client.sendall(request)
+        return b"".join(iter(lambda: client.recv(4096), b""))
+
+
+async def test_strangers_are_met_by_nginx(iris_models: Path, tmp_path: Path, program: Callable[[str], str]) -> None:
+    post = b"POST /predict_batch HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n["
+    with running_server(tmp_path, models_dir=iris_models) as service, ExitStack() as stack:
+        address = stack.enter_context(nginx(program("nginx"), tmp_path, [service, service]))
+        for request, status in (
+            (post % (33 * 2**20), b" 413 "),
+            (b"GET /%b HTTP/1.1\r\nHost: here\r\n\r\n" % (b"x" * 70_000), b" 414 "),
+            (b"GET /predict HTTP/1.1\r\nHost: ", b""),  # a head that never ends: the connection is closed
+            (post % 1000, b""),  # a body that never ends
+        ):
+            answer = (await asyncio.to_thread(said_to, address, request)).partition(b"\r\n")[0]
+            assert (status in answer) if status else not answer, answer
+        assert service.metric("predict_requests_total", route="/predict_batch") == 0
 
 
 async def test_a_purge_reaches_whoever_nginx_keeps_an_answer_for(

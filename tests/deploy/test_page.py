@@ -133,6 +133,15 @@ def test_redis_away_is_said_and_costs_no_answer(page: Page, redis_server: RedisS
     expect(page.locator("#banner")).to_be_hidden(timeout=30_000)
 
 
+def test_a_redis_without_writes_is_said_and_figures_that_a_proxy_keeps_back_are_not_zeros(page: Page) -> None:
+    expect(page.locator("#live")).to_contain_text("workers")
+    ready = {"status": "ready", "cache": "read-only", "models": [], "failed": {}}
+    page.route("**/readyz", lambda route: route.fulfill(json=ready))
+    page.route("**/metrics", lambda route: route.fulfill(status=404, json={}))
+    expect(page.locator("#state")).to_contain_text("takes no writes")
+    expect(page.locator("#live")).to_be_hidden()
+
+
 def test_what_is_copied_runs(page: Page) -> None:
     page.select_option("#model", "iris")
     page.get_by_role("button", name="Example").click()
@@ -157,6 +166,9 @@ def test_everybody_can_use_it(page: Page, scheme: str, width: int, model: str) -
     found = Axe().run(page).response["violations"]
     assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
     assert page.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")
+    for part, least in (("#bars .track", 0.25), ("#dots .mark", 8 / width)):  # bars show a share, dots are not squeezed
+        box = page.locator(part).first.bounding_box()
+        assert box is not None and box["width"] >= least * width
 
 
 def test_it_speaks_chinese_to_who_does(page: Page) -> None:

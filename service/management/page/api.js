@@ -37,9 +37,10 @@ function how(headers) {
   return { source, ttl: /ttl=(\d+)/.exec(status)?.[1], timing: Object.fromEntries(timing.map(([, name, ms]) => [name, Number(ms)])) };
 }
 
-/** Sums of the samples of /metrics by name, and of those with a `result` by that. */
+/** Sums of the samples of /metrics by name, and of those with a `result` by that; null where a proxy keeps them back. */
 export async function metrics() {
   const response = await fetch("metrics", { cache: "no-store" });
+  if (!response.ok) return null;
   const sums = {};
   for (const line of (await response.text()).split("\n")) {
     const match = /^(\w+)(?:\{(.*)\})? (\S+)/.exec(line);

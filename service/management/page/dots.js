@@ -3,7 +3,7 @@
 import { milliseconds, word } from "./words.js";
 
 const MOST = 200;
-const [WIDTH, HEIGHT] = [800, 90];
+const HEIGHT = 90;
 const SVG = "http://www.w3.org/2000/svg";
 const ROW = { computed: 20, redis: 45, memory: 70 };
 const KIND = { l1: "memory", l2: "redis", computed: "computed", collapsed: "computed" };
@@ -16,6 +16,10 @@ const SHAPE = {
 export class Dots {
   #answers = [];
 
+  constructor() {
+    addEventListener("resize", () => this.draw());
+  }
+
   add(source, ms) {
     this.#answers.push({ kind: KIND[source], ms });
     this.#answers = this.#answers.slice(-MOST);
@@ -24,12 +28,14 @@ export class Dots {
 
   draw() {
     if (!this.#answers.length) return;
+    const chart = document.getElementById("dots");
+    const { width } = chart.getBoundingClientRect();
+    chart.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     const all = this.#answers.map(({ ms }) => ms);
     const low = Math.floor(Math.log10(Math.min(...all)));
     const high = Math.max(low + 1, Math.ceil(Math.log10(Math.max(...all))));
-    const x = (ms) => Math.round((WIDTH * (Math.log10(ms) - low)) / (high - low));
+    const x = (ms) => Math.round((width * (Math.log10(ms) - low)) / (high - low));
     const medians = this.#medians();
-    const chart = document.getElementById("dots");
     chart.replaceChildren(chart.querySelector("title"));
     this.#answers.forEach(({ kind, ms }, i) => chart.append(path(SHAPE[kind](x(ms), ROW[kind] + (i % 5) - 2), `mark ${kind}`)));
     for (const [kind, ms] of Object.entries(medians)) chart.append(path(`M${x(ms)} ${ROW[kind] - 12}V${ROW[kind] + 12}`, `median ${kind}`));

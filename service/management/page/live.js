@@ -16,10 +16,11 @@ export function watch() {
       try {
         const [now, ready] = await Promise.all([metrics(), getJson("readyz")]);
         const at = performance.now();
-        if (before) rates = [...rates, share(now, before.sums)].slice(-KEPT);
-        show(now, before && { sums: before.sums, seconds: (at - before.at) / SECOND }, rates);
         tell(ready);
-        before = { sums: now, at };
+        document.getElementById("live").hidden = !now;
+        if (now && before) rates = [...rates, share(now, before.sums)].slice(-KEPT);
+        if (now) show(now, before && { sums: before.sums, seconds: (at - before.at) / SECOND }, rates);
+        before = now && { sums: now, at };
       } catch {
         before = null;
         document.getElementById("figures").replaceChildren(element("dd", { textContent: word.lost }));
@@ -50,6 +51,7 @@ function show(now, last, rates) {
     [word.rate, count(Math.max(0, requests))],
     [word.saved, duration(now.predict_cache_saved_seconds_total ?? 0)],
     [word.waiting, count(now.predict_queue_size ?? 0)],
+    [word.workers, count(now.predict_workers ?? 0)],
     [word.questions, count(now.predict_l1_entries ?? 0)],
   ];
   document.getElementById("figures").replaceChildren(

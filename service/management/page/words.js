@@ -11,14 +11,14 @@ const ENGLISH = {
   box: (low, high) => `the answer holds from ${low} to ${high}`,
   away: "Redis is away. Answers are computed, and kept in memory.", draining: "This service is about to stop.",
   lost: "No connection to the service.", busy: (s) => `The service is busy. Ask again in ${s} s.`,
-  up: "Redis ● up", down: "Redis ○ away", off: "no Redis",
+  up: "Redis ● up", down: "Redis ○ away", "read-only": "Redis ◐ takes no writes", off: "no Redis",
   how: {
     l1: "Hit in memory", l2: "Hit in Redis", computed: "Computed", collapsed: "Shared with somebody who asked at the same time",
   },
   ttl: (s) => `kept for ${s} s`, took: (ms) => `${ms} seen by this browser`,
   server: (t) => `in the service: cache ${t.cache}, queue ${t.queue}, model ${t.model}`,
   ratio: (x) => `${x} × faster warm`, medians: (cold, warm) => `Median computed ${cold}, from a cache ${warm}.`,
-  hitRate: "hit rate", rate: "requests/s", saved: "computation saved", waiting: "waiting", questions: "answers in memory",
+  hitRate: "hit rate", rate: "requests/s", saved: "computation saved", waiting: "waiting", workers: "workers", questions: "answers in memory",
 };
 
 const CHINESE = {
@@ -28,12 +28,13 @@ const CHINESE = {
   noModel: "还没有模型。请运行 `make train`，然后重新启动服务。", drop: "把图片拖到这里、粘贴、选择文件，或者手绘。", choose: "图片文件",
   draw: "绘图区", clear: "清除", noImage: "请先选择或画一张图片。", sameBox: "答案相同，无需提问：在方框范围内结果不变。",
   box: (low, high) => `从 ${low} 到 ${high} 答案不变`, away: "Redis 不可用。答案由模型计算，并保存在内存中。", draining: "服务即将停止。",
-  lost: "无法连接到服务。", busy: (s) => `服务繁忙，请在 ${s} 秒后重试。`, up: "Redis ● 正常", down: "Redis ○ 不可用", off: "没有 Redis",
+  lost: "无法连接到服务。", busy: (s) => `服务繁忙，请在 ${s} 秒后重试。`, up: "Redis ● 正常", down: "Redis ○ 不可用", "read-only": "Redis ◐ 只读",
+  off: "没有 Redis",
   how: { l1: "内存命中", l2: "Redis 命中", computed: "重新计算", collapsed: "与同时提问的人共享一次计算" },
   ttl: (s) => `再保存 ${s} 秒`, took: (ms) => `浏览器测得 ${ms}`,
   server: (t) => `服务内部：缓存 ${t.cache}，排队 ${t.queue}，模型 ${t.model}`, ratio: (x) => `命中缓存快 ${x} 倍`,
   medians: (cold, warm) => `中位数：计算 ${cold}，缓存 ${warm}。`, hitRate: "命中率", rate: "请求/秒", saved: "节省的计算时间",
-  waiting: "等待中", questions: "内存中的答案",
+  waiting: "等待中", workers: "工作进程", questions: "内存中的答案",
 };
 
 export let language = navigator.language.startsWith("zh") ? "zh" : "en";
