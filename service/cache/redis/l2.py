@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from service.cache.entry import Accepts, Codec, Entry, anything
 from service.cache.generations import Generations, Purged, new_generation
 from service.cache.keys import RedisKeys
-from service.cache.lease import DEFAULT_WAITS, Compute, Leases, Resolved, Waits
+from service.cache.lease import DEFAULT_WAITS, Leases, Waits
 from service.cache.redis.auto_pipeline import AutoPipeline, DeadlineBudget, PendingReply, StallTolerantClock
 from service.cache.redis.breaker import State
 from service.cache.redis.client import Observer, RedisClient
@@ -255,9 +255,6 @@ class NoRedis:
     async def get(self, *_: object) -> None:
         return None
 
-    async def put(self, key: str, entry: Entry, **_: object) -> Entry:
-        return entry
-
     async def delete(self, key: str) -> None:
         """Nothing is stored."""
 
@@ -266,9 +263,6 @@ class NoRedis:
 
     async def count(self, model: str, keys: Collection[str], asked: int, hits: int) -> None:
         """Distinct questions are not counted without Redis."""
-
-    async def compute_once(self, key: str, compute: Compute, *_: object) -> Resolved:
-        return Resolved(await compute(), "computed", stored=False)
 
 
 L2: TypeAlias = RedisCache | NoRedis
