@@ -8,6 +8,7 @@ from typing import Literal
 
 from service.cache.entry import Entry
 from service.cache.redis.auto_pipeline import DeadlineBudget
+from service.cache.redis.l2 import RedisCache
 from service.config import Settings
 from service.inference.batcher import Batcher, Reservation
 from service.inference.manifest import Manifest
@@ -91,14 +92,14 @@ class Answer:
 class Lookup:
     """One question on its way along the data path.
 
-    ``l2_eligible``: all workers use the same key, so L2 may have the entry. ``budget``: the time that Redis may still
-    cost this question.
+    ``l2``: the cache that all workers share, if there is one and its key is everybody's. ``budget``: the time that
+    Redis may still cost this question.
     """
 
     model: Model
     question: Question
     key: str
-    l2_eligible: bool
+    l2: RedisCache | None
     deadline: float
     budget: DeadlineBudget
     reservation: Reservation | None = None

@@ -94,7 +94,7 @@ class Pipeline:
 
     async def _lead(self, lookup: Lookup, call: Call[Answer]) -> Answer:
         """Compute, once in the cluster where that is worth a lease, and store."""
-        if not (lookup.model.leased and lookup.l2_eligible):
+        if lookup.l2 is None or not lookup.model.leased:
             return await self._store(lookup, await self._compute(lookup, call))
         computed: Answer | None = None
 
@@ -104,7 +104,7 @@ class Pipeline:
             return computed.entry
 
         try:
-            resolved = await self.l2.compute_once(lookup.key, compute, lookup.budget, lookup.model.is_answer)
+            resolved = await lookup.l2.compute_once(lookup.key, compute, lookup.budget, lookup.model.is_answer)
         except TooManyClaims:
             raise PredictionFailed("This input has ended three workers; it is not tried again for a minute.") from None
         if computed is None:
@@ -125,10 +125,10 @@ class Pipeline:
         return None if entry is None else Answer(lookup.key, entry, "l1")
 
     async def _in_l2(self, lookup: Lookup) -> Answer | None:
-        if not lookup.l2_eligible:
+        if lookup.l2 is None:
             return None
         try:
-            entry = await self.l2.get(lookup.key, lookup.budget, lookup.model.is_answer)
+            entry = await lookup.l2.get(lookup.key, lookup.budget, lookup.model.is_answer)
         except StoreUnavailable:
             return None
         if entry is None:
@@ -171,10 +171,10 @@ class Pipeline:
 
     async def _store(self, lookup: Lookup, answer: Answer, overwrite: bool = False) -> Answer:
         """Store it in Redis, and answer with what was committed first: batches may move an answer's last bits."""
-        if not lookup.l2_eligible:
+        if lookup.l2 is None:
             return self._keep_here(lookup, answer)
         try:
-            answer.entry = await self.l2.put(
+            answer.entry = await lookup.l2.put(
                 lookup.key, answer.entry, overwrite=overwrite, budget=lookup.budget, accepts=lookup.model.is_answer
             )
         except StoreUnavailable:
@@ -190,7 +190,7 @@ class Pipeline:
         No purge can reach an answer without a generation. Such an answer stays no longer than a purge may take.
         """
         stay = math.inf
-        if not lookup.l2_eligible and self.l2.state != "off":
+        if lookup.l2 is None and self.l2.state != "off":
             stay = VALID_SECONDS - answer.queue_seconds - answer.model_seconds
         self.l1.put(lookup.key, answer.entry, stay)
         answer.stored = self.l1.get(lookup.key) is not None
@@ -205,9 +205,9 @@ class Pipeline:
         named = of_tenant(generation or NO_GENERATION)
         key = cache_key(model.label, model.predictor.fingerprint, named, question.identity)
         # Decided here, with the key: a key without a generation must not reach Redis later.
-        l2_eligible = generation is not None and self.l2.state != "off"
+        l2 = None if generation is None or self.l2.state == "off" else self.l2
         seconds = self.settings.deadline_seconds
-        return Lookup(model, question, key, l2_eligible, self._clock() + seconds, DeadlineBudget(seconds))
+        return Lookup(model, question, key, l2, self._clock() + seconds, DeadlineBudget(seconds))
 
     async def _observed(self, lookup: Lookup, answering: Coroutine[Any, Any, Answer]) -> Answer:
         started = self._clock()

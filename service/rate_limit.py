@@ -37,11 +37,6 @@ class RateLimit:
             del self._full_at[next(iter(self._full_at))]
 
 
-def guesses() -> RateLimit:
-    """The limit of wrong admin tokens."""
-    return RateLimit(GUESSES_PER_MINUTE / 60, GUESSES_PER_MINUTE)
-
-
 class ConnectionLimit:
     """How many connections each client address has open, of ``maximum``; 0: any number, and nothing is counted."""
 

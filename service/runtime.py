@@ -29,7 +29,7 @@ from service.logs import AccessLog, Refusals
 from service.lookup import Model
 from service.metrics import Metrics
 from service.observer import Account, AnswerObserver, Economics
-from service.rate_limit import RateLimit, guesses
+from service.rate_limit import GUESSES_PER_MINUTE, RateLimit
 
 if TYPE_CHECKING:
     from service.traces import Traces
@@ -70,7 +70,7 @@ class Runtime:
     access_log: AccessLog | None = field(init=False)
     rate_limit: RateLimit | None = field(init=False)
     traces: Traces | None = None
-    guesses: RateLimit = field(default_factory=guesses)
+    guesses: RateLimit = field(default_factory=partial(RateLimit, GUESSES_PER_MINUTE / 60, GUESSES_PER_MINUTE))
     _defaults: dict[bool, str | None] = field(init=False)
 
     def __post_init__(self) -> None:

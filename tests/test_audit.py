@@ -358,7 +358,7 @@ class House:
 
     def hit(self, payload: bytes | None = b"x", value: float = 0.0) -> None:
         entry = Entry(pack(np.array([value])), 1e6, 1e9)
-        asked = Lookup(self.model, Question(b"x", payload), "key", True, 1e9, DeadlineBudget())
+        asked = Lookup(self.model, Question(b"x", payload), "key", None, 1e9, DeadlineBudget())
         self.l1.put("key", entry)
         self.auditor.observe(asked, Answer("key", entry, "l1"))
 

@@ -69,7 +69,7 @@ class Books:
 
     def ask(self, number: int = 0, digest_only: bool = False) -> Lookup:
         return Lookup(
-            self.model, question(number, digest_only=digest_only), key(number), True, math.inf, DeadlineBudget(10)
+            self.model, question(number, digest_only=digest_only), key(number), None, math.inf, DeadlineBudget(10)
         )
 
     def answer(

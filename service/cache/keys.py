@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from binascii import b2a_base64
 from contextvars import ContextVar
-from dataclasses import dataclass
 from hashlib import sha256
 
 FINGERPRINT_BYTES = 32
@@ -55,14 +54,18 @@ def cache_keys(
     return [f"{label}:{text[start : start + 43]}" for start in range(0, len(text), 44)]
 
 
-@dataclass(frozen=True, slots=True)
 class RedisKeys:
     """The keys and channels in Redis. All begin with ``prefix``, so that several services can share one Redis.
 
     The keys of one question share a hash tag, as a Redis Cluster needs it for scripts with several keys.
     """
 
-    prefix: str
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.probe = f"{prefix}:probe"  # never exists: it is read and written to see whether Redis lets us
+        self.purges = f"{prefix}:purges"  # the channel for the names of models whose generation was replaced
+        # The channel for keys whose lease has ended while a worker waited. Hints are rare, so all keys share it.
+        self.hints = f"{prefix}:hints"
 
     def entry(self, key: str) -> str:
         return f"{self.prefix}:{{{key}}}:v"
@@ -88,18 +91,3 @@ class RedisKeys:
     def distinct_questions(self, model: str) -> tuple[str, str]:
         """The HyperLogLog of a model's cache keys, and the counts of its questions and hits."""
         return f"{self.prefix}:{{{model}}}:hll", f"{self.prefix}:{{{model}}}:asked"
-
-    @property
-    def probe(self) -> str:
-        """A key that never exists: it is read and written to see whether Redis lets us."""
-        return f"{self.prefix}:probe"
-
-    @property
-    def purges(self) -> str:
-        """The channel for the names of models whose generation was replaced."""
-        return f"{self.prefix}:purges"
-
-    @property
-    def hints(self) -> str:
-        """The channel for keys whose lease has ended while a worker waited. Hints are rare, so all keys share it."""
-        return f"{self.prefix}:hints"

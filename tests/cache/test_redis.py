@@ -273,6 +273,19 @@ async def test_a_value_that_its_reader_does_not_accept_is_a_counted_miss_and_gon
     await becomes(lambda: b"theirs" not in (server.client.get(ENTRY) or b""))
 
 
+async def test_a_redis_that_takes_no_writes_is_not_asked_to_remove_a_value_or_a_claim(
+    l2: RedisCache, server: RedisServer, witness: Witness
+) -> None:
+    """Each refusal would make the pause of writes longer, and under traffic it would never end."""
+    server.client.set(ENTRY, b"damaged", px=60_000)
+    l2._client.breaker.pause_writes("OOM")
+    before = witness.commands
+    assert await l2.get("K") is None
+    assert (await led(l2, lambda value: True)).value == b"mine"
+    await l2._pipeline.close()  # waits for all that was asked
+    assert (witness.commands, server.client.get(ENTRY)) == (before + 1, b"damaged")
+
+
 async def test_one_corrupt_value_spoils_no_neighbour(l2: RedisCache, server: RedisServer) -> None:
     await l2.put("K", entry())
     await l2.put("L", entry(b"good"))
@@ -482,8 +495,6 @@ async def test_without_a_URL_there_is_an_L2_that_never_has_anything() -> None:
     async with open_redis("", secret=SECRET, observer=Witness(), on_change=lambda: changed.append(None)) as cache:
         assert isinstance(cache, NoRedis)
         assert cache.state == "off"
-        mine = entry()
-        assert await cache.put("K", mine) is mine
         assert await cache.get("K") is None
         generation = cache.generation("iris")
         assert cache.generation("iris") == generation

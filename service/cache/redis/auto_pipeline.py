@@ -168,7 +168,7 @@ class AutoPipeline(Generic[Item, Reply]):
         self._max_in_flight = self._free = max_in_flight
         self._size = size
         self._waiting: list[tuple[Item, float, PendingReply[Reply]]] = []
-        self._departure: asyncio.Handle | None = None
+        self._scheduled: asyncio.Handle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def ask(self, item: Item) -> PendingReply[Reply]:
@@ -176,10 +176,10 @@ class AutoPipeline(Generic[Item, Reply]):
         future: PendingReply[Reply] = PendingReply()
         future.clock = self._clock
         self._waiting.append((item, self._clock.now(), future))
-        if self._departure is None and self._free:
+        if self._scheduled is None and self._free:
             loop = asyncio.get_running_loop()
             alone = self._free == self._max_in_flight
-            self._departure = loop.call_soon(self._depart) if alone else loop.call_later(GATHER_SECONDS, self._depart)
+            self._scheduled = loop.call_soon(self._flush) if alone else loop.call_later(GATHER_SECONDS, self._flush)
         return future
 
     def tell(self, item: Item, failed: Callable[[], None] = lambda: None) -> None:
@@ -189,25 +189,25 @@ class AutoPipeline(Generic[Item, Reply]):
     async def close(self) -> None:
         """Wait for all round trips and items. Their deadlines bound the wait."""
         while self._waiting or self._tasks:
-            self._depart()
+            self._flush()
             await asyncio.wait(self._tasks)
             await asyncio.sleep(0)  # for the tasks' callbacks
 
-    def _depart(self) -> None:
-        if self._departure is not None:
-            self._departure.cancel()
-            self._departure = None
+    def _flush(self) -> None:
+        if self._scheduled is not None:
+            self._scheduled.cancel()
+            self._scheduled = None
         while self._waiting and self._free:
             batch, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
             self._free -= 1
             task = asyncio.create_task(self._round_trip(batch))
             self._tasks.add(task)
-            task.add_done_callback(self._arrive)
+            task.add_done_callback(self._ended)
 
-    def _arrive(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._free += 1
-        self._depart()
+        self._flush()
         task.result()  # raises only for a defect, for the event loop's exception handler to report
 
     async def _round_trip(self, batch: list[tuple[Item, float, PendingReply[Reply]]]) -> None:

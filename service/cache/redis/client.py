@@ -217,9 +217,10 @@ class RedisClient:
     def _packed(self, command: Command, whole: bool = False) -> bytes:
         """A script goes by its hash where this server has had it in full. So what is sent together runs in order."""
         if isinstance(command, Invocation):
-            whole = whole or command.script not in self._sent
-            self._sent.add(command.script)
-            command = command.whole() if whole else command.by_hash()
+            script, rest = command
+            by_hash = script in self._sent and not whole
+            self._sent.add(script)
+            command = ("EVALSHA", script.sha, *rest) if by_hash else ("EVAL", script.lua, *rest)
         packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub means one-element tuples
         return packed
 

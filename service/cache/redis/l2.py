@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from service.cache.entry import Accepts, Codec, Entry, anything
 from service.cache.generations import Generations, Purged, new_generation
 from service.cache.keys import RedisKeys
-from service.cache.lease import DEFAULT_WAITS, Compute, Leases, Resolved, Waits
+from service.cache.lease import DEFAULT_WAITS, Leases, Waits
 from service.cache.redis.auto_pipeline import AutoPipeline, DeadlineBudget, PendingReply, StallTolerantClock
 from service.cache.redis.breaker import State
 from service.cache.redis.client import Observer, RedisClient
@@ -75,14 +75,13 @@ class RedisCache:
         self._codec = Codec(secret, clock, observer.corrupt, self._discard)
         self._on_change = on_change
         waiting = StallTolerantClock()
-        self._client = RedisClient(
-            url, waiting, self._on_state, observer, lambda: self._subscriber.reconnect(), keys.probe
-        )
+        reconnect: Callable[[], None] = lambda: self._subscriber.reconnect()  # noqa: E731 - there is no subscriber yet
+        self._client = RedisClient(url, waiting, self._on_state, observer, reconnect, keys.probe)
         self._pipeline: AutoPipeline[Read | Write | Command, Any] = AutoPipeline(
             self._execute, MAX_IN_FLIGHT, ITEMS_PER_TRIP, waiting
         )
         self._generations = Generations(self._pipeline, keys, secret, observer.corrupt, clock, on_change)
-        self._leases = Leases(self._ask_to_write, self._pipeline.tell, keys, self._codec, waits)
+        self._leases = Leases(self._ask_to_write, self._tell_to_write, keys, self._codec, waits)
         self.generation, self.register = self._generations.get, self._generations.register
         self.compute_once = self._leases.compute_once
         handlers = {keys.purges: self._generations.heard, keys.hints: self._leases.heard}
@@ -170,11 +169,18 @@ class RedisCache:
         return counts
 
     def _discard(self, key: str, blob: bytes) -> None:
-        self._pipeline.tell(DISCARD([self._keys.entry(key)], [blob]))
+        self._tell_to_write(DISCARD([self._keys.entry(key)], [blob]))
 
     def _ask_to_write(self, command: Command) -> PendingReply[Any]:
         self._require(self._client.breaker.writable)
         return self._pipeline.ask(command)
+
+    def _tell_to_write(self, command: Command, failed: Callable[[], None] = lambda: None) -> None:
+        """Where Redis takes no writes it is not even asked: each refusal would make the pause of writes longer."""
+        if self._client.breaker.writable:
+            self._pipeline.tell(command, failed)
+        else:
+            failed()
 
     async def _execute(self, items: list[Read | Write | Command], seconds: float) -> list[Any]:
         """Send all reads as one command and all writes as another."""
@@ -255,9 +261,6 @@ class NoRedis:
     async def get(self, *_: object) -> None:
         return None
 
-    async def put(self, key: str, entry: Entry, **_: object) -> Entry:
-        return entry
-
     async def delete(self, key: str) -> None:
         """Nothing is stored."""
 
@@ -266,9 +269,6 @@ class NoRedis:
 
     async def count(self, model: str, keys: Collection[str], asked: int, hits: int) -> None:
         """Distinct questions are not counted without Redis."""
-
-    async def compute_once(self, key: str, compute: Compute, *_: object) -> Resolved:
-        return Resolved(await compute(), "computed", stored=False)
 
 
 L2: TypeAlias = RedisCache | NoRedis

@@ -22,14 +22,10 @@ class Script:
 
 
 class Invocation(NamedTuple):
+    """``rest``: the number of keys, the keys and the arguments."""
+
     script: Script
     rest: Plain
-
-    def by_hash(self) -> Plain:
-        return ("EVALSHA", self.script.sha, *self.rest)
-
-    def whole(self) -> Plain:
-        return ("EVAL", self.script.lua, *self.rest)
 
 
 Command = Plain | Invocation
