@@ -110,7 +110,7 @@ class Pipeline:
         if computed is None:
             return Answer(lookup.key, resolved.entry, "l2" if resolved.source == "stored" else "collapsed", stored=True)
         computed.entry, computed.stored = resolved.entry, resolved.stored
-        return self._keep_here(lookup, computed) if resolved.down else computed
+        return self._keep_here(computed, lookup.l2_eligible) if resolved.down else computed
 
     async def _refresh(self, lookup: Lookup, call: Call[Answer], store: bool) -> Answer:
         """Compute without look-up and lease, and overwrite what is stored."""
@@ -172,28 +172,27 @@ class Pipeline:
     async def _store(self, lookup: Lookup, answer: Answer, overwrite: bool = False) -> Answer:
         """Store it in Redis, and answer with what was committed first: batches may move an answer's last bits."""
         if not lookup.l2_eligible:
-            return self._keep_here(lookup, answer)
+            return self._keep_here(answer, lookup.l2_eligible)
         try:
             answer.entry = await self.l2.put(
                 lookup.key, answer.entry, overwrite=overwrite, budget=lookup.budget, accepts=lookup.model.is_answer
             )
         except StoreUnavailable:
-            return self._keep_here(lookup, answer)
+            return self._keep_here(answer, lookup.l2_eligible)
         answer.stored = True
         if overwrite and self.l1.get(lookup.key) is not None:
             self.l1.put(lookup.key, answer.entry, self.settings.l1_max_seconds)
         return answer
 
-    def _keep_here(self, lookup: Lookup, answer: Answer) -> Answer:
+    def _keep_here(self, answer: Answer, l2_eligible: bool) -> Answer:
         """Without a usable Redis, L1 admits an answer at once and for its whole lifetime.
 
         No purge can reach an answer without a generation. Such an answer stays no longer than a purge may take.
         """
         stay = math.inf
-        if not lookup.l2_eligible and self.l2.state != "off":
+        if not l2_eligible and self.l2.state != "off":
             stay = VALID_SECONDS - answer.queue_seconds - answer.model_seconds
-        self.l1.put(lookup.key, answer.entry, stay)
-        answer.stored = self.l1.get(lookup.key) is not None
+        answer.stored = self.l1.put(answer.key, answer.entry, stay)
         answer.l2_down = self.l2.state != "off"
         return answer
 
@@ -205,7 +204,9 @@ class Pipeline:
         named = of_tenant(generation or NO_GENERATION)
         key = cache_key(model.label, model.predictor.fingerprint, named, question.identity)
         # Decided here, with the key: a key without a generation must not reach Redis later.
-        l2_eligible = generation is not None and self.l2.state != "off"
+        return self._lookup_of(model, question, key, generation is not None and self.l2.state != "off")
+
+    def _lookup_of(self, model: Model, question: Question, key: str, l2_eligible: bool) -> Lookup:
         seconds = self.settings.deadline_seconds
         return Lookup(model, question, key, l2_eligible, self._clock() + seconds, DeadlineBudget(seconds))
 

@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from service.cache.entry import Entry
 from service.errors import InvalidInput, ServiceError
 from service.http.caching import batch_status
 from service.http.coding import read_content
@@ -19,7 +20,7 @@ from service.http.csv_rows import CSV, decimals, read_csv, write_csv
 from service.http.endpoint import Reply, Request, describe
 from service.http.json_body import is_array, load_object
 from service.http.multipart import FILE, FORM, read_files
-from service.http.predict import IMAGE_PARAMETERS, JSON, Parsed, media_type, rendering, take_model
+from service.http.predict import IMAGE_PARAMETERS, JSON, media_type, rendering, take_model
 from service.http.query import parse_query
 from service.http.render import View, take_view
 from service.http.table import as_table
@@ -49,11 +50,16 @@ class Batch:
     count: int
     read_each: Callable[[], Asked]
 
-    def parsed(self, row: int) -> Parsed:
+    def ready(self, entries: Sequence[Entry | None]) -> list[bytes | None]:
+        """The renderings that L1 keeps with entries."""
+        view = (self.model.name, self.view)
+        return [None if entry is None else entry.renderings.get(view) for entry in entries]
+
+    def question(self, row: int) -> Question:
         assert self.asked is not None
-        asked = self.asked.question(row) if isinstance(self.asked, Questions) else self.asked[row]
+        asked = self.asked[row]
         assert isinstance(asked, Question)
-        return Parsed(self.model, asked, self.view)
+        return asked
 
 
 async def batch(request: Request) -> Reply:
@@ -64,7 +70,8 @@ async def batch(request: Request) -> Reply:
     if rows.asked is None:
         size = max(len(body), rows.count * BYTES_PER_ROW)
         rows.asked = await request.runtime.bodies.work(rows.read_each, size)
-    answers = await _answers(request, rows)
+    assert rows.asked is not None
+    answers = await request.runtime.pipeline.answer_many(rows.model, rows.asked, request.directives, rows.ready)
     bodies = await _bodies(request, rows, answers)
     headers = [(b"cache-status", batch_status(answers))]
     if request.accepts(CSV):
@@ -73,16 +80,9 @@ async def batch(request: Request) -> Reply:
     return Reply(b'{"results":[%s]}' % b",".join(bodies), headers=headers)
 
 
-async def _answers(request: Request, rows: Batch) -> Sequence[bytes | Answer | ServiceError]:
-    """Of a hit whose rendering is ready just that."""
-    pipeline, view = request.runtime.pipeline, (rows.model.name, rows.view)
-    if isinstance(rows.asked, Questions):
-        return await pipeline.answer_table(rows.model, rows.asked, request.directives, view)
-    assert rows.asked is not None
-    return await pipeline.answer_many(rows.model, rows.asked, request.directives)
-
-
 async def _bodies(request: Request, rows: Batch, answers: Sequence[bytes | Answer | ServiceError]) -> list[bytes]:
+    if set(map(type, answers)) == {bytes}:
+        return cast("list[bytes]", answers)
     bodies, made = [], 0
     for row, answer in enumerate(answers):
         if isinstance(answer, bytes):
@@ -92,7 +92,7 @@ async def _bodies(request: Request, rows: Batch, answers: Sequence[bytes | Answe
             request.refused(answer)
             bodies.append(orjson.dumps({"error": describe(answer)}))
         else:
-            bodies.append(rendering(request, answer, rows.parsed(row)))
+            bodies.append(rendering(request.runtime, answer, rows.model, rows.view, partial(rows.question, row)))
         made += 1
         if made % ROWS_PER_TURN == 0:
             await asyncio.sleep(0)

@@ -47,7 +47,7 @@ JSON = "application/json"
 MEDIA_TYPES = (JSON, *IMAGE_TYPES, FORM)
 IMAGE_PARAMETERS = frozenset({"image", "input", "sha256"})
 MAX_REMEMBERED_BYTES = 1024
-"""Longer queries and longer answers are not remembered."""
+"""Longer questions and longer answers are not remembered."""
 
 
 def get(request: Request) -> Awaitable[Reply]:
@@ -81,11 +81,18 @@ def parse_get(request: Request) -> Parsed:
 async def _read(request: Request) -> Parsed:
     """Parse a request with its input in the body."""
     content_type = media_type(request, MEDIA_TYPES + IMAGE_ALIASES)
+    runtime, name = request.runtime, request.path_parameter("name")
     params: dict[str, Any] = dict(parse_query(request.query))
-    body = await read_content(request, request.runtime.settings.max_body_bytes)
-    given = request.header(b"content-type") or b""
-    read = partial(_read_body, request.runtime, request.path_parameter("name"), params, body, given, content_type)
-    return await request.runtime.bodies.work(read, len(body) * (1 if content_type == JSON else FILES_WORTH))
+    body = await read_content(request, runtime.settings.max_body_bytes)
+    is_short = content_type == JSON and len(request.query) + len(body) <= MAX_REMEMBERED_BYTES
+    parsed: Parsed | None = runtime.parsed.get((name, request.query, body)) if is_short else None
+    if parsed is None:
+        given = request.header(b"content-type") or b""
+        read = partial(_read_body, runtime, name, params, body, given, content_type)
+        parsed = await runtime.bodies.work(read, len(body) * (1 if content_type == JSON else FILES_WORTH))
+        if is_short:
+            runtime.parsed.keep((name, request.query, body), parsed)
+    return parsed
 
 
 def _read_body(
@@ -106,11 +113,12 @@ def _read_body(
 
 def media_type(request: Request, known: Sequence[str]) -> str:
     """The body's media type. What any web page could send without a CORS preflight is refused: UnsupportedContent."""
-    if request.content_type not in known:
+    given = request.content_type
+    if given not in known:
         raise UnsupportedContent(f"The Content-Type of a body must be {' or '.join(known)}.")
-    if request.content_type == FORM:
+    if given == FORM:
         check_origin(request)
-    return request.content_type
+    return given
 
 
 def _understood(
@@ -192,25 +200,25 @@ def _reply(request: Request, answer: Answer, parsed: Parsed, varying: Callable[[
     headers = varying(runtime.clock())
     if not answer.hit and runtime.settings.server_timing:
         headers.append(server_timing(answer))
-    reply = Reply(rendering(request, answer, parsed), headers=headers)
+    body = rendering(runtime, answer, parsed.model, parsed.view, lambda: parsed.question)
+    reply = Reply(body, headers=headers)
     if answer.source == "l1" and request.content_type != FORM:  # a form's answer depends on where it comes from
         reply.hot = Hot(parsed.model.name, answer.key, answer.entry, varying)
     return reply
 
 
-def rendering(request: Request, answer: Answer, parsed: Parsed) -> bytes:
+def rendering(runtime: Runtime, answer: Answer, model: Model, view: View, question: Callable[[], Question]) -> bytes:
     """The body: kept with the entry in L1, or remembered from an equal array (a forest has few), or new."""
-    value, model = answer.entry.value, parsed.model
-    view = (model.name, parsed.view)
-    body = answer.entry.renderings.get(view)
+    value, named = answer.entry.value, (model.name, view)
+    body = answer.entry.renderings.get(named)
     if body is None:
-        rendered = request.runtime.rendered
-        body = None if parsed.view.domain else rendered.get((*view, value))  # other cells have another domain
+        remembered = (named, value)
+        body = None if view.domain else runtime.rendered.get(remembered)  # other cells have another domain
         if body is None:
-            body = render(value, model, parsed.view, parsed.question)
-            if not parsed.view.domain and len(value) + len(body) <= MAX_REMEMBERED_BYTES:
-                rendered.keep((*view, value), body)
-        request.runtime.pipeline.l1.add_rendering(answer.key, view, body)
+            body = render(value, model, view, question())
+            if not view.domain and len(value) + len(body) <= MAX_REMEMBERED_BYTES:
+                runtime.rendered.keep(remembered, body)
+        runtime.pipeline.l1.add_rendering(answer.key, named, body)
     return body
 
 

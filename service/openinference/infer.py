@@ -12,12 +12,12 @@ from typing import Any, cast
 
 import orjson
 
+from service.cache.entry import Entry
 from service.errors import InvalidInput, MalformedRequest, ServiceError, UnknownModel
 from service.http.batch import BYTES_PER_ROW, MAX_BATCH_BYTES
 from service.http.caching import batch_status
 from service.http.coding import encode, negotiate, read_content
 from service.http.endpoint import Endpoint, Hot, Reply, Request, error_headers
-from service.inference.predictor import Questions
 from service.lookup import Answer, Model
 from service.openinference.outputs import render_outputs, wanted_outputs
 from service.openinference.rows import bad_row, questions
@@ -55,11 +55,7 @@ async def infer(request: Request) -> Reply:
     asked = await bodies.work(partial(questions, model, inference.inputs), size)
     wanted = wanted_outputs(model.manifest, inference)
     pipeline, directives = request.runtime.pipeline, request.directives
-    answers: Sequence[bytes | Answer | ServiceError]
-    if isinstance(asked, Questions):
-        answers = await pipeline.answer_table(model, asked, directives, view=None)
-    else:
-        answers = await pipeline.answer_many(model, asked, directives)
+    answers = await pipeline.answer_many(model, asked, directives, _values)
     predictions = _predictions(answers)
     render = partial(_inferred, model, inference, wanted, predictions)
     reply = await bodies.work(render, len(predictions) * len(predictions[0]))
@@ -69,13 +65,20 @@ async def infer(request: Request) -> Reply:
     return await _encoded(request, reply)
 
 
+def _values(entries: Sequence[Entry | None]) -> Sequence[bytes | None]:
+    """Those of many rows. A single hit may enter the hit path, which needs the whole answer."""
+    return [None if entry is None else entry.value for entry in entries] if len(entries) > 1 else [None]
+
+
 def _predictions(answers: Sequence[bytes | Answer | ServiceError]) -> list[bytes]:
     """The answers of all rows. Raises the first row's error, since the protocol has no errors of single rows."""
+    if set(map(type, answers)) == {bytes}:
+        return cast("list[bytes]", answers)
     others = {row: answer for row, answer in enumerate(answers) if not isinstance(answer, bytes)}
     for row, answer in others.items():
         if isinstance(answer, ServiceError):
             raise bad_row(row, answer) if isinstance(answer, InvalidInput) else answer
-    said = [answer.entry.value if isinstance(answer, Answer) else answer for answer in answers] if others else answers
+    said = [answer.entry.value if isinstance(answer, Answer) else answer for answer in answers]
     return cast("list[bytes]", said)
 
 
