@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
+from operator import itemgetter
 from typing import Any, cast
 
 import numpy as np
@@ -18,14 +20,12 @@ from service.http.caching import batch_status
 from service.http.coding import read_content
 from service.http.csv_rows import CSV, decimals, read_csv, write_csv
 from service.http.endpoint import Reply, Request, describe
-from service.http.json_body import is_array, load_object
 from service.http.multipart import FILE, FORM, read_files
-from service.http.predict import IMAGE_PARAMETERS, JSON, media_type, rendering, take_model
-from service.http.query import parse_query
+from service.http.predict import IMAGE_PARAMETERS, JSON, media_type, parse_query, rendering, take_model
 from service.http.render import View, take_view
-from service.http.table import as_table
+from service.inference.manifest import MAX_EXACT
 from service.inference.predictor import Question, Questions, parse_table
-from service.large_json import LargeString
+from service.large_json import LargeArray, LargeString, is_array, load_object
 from service.lookup import Answer, Model
 from service.runtime import Runtime
 
@@ -128,6 +128,35 @@ def _read_json(request: Request, body: bytes) -> Batch:
     table = as_table(rows, [feature.name for feature in model.manifest.features])
     asked = _questions(model, table)
     return Batch(model, view, asked, len(rows), lambda: [_parse_row(model, row) for row in rows])
+
+
+def as_table(rows: list[Any] | LargeArray, names: Sequence[str]) -> NDArray[np.float64] | None:
+    """Rows × columns; None unless all rows are arrays, or all are objects, of just so many numbers."""
+    parts = []
+    for group in rows.groups() if isinstance(rows, LargeArray) else (rows,):
+        part = _numbers(group, names)
+        if part is None:
+            return None
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _numbers(group: list[Any], names: Sequence[str]) -> NDArray[np.float64] | None:
+    kinds = set(map(type, group))
+    if kinds not in ({list}, {dict}) or set(map(len, group)) != {len(names)} or not names:
+        return None
+    try:
+        columns = [list(map(itemgetter(name), group)) for name in names] if kinds == {dict} else group
+        values = list(chain.from_iterable(columns))
+        types = set(map(type, values))
+        if not types <= {int, float}:  # a bool is an int, but no number
+            return None
+        table = np.array(values, np.float64)
+    except (KeyError, OverflowError):
+        return None
+    if int in types and np.abs(table).max() > MAX_EXACT:  # rounded before or after it is compared with a bound
+        return None
+    return table.reshape(len(names), -1).T if kinds == {dict} else table.reshape(-1, len(names))
 
 
 def _take_model_and_view(runtime: Runtime, params: dict[str, Any], image: bool) -> tuple[Model, View]:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from service.bodies import FILES_WORTH
 from service.cache.keys import of_tenant
@@ -14,12 +15,11 @@ from service.http.caching import cache_control, cache_status, entity_tag, respon
 from service.http.coding import read_content
 from service.http.directives import matches
 from service.http.endpoint import Headers, Hot, Reply, Request
-from service.http.json_body import load_object
 from service.http.multipart import FORM, check_origin, read_question
-from service.http.query import parse_query
 from service.http.render import View, default_top_k, render, take_view
 from service.inference.manifest import IMAGE_ALIASES, IMAGE_TYPES
 from service.inference.predictor import Question
+from service.large_json import load_object
 from service.lookup import Answer, CacheDirectives, Model
 from service.runtime import Runtime
 
@@ -46,6 +46,7 @@ class Parsed:
 JSON = "application/json"
 MEDIA_TYPES = (JSON, *IMAGE_TYPES, FORM)
 IMAGE_PARAMETERS = frozenset({"image", "input", "sha256"})
+MAX_PARAMETERS = 1000
 MAX_REMEMBERED_BYTES = 1024
 """Longer questions and longer answers are not remembered."""
 
@@ -109,6 +110,35 @@ def _read_body(
                 raise InvalidInput(f"Parameter {name!r:.80} belongs into the body.", parameter=name)
         params, body = params | members, b""
     return _understood(runtime, path_name, params, body, content_type)
+
+
+def parse_query(query: bytes) -> dict[str, str]:
+    """An ``application/x-www-form-urlencoded`` query; raises InvalidInput on repeated or nameless parameters."""
+    params: dict[str, str] = {}
+    if not query:
+        return params
+    text = query.decode("latin-1")  # a character per byte
+    coded = not text.isascii() or "%" in text or "+" in text
+    pairs = text.split("&", MAX_PARAMETERS)
+    if len(pairs) > MAX_PARAMETERS:
+        raise InvalidInput(f"More than {MAX_PARAMETERS} parameters.")
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        if coded:
+            name, value = _decode(name), _decode(value)
+        if not name:
+            raise InvalidInput("A parameter without a name.")
+        if name in params:
+            raise InvalidInput(f"Parameter {name!r:.80} is repeated.", parameter=name)
+        params[name] = value
+    return params
+
+
+def _decode(text: str) -> str:
+    try:
+        return unquote_to_bytes(text.replace("+", " ").encode("latin-1")).decode()
+    except UnicodeDecodeError:
+        raise InvalidInput("A parameter is not UTF-8.") from None
 
 
 def media_type(request: Request, known: Sequence[str]) -> str:

@@ -5,7 +5,6 @@ Each row is a question of its own, with the key it has under /predict. Outputs, 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
@@ -25,8 +24,6 @@ from service.openinference.tensors import Inference, Wanted, read_inference
 
 CURRENT = "1"
 """The version for clients that only know numbers. It means the model that is served now."""
-SMALL_BODY_BYTES = 64 * 2**10
-"""Up to this size the event loop compresses a body itself: a change of threads would take longer."""
 
 
 def render_error(error: ServiceError) -> Reply:
@@ -107,10 +104,8 @@ async def _encoded(request: Request, reply: Reply) -> Reply:
     reply.headers.append((b"vary", b"accept-encoding"))
     coding = negotiate(request.header(b"accept-encoding"))
     if coding is not None:
-        if len(reply.body) <= SMALL_BODY_BYTES:
-            reply.body = encode(reply.body, coding)
-        else:
-            reply.body = await asyncio.to_thread(encode, reply.body, coding)
+        encoding = partial(encode, reply.body, coding)
+        reply.body = await request.runtime.bodies.work(encoding, len(reply.body))
         reply.headers.append((b"content-encoding", coding.encode()))
         if reply.hot is not None:
             reply.hot.id_at = None
