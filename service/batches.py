@@ -32,6 +32,9 @@ many."""
 ROWS_PER_TURN = 1024
 """Rows that are looked up in L1 in one turn of the event loop: a millisecond or two."""
 
+TURN_SECONDS = 0.001
+"""The longest that a batch keeps the event loop where each of its rows takes time. A turn of the loop takes 20 µs."""
+
 MAX_KNOWN_KEYS = 16_384
 MAX_KNOWN_MODELS = 8
 """Of as many models' arrays so many keys are remembered: 4 MB each."""
@@ -167,12 +170,13 @@ class BatchPipeline(Pipeline):
         return answers
 
     async def _compute_many(self, batch: _Batch, rows: Mapping[str, int]) -> dict[str, Answer]:
-        """A batch of the model's in each turn of the loop."""
+        """As many in each call as a batch of the model's has."""
         model, answers, keys = batch.model, dict[str, Answer](), list(rows)
-        started = self._clock()
+        started = turn = self._clock()
         for start in range(0, len(keys), step := model.batcher.max_batch_size):
-            if start:
+            if self._clock() - turn > TURN_SECONDS:
                 await asyncio.sleep(0)
+                turn = self._clock()
             part, began = keys[start : start + step], self._clock()
             outcomes = model.batcher.compute_at_once(batch.payloads([rows[key] for key in part]))
             now = self._clock()
