@@ -224,8 +224,11 @@ class BatchPipeline(Pipeline):
             found |= await self._in_l2_many(batch, [row.key for row in part], budget)
             for row in part:
                 row.budget.left = budget.left
-        # Who joins a flight that is under way needs no place of its own.
-        known = {row.key for row in lookups if directives.reads and self._flights.is_under_way(row.key)} | found.keys()
+        if directives.reads:  # what others have computed meanwhile, or compute now, needs no place in the queue
+            local = zip(lookups, self.l1.get_many([row.key for row in lookups]), strict=True)
+            known = {row.key for row, entry in local if entry or self._flights.is_under_way(row.key)} | found.keys()
+        else:
+            known = set()
         missing = [row for row in lookups if row.key not in known and row.may_be_computed(directives)]
         said: dict[str, Said] = {}
         with model.batcher.reserve(min(ROWS_AT_ONCE, len(missing))) as reservation:
