@@ -11,17 +11,18 @@ import logging
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
 
+from service.cache.entry import Entry
 from service.cache.memory import MemoryCache
 from service.cache.redis.l2 import L2
 from service.errors import NoWaiters, StoreUnavailable
 from service.inference.model_thread import ModelThreads, Outcome
-from service.inference.predictor import Questions, unpack
+from service.inference.predictor import unpack
 from service.lookup import Answer, Lookup, Model
 from service.metrics import Metrics
 
@@ -57,7 +58,7 @@ class Countdown:
         """Hits from one that is picked to the next. Random, so no pattern in the traffic keeps in step with it."""
         return 1 + 2 * (self._mean - 1) * self._random() if self.share else math.inf
 
-    def picked(self, keys: Sequence[str]) -> list[str]:
+    def picked(self, keys: Collection[str]) -> list[str]:
         """Count these hits; those of them to audit."""
         if self._forced or self._left - len(keys) < 1:
             return [key for key in keys if self.picks(key)]
@@ -120,12 +121,14 @@ class Auditor:
         if answer.hit and self.countdown.picks(answer.key) and lookup.question.payload is not None:
             self._offer(Sample(lookup.model, answer.key, lookup.question.payload, answer.entry.value))
 
-    def observe_hits(self, model: Model, questions: Questions, rows: Mapping[str, int]) -> None:
-        """As ``observe``, of hits in L1. ``rows``: key -> a row that has it."""
-        for key in self.countdown.picked(list(rows)):
-            kept, payload = self._l1.find(key), questions.question(rows[key]).payload
-            if kept is not None and payload is not None:
-                self._offer(Sample(model, key, payload, kept.entry.value))
+    def observe_hits(
+        self, model: Model, keys: Collection[str], find: Callable[[str], tuple[bytes | None, Entry | None]]
+    ) -> None:
+        """As ``observe``, of many hits. ``find``: a key's payload and its entry."""
+        for key in self.countdown.picked(keys):
+            payload, entry = find(key)
+            if payload is not None and entry is not None:
+                self._offer(Sample(model, key, payload, entry.value))
 
     async def run(self) -> None:
         """Runs until cancelled."""

@@ -1,30 +1,75 @@
-"""The data path of a batch: its rows are looked up together, computed together, and each is cached on its own."""
+"""The data path of a batch: its rows are looked up together, computed together, and each is cached on its own.
+
+keys ─ L1 ─hits─────────────────────────────────────────────────────────────────────► answers
+        └misses─ of a model on the event loop: a flight ─ L2 ─ model ─ L2 ──────────► answers
+              └─ of others, and what is left: L2 ─ each row as a question of its own ► answers
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
-from service.cache.entry import new_entry
-from service.cache.keys import cache_keys, of_tenant
+from service.cache.entry import Entry, new_entry
+from service.cache.keys import cache_key, cache_keys, of_tenant
 from service.cache.memory import Memo
-from service.errors import Overloaded, ServiceError
+from service.cache.redis.auto_pipeline import DeadlineBudget
+from service.cache.redis.l2 import RedisCache
+from service.errors import Overloaded, ServiceError, StoreUnavailable
 from service.inference.predictor import Question, Questions
 from service.lookup import DEFAULT, Answer, CacheDirectives, Lookup, Model
+from service.observer import Find
 from service.pipeline import NO_GENERATION, Pipeline
 
 ROWS_AT_ONCE = 256
-"""Rows of a batch that take the ordinary path at a time. A larger batch needs places in the queue for so many."""
+"""Rows of a batch that ask Redis, and wait for a model, at a time. A larger batch needs places in the queue for so
+many."""
 
 ROWS_PER_TURN = 1024
-"""Rows that are looked up as an array in one turn of the event loop: a millisecond or two."""
+"""Rows that are looked up in L1 in one turn of the event loop: a millisecond or two."""
+
+TURN_SECONDS = 0.001
+"""The longest that a batch keeps the event loop where each of its rows takes time. A turn of the loop takes 20 µs."""
 
 MAX_KNOWN_KEYS = 16_384
 MAX_KNOWN_MODELS = 8
 """Of as many models' arrays so many keys are remembered: 4 MB each."""
+
+Ready: TypeAlias = Callable[[Sequence[Entry | None]], Sequence[bytes | None]]
+Said: TypeAlias = bytes | Answer | ServiceError
+
+
+@dataclass(slots=True)
+class _Batch:
+    """``rows``: no two of a list are equal. ``generation``: as in its keys. ``l2``: as a Lookup's.
+    ``keys``: of the first rows, so far."""
+
+    model: Model
+    rows: Questions | list[Question]
+    directives: CacheDirectives
+    generation: bytes
+    l2: RedisCache | None
+    keys: list[str] = field(default_factory=list)
+
+    @property
+    def is_computed_here(self) -> bool:
+        """Whether the event loop itself computes what is missing, many rows in a call."""
+        model, directives = self.model, self.directives
+        usual = directives is DEFAULT or (directives.compute and not directives.store)
+        return usual and model.batcher.runs_on_loop and not (model.leased and self.l2 is not None)
+
+    def finder(self, entry: Callable[[str], Entry | None]) -> Find:
+        return lambda key: (self.rows[self.keys.index(key)].payload, entry(key))
+
+    def payloads(self, rows: Sequence[int]) -> list[bytes]:
+        if isinstance(self.rows, Questions):
+            return self.rows.payloads_of(rows)
+        return [cast("bytes", self.rows[row].payload) for row in rows]
 
 
 class BatchPipeline(Pipeline):
@@ -35,138 +80,203 @@ class BatchPipeline(Pipeline):
         self._known_keys: Memo[tuple[str, bytes, bytes], Memo[bytes, str]] = Memo(MAX_KNOWN_MODELS)
 
     async def answer_many(
-        self, model: Model, questions: Sequence[Question | ServiceError], directives: CacheDirectives = DEFAULT
-    ) -> list[Answer | ServiceError]:
-        """An answer, or the row's own error, for each question in order. Equal questions are looked up once.
+        self,
+        model: Model,
+        asked: Questions | Sequence[Question | ServiceError],
+        directives: CacheDirectives = DEFAULT,
+        ready: Ready = lambda entries: [None] * len(entries),
+    ) -> list[Said]:
+        """An answer, or the row's own error, for each row in order. Equal rows are looked up once.
 
-        The queue admits all rows that must be computed, or none: raises Overloaded.
+        Of a hit in L1 just the bytes that ``ready`` finds with its entry, if any. The queue admits all rows that must
+        be computed, or none: raises Overloaded.
         """
-        chosen: dict[bytes, Question] = {}
-        for question in questions:
-            # Of two equal questions the one that has a payload: the other may be a digest alone.
-            if isinstance(question, Question) and (question.payload is not None or question.identity not in chosen):
-                chosen[question.identity] = question
-        asked, parts = list(chosen.values()), []
-        found: dict[str, Answer] = {}
-        for start in range(0, len(asked), ROWS_AT_ONCE):
-            rows = [self._lookup(model, question) for question in asked[start : start + ROWS_AT_ONCE]]
-            found |= await self._found(rows, directives)
-            parts.append((rows, [row for row in rows if row.key not in found and row.may_be_computed(directives)]))
+        generation = self.l2.generation(model.name)
+        chosen = {} if isinstance(asked, Questions) else _distinct(asked)
+        rows = asked if isinstance(asked, Questions) else list(chosen.values())
+        named = of_tenant(generation or NO_GENERATION)
+        said = await self._answer_rows(_Batch(model, rows, directives, named, self._l2_for(generation)), ready)
+        if isinstance(asked, Questions):
+            return said
+        by_identity = dict(zip(chosen, said, strict=True))
+        return [by_identity[one.identity] if isinstance(one, Question) else one for one in asked]
+
+    async def _answer_rows(self, batch: _Batch, ready: Ready) -> list[Said]:
+        """In turns of the loop, so that nobody else waits for a large batch."""
+        said: list[Said | None] = []
+        found: dict[str, Said] = {}
+        left: dict[str, int] = {}
+        for start in range(0, len(batch.rows), ROWS_PER_TURN):
             if start:
                 await asyncio.sleep(0)
-        answered: list[Answer | BaseException] = []
-        with model.batcher.reserve(min(ROWS_AT_ONCE, sum(len(missing) for _, missing in parts))) as reservation:
-            for rows, missing in parts:
-                reservation.places = len(missing)
-                for row in missing:
-                    row.reservation = reservation
-                answering = (self._observed(row, self._row(row, directives, found.get(row.key))) for row in rows)
-                answered += await asyncio.gather(*answering, return_exceptions=True)
-        by_identity = dict(zip(chosen, answered, strict=True))
-        return [row_error(by_identity[q.identity] if isinstance(q, Question) else q) for q in questions]
+            keys = self._keys(batch, start)
+            batch.keys += keys
+            local = self._in_l1_many(batch, keys, ready)
+            said += local
+            if None not in local:
+                continue
+            places = enumerate(zip(keys, local, strict=True), start)
+            missing = {key: row for row, (key, one) in places if one is None and key not in found}
+            if batch.is_computed_here:
+                found |= await self._fly_many(batch, missing)
+            left |= missing
+        if left := {key: row for key, row in left.items() if key not in found}:
+            found |= await self._one_by_one(batch, left)
+        if not found:
+            return cast("list[Said]", said)
+        return [found[key] if one is None else one for key, one in zip(batch.keys, said, strict=True)]
 
-    async def answer_table(
-        self, model: Model, questions: Questions, directives: CacheDirectives, view: Hashable | None
-    ) -> list[bytes | Answer | ServiceError]:
-        """As ``answer_many``, of rows that are one array. A hit in L1 is just its rendering in this view, where its
-        entry has that, or without a view its value.
-
-        It is looked up in turns of the loop, so that nobody else waits for a large batch.
-        """
-        rows: list[bytes | Answer | ServiceError | None] = []
-        names: list[str] = []
-        hits: dict[str, int] = {}
+    def _in_l1_many(self, batch: _Batch, keys: Sequence[str], ready: Ready) -> Sequence[Said | None]:
+        """Of each key what is ready with its entry, or the entry as an answer."""
+        if not batch.directives.reads:
+            return [None] * len(keys)
         started = self._clock()
-        while len(rows) < len(questions) and directives is DEFAULT:
-            if rows:
-                await asyncio.sleep(0)
-            keys = self._keys(model, questions, len(rows))
-            said = [
-                None if entry is None else entry.value if view is None else entry.renderings.get(view)
-                for entry in self.l1.find_entries(keys)
-            ]
-            places = range(len(rows), len(rows) + len(said))
-            if None in said:
-                hits.update((key, row) for key, row, one in zip(keys, places, said, strict=True) if one is not None)
-            else:
-                hits.update(zip(keys, places, strict=True))
-            rows += said
-            names += keys
-        if hits:
-            self.observer.array_hits(model, questions, hits, self._clock() - started)
-        if None not in rows and len(rows) == len(questions):
-            return cast("list[bytes | Answer | ServiceError]", rows)
-        rows += [None] * (len(questions) - len(rows))
-        if names and self.l2.state == "off" and model.batcher.runs_on_loop:
-            await self._compute_missing(model, questions, rows, names)
-        missing = [row for row, one in enumerate(rows) if one is None]
-        for start in range(0, len(missing), ROWS_AT_ONCE):
-            part = missing[start : start + ROWS_AT_ONCE]
-            answers = await self.answer_many(model, [questions.question(row) for row in part], directives)
-            for row, answer in zip(part, answers, strict=True):
-                rows[row] = answer
-        return [row for row in rows if row is not None]
+        entries = self.l1.get_many(keys)
+        if batch.directives is not DEFAULT:
+            accepts = batch.directives.accepts
+            entries = [entry if entry and accepts(entry, started) else None for entry in entries]
+        hits = set(keys)
+        if None in entries:
+            hits = {key for key, entry in zip(keys, entries, strict=True) if entry is not None}
+        find = batch.finder(lambda key: entries[keys.index(key)])
+        self.observer.many(batch.model, "l1", hits, find, self._clock() - started)
+        said = ready(entries)
+        if None not in said:
+            return said
+        places = zip(keys, entries, said, strict=True)
+        return [one if one or entry is None else Answer(key, entry, "l1") for key, entry, one in places]
 
-    async def _compute_missing(self, model: Model, questions: Questions, rows: list[Any], keys: Sequence[str]) -> None:
-        """Answer what is not in L1, as many rows in a turn of the loop as one batch has. The loop itself computes them.
+    async def _fly_many(self, batch: _Batch, rows: Mapping[str, int]) -> dict[str, Answer]:
+        """Answers to these rows (key -> row), but none where another flight is under way or the computation fails.
 
-        There is no Redis that could have the answers. Between the look into L1 and the new entries there is no await,
-        so no flight for these keys can begin. What a flight is computing, and what fails, is left to ``answer_many``.
+        Between the look into L1 and the flight there is no await, so no other flight for these keys can end meanwhile.
         """
-        missing = [row for row, said in enumerate(rows) if said is None]
-        size, step = questions.size, model.batcher.max_batch_size
-        computed: dict[str, Answer] = {}
-        for start in range(0, len(missing), step):
-            part, began = missing[start : start + step], self._clock()
-            new = {keys[row]: row for row in part if keys[row] not in computed and self._is_free(keys[row])}
-            payloads = [questions.payloads[row * size : (row + 1) * size] for row in new.values()]
-            outcomes = model.batcher.compute_at_once(payloads)
-            seconds = self._clock() - began
-            for key, outcome in zip(new, outcomes, strict=True):
+        if not batch.directives.store:
+            return await self._compute_many(batch, rows)
+        free = {key: row for key, row in rows.items() if not self._flights.is_under_way(key)}
+        return await self._flights.do_many(free, lambda: self._lead_many(batch, free)) if free else {}
+
+    async def _lead_many(self, batch: _Batch, rows: Mapping[str, int]) -> dict[str, Answer]:
+        """For each ROWS_AT_ONCE rows one read from Redis, and one store of what is computed."""
+        answers: dict[str, Answer] = {}
+        keys = list(rows)
+        for start in range(0, len(keys), ROWS_AT_ONCE):
+            part, budget = keys[start : start + ROWS_AT_ONCE], DeadlineBudget(self.settings.deadline_seconds)
+            stored = await self._in_l2_many(batch, part, budget)
+            self.observer.many(batch.model, "l2", stored, batch.finder(stored.get), budget.spent, budget.spent)
+            computed = await self._compute_many(batch, {key: rows[key] for key in part if key not in stored})
+            await self._store_many(batch, computed, budget)
+            answers |= {key: Answer(key, entry, "l2") for key, entry in stored.items()} | computed
+        return answers
+
+    async def _compute_many(self, batch: _Batch, rows: Mapping[str, int]) -> dict[str, Answer]:
+        """As many in each call as a batch of the model's has."""
+        model, answers, keys = batch.model, dict[str, Answer](), list(rows)
+        started = turn = self._clock()
+        for start in range(0, len(keys), step := model.batcher.max_batch_size):
+            if self._clock() - turn > TURN_SECONDS:
+                await asyncio.sleep(0)
+                turn = self._clock()
+            part, began = keys[start : start + step], self._clock()
+            outcomes = model.batcher.compute_at_once(batch.payloads([rows[key] for key in part]))
+            now = self._clock()
+            ttl, fresh, seconds = model.ttl(self.settings), not batch.directives.store, now - began
+            for key, outcome in zip(part, outcomes, strict=True):
                 if isinstance(outcome, bytes) and model.is_answer(outcome):
-                    entry = new_entry(outcome, model.ttl(self.settings), self._clock(), self._random)
-                    self.l1.put(key, entry)
-                    computed[key] = Answer(key, entry, "computed", stored=True, model_seconds=seconds)
-            for row in part:
-                rows[row] = computed.get(keys[row])
-            self.observer.array_computed(model, [key for key in new if key in computed], seconds)
-            await asyncio.sleep(0)
+                    entry = new_entry(outcome, ttl, now, self._random)
+                    answers[key] = Answer(key, entry, "computed", fresh=fresh, model_seconds=seconds)
+        find = batch.finder(lambda key: answers[key].entry)
+        self.observer.many(model, "computed", answers, find, self._clock() - started)
+        return answers
 
-    def _is_free(self, key: str) -> bool:
-        return not self._flights.is_under_way(key) and self.l1.get(key) is None
+    async def _store_many(self, batch: _Batch, answers: Mapping[str, Answer], budget: DeadlineBudget) -> None:
+        """As ``_store`` of each."""
+        stored: Mapping[str, Entry] = {}
+        if answers and batch.l2 is not None:
+            entries = {key: answer.entry for key, answer in answers.items()}
+            with suppress(StoreUnavailable):
+                stored = await batch.l2.put_many(entries, budget=budget, accepts=batch.model.is_answer)
+        for key, answer in answers.items():
+            if key in stored:
+                answer.entry, answer.stored = stored[key], True
+            else:
+                self._keep_here(answer, batch.l2)
 
-    async def _found(self, lookups: list[Lookup], directives: CacheDirectives) -> dict[str, Answer]:
-        """What the caches have of a batch. All reads start in one turn of the loop, so one round trip takes them."""
-        if not directives.reads:
+    async def _in_l2_many(self, batch: _Batch, keys: Sequence[str], budget: DeadlineBudget) -> dict[str, Entry]:
+        """As ``_in_l2`` of each: those that there are."""
+        if batch.l2 is None:
             return {}
-        local = [self._in_l1(lookup) for lookup in lookups]
-        shared = await asyncio.gather(*(self._in_l2(a) for a, hit in zip(lookups, local, strict=True) if hit is None))
-        return {answer.key: answer for answer in (*local, *shared) if answer is not None}
+        try:
+            entries = await batch.l2.get_many(keys, budget, batch.model.is_answer)
+        except StoreUnavailable:
+            return {}
+        for key, entry in entries.items():
+            self.l1.put(key, entry, self.settings.l1_max_seconds)
+        return entries
 
-    async def _row(self, lookup: Lookup, directives: CacheDirectives, found: Answer | None) -> Answer:
+    async def _one_by_one(self, batch: _Batch, rows: Mapping[str, int]) -> dict[str, Said]:
+        """One read from Redis for each ROWS_AT_ONCE rows. Then each is answered like a question of its own."""
+        model, directives, found = batch.model, batch.directives, dict[str, Entry]()
+        lookups = [self._lookup_of(model, batch.rows[row], key, batch.l2) for key, row in rows.items()]
+        parts = [lookups[start : start + ROWS_AT_ONCE] for start in range(0, len(lookups), ROWS_AT_ONCE)]
+        for part in parts if directives.reads else ():
+            budget = part[0].budget
+            found |= await self._in_l2_many(batch, [row.key for row in part], budget)
+            for row in part:
+                row.budget.left = budget.left
+        if directives.reads:  # what others have computed meanwhile, or compute now, needs no place in the queue
+            local = zip(lookups, self.l1.get_many([row.key for row in lookups]), strict=True)
+            known = {row.key for row, entry in local if entry or self._flights.is_under_way(row.key)} | found.keys()
+        else:
+            known = set()
+        missing = [row for row in lookups if row.key not in known and row.may_be_computed(directives)]
+        said: dict[str, Said] = {}
+        with model.batcher.reserve(min(ROWS_AT_ONCE, len(missing))) as reservation:
+            for row in missing:
+                row.reservation = reservation
+            for part in parts:
+                reservation.places = sum(1 for row in part if row.reservation)
+                answering = (self._observed(row, self._row(row, directives, found.get(row.key))) for row in part)
+                outcomes = await asyncio.gather(*answering, return_exceptions=True)
+                said |= {row.key: row_error(outcome) for row, outcome in zip(part, outcomes, strict=True)}
+        return said
+
+    async def _row(self, lookup: Lookup, directives: CacheDirectives, found: Entry | None) -> Answer:
         if found is None:  # asks L1 again: while Redis was asked, another request may have had the answer computed
             return await self._answer(lookup, directives)
-        return found if self._suits(found, directives) else await self._recompute(lookup, directives)
+        answer = Answer(lookup.key, found, "l2")
+        return answer if self._suits(answer, directives) else await self._recompute(lookup, directives)
 
-    def _keys(self, model: Model, questions: Questions, start: int) -> list[str]:
-        """Of the rows of one turn. Those made before are remembered, since a hash is half of what a hit costs here."""
+    def _keys(self, batch: _Batch, start: int) -> list[str]:
+        """Of the rows of one turn. Those of arrays are remembered, since a hash is half of what a hit costs here."""
+        model, rows, generation = batch.model, batch.rows, batch.generation
         fingerprint = model.predictor.fingerprint
-        generation = of_tenant(self.l2.generation(model.name) or NO_GENERATION)
+        if isinstance(rows, list):
+            part = rows[start : start + ROWS_PER_TURN]
+            return [cache_key(model.label, fingerprint, generation, question.identity) for question in part]
         if (named := (model.name, fingerprint, generation)) not in self._known_keys:
             self._known_keys.keep(named, Memo(MAX_KNOWN_KEYS))
-        known, size = self._known_keys[named], questions.size
-        part = questions.identities[start * size : (start + ROWS_PER_TURN) * size]
-        identities: list[bytes] = np.frombuffer(part, f"V{size}").tolist()
+        known, size = self._known_keys[named], rows.size
+        raw = rows.identities[start * size : (start + ROWS_PER_TURN) * size]
+        identities: list[bytes] = np.frombuffer(raw, f"V{size}").tolist()
         keys = list(map(known.get, identities))
         if None not in keys:
             return cast("list[str]", keys)
         new = list({identity for identity, key in zip(identities, keys, strict=True) if key is None})
-        found = dict(
-            zip(new, cache_keys(model.label, fingerprint, generation, questions.mark, b"".join(new), size), strict=True)
-        )
-        for identity, made in found.items():
-            known.keep(identity, made)
+        made = cache_keys(model.label, fingerprint, generation, rows.mark, b"".join(new), size)
+        found = dict(zip(new, made, strict=True))
+        for identity, key in found.items():
+            known.keep(identity, key)
         return [key or found[identity] for identity, key in zip(identities, keys, strict=True)]
+
+
+def _distinct(asked: Sequence[Question | ServiceError]) -> dict[bytes, Question]:
+    """Identity -> question. Of two equal ones the one that has a payload: the other may be a digest alone."""
+    chosen: dict[bytes, Question] = {}
+    for question in asked:
+        if isinstance(question, Question) and (question.payload is not None or question.identity not in chosen):
+            chosen[question.identity] = question
+    return chosen
 
 
 def row_error(outcome: Answer | BaseException) -> Answer | ServiceError:

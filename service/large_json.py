@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import orjson
 from numpy.typing import NDArray
+from typing_extensions import TypeIs
 
 from service.errors import MalformedRequest
 
@@ -94,6 +95,21 @@ class LargeString:
             if self._text[end] & 0xC0 != 0x80 and _BACKSLASH not in self._text[end - _LONGEST_ESCAPE : end]:
                 return end
         raise MalformedRequest("The body has a long string that is no file in base64.")
+
+
+def load_object(body: bytes) -> dict[str, Any]:
+    """The members of a JSON object; raises MalformedRequest. Arrays of a large body may be LargeArray."""
+    try:
+        document = orjson.loads(body) if len(body) <= PIECE_BYTES else load_large(body)
+    except orjson.JSONDecodeError as error:
+        raise MalformedRequest(f"The body is not JSON: {error}.") from None
+    if not isinstance(document, dict):
+        raise MalformedRequest("The body must be a JSON object.")
+    return document
+
+
+def is_array(value: object) -> TypeIs[list[Any] | LargeArray]:
+    return isinstance(value, list | LargeArray)
 
 
 def load_large(text: bytes) -> Any:

@@ -7,12 +7,17 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from service.cache.entry import Entry
+from service.cache.memory import Memo
 from service.cache.redis.auto_pipeline import DeadlineBudget
 from service.cache.redis.l2 import RedisCache
 from service.config import Settings
 from service.inference.batcher import Batcher, Reservation
 from service.inference.manifest import Manifest
 from service.inference.predictor import Predictor, Question, answer_check
+
+MAX_CHECKED = 4096
+MAX_CHECKED_BYTES = 256
+"""Of as many values up to this size a model remembers whether they are answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +35,7 @@ class Model:
     """Its name and version, as in its cache keys."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "is_answer", answer_check(self.manifest))
+        object.__setattr__(self, "is_answer", _remembering(answer_check(self.manifest)))
         object.__setattr__(self, "label", f"{self.name}:{self.version}")
 
     @property
@@ -40,6 +45,21 @@ class Model:
     def ttl(self, settings: Settings) -> float:
         """The lifetime of its answers, in seconds."""
         return self.manifest.ttl_seconds or settings.ttl_seconds
+
+
+def _remembering(check: Callable[[bytes], bool]) -> Callable[[bytes], bool]:
+    """A check that remembers short values: a forest has few, and to look one up takes a tenth of checking it."""
+    known: Memo[bytes, bool] = Memo(MAX_CHECKED)
+
+    def is_answer(value: bytes) -> bool:
+        found = known.get(value) if len(value) <= MAX_CHECKED_BYTES else None
+        if found is None:
+            found = check(value)
+            if len(value) <= MAX_CHECKED_BYTES:
+                known.keep(value, found)
+        return found
+
+    return is_answer
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,16 +10,19 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from service.audit import Auditor
+from service.cache.entry import Entry
 from service.cache.redis.l2 import L2
 from service.errors import NotCached, PredictionFailed, StoreUnavailable
-from service.inference.predictor import Questions
 from service.lookup import Answer, Lookup, Model
 from service.metrics import Metrics
 
 TICK_SECONDS = 1.0
+
+Find: TypeAlias = Callable[[str], tuple[bytes | None, Entry | None]]
+"""From a key to the payload of its question, and to its entry."""
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +67,16 @@ class Account:
             self.asked += 1
         if answer.source in ("l2", "computed"):  # a key in L1, or of a follower, was one of these before
             self.keys.add(answer.key)
+
+    def add_many(self, source: str, keys: Collection[str], spent: float) -> None:
+        """As ``add``, of a batch's answers that came in the same way."""
+        self.new_spent += spent
+        if source == "computed":
+            self.asked += len(keys)
+        else:
+            self.add_hits(len(keys))
+        if source != "l1":
+            self.keys.update(keys)
 
 
 class DistinctQuestions(NamedTuple):
@@ -166,17 +179,17 @@ class AnswerObserver:
         result = "not_cached" if isinstance(error, NotCached) else result
         self.metrics.resolved(lookup.model.name, result, seconds)
 
-    def array_hits(self, model: Model, questions: Questions, rows: Mapping[str, int], seconds: float) -> None:
-        """Hits in L1 of an array of questions: key -> a row that has it."""
-        self.metrics.resolved(model.name, "l1", seconds, len(rows))
-        self.auditor.observe_hits(model, questions, rows)
-        self.economics.accounts[model.name].add_hits(len(rows))
-
-    def array_computed(self, model: Model, keys: Collection[str], seconds: float) -> None:
-        self.metrics.resolved(model.name, "computed", seconds, len(keys))
-        account = self.economics.accounts[model.name]
-        account.asked += len(keys)
-        account.keys.update(keys)
+    def many(
+        self, model: Model, source: str, keys: Collection[str], find: Find, seconds: float, spent: float = 0.0
+    ) -> None:
+        """Answers of a batch that came in the same way, and have no spans. ``find``: a key's payload and its entry.
+        ``spent``: how long they waited for Redis."""
+        if not keys:
+            return
+        self.metrics.resolved(model.name, source, seconds, len(keys))
+        if source != "computed":
+            self.auditor.observe_hits(model, keys, find)
+        self.economics.accounts[model.name].add_many(source, keys, spent)
 
     def hits_below_asgi(self, route: str, model: str, status: int, body_size: int, count: int) -> None:
         """So many answers of the hit path. They have no latencies, being too short to measure."""

@@ -24,7 +24,7 @@ from service.cache.keys import cache_key, of_tenant
 from service.cache.lease import TooManyClaims
 from service.cache.memory import MemoryCache
 from service.cache.redis.auto_pipeline import DeadlineBudget
-from service.cache.redis.l2 import L2
+from service.cache.redis.l2 import L2, RedisCache
 from service.cache.single_flight import Call, SingleFlight
 from service.config import Settings
 from service.errors import NotCached, OnlyIfCached, PredictionFailed, StoreUnavailable
@@ -110,7 +110,7 @@ class Pipeline:
         if computed is None:
             return Answer(lookup.key, resolved.entry, "l2" if resolved.source == "stored" else "collapsed", stored=True)
         computed.entry, computed.stored = resolved.entry, resolved.stored
-        return self._keep_here(lookup, computed) if resolved.down else computed
+        return self._keep_here(computed, lookup.l2) if resolved.down else computed
 
     async def _refresh(self, lookup: Lookup, call: Call[Answer], store: bool) -> Answer:
         """Compute without look-up and lease, and overwrite what is stored."""
@@ -172,28 +172,27 @@ class Pipeline:
     async def _store(self, lookup: Lookup, answer: Answer, overwrite: bool = False) -> Answer:
         """Store it in Redis, and answer with what was committed first: batches may move an answer's last bits."""
         if lookup.l2 is None:
-            return self._keep_here(lookup, answer)
+            return self._keep_here(answer, None)
         try:
             answer.entry = await lookup.l2.put(
                 lookup.key, answer.entry, overwrite=overwrite, budget=lookup.budget, accepts=lookup.model.is_answer
             )
         except StoreUnavailable:
-            return self._keep_here(lookup, answer)
+            return self._keep_here(answer, lookup.l2)
         answer.stored = True
         if overwrite and self.l1.get(lookup.key) is not None:
             self.l1.put(lookup.key, answer.entry, self.settings.l1_max_seconds)
         return answer
 
-    def _keep_here(self, lookup: Lookup, answer: Answer) -> Answer:
+    def _keep_here(self, answer: Answer, l2: RedisCache | None) -> Answer:
         """Without a usable Redis, L1 admits an answer at once and for its whole lifetime.
 
         No purge can reach an answer without a generation. Such an answer stays no longer than a purge may take.
         """
         stay = math.inf
-        if lookup.l2 is None and self.l2.state != "off":
+        if l2 is None and self.l2.state != "off":
             stay = VALID_SECONDS - answer.queue_seconds - answer.model_seconds
-        self.l1.put(lookup.key, answer.entry, stay)
-        answer.stored = self.l1.get(lookup.key) is not None
+        answer.stored = self.l1.put(answer.key, answer.entry, stay)
         answer.l2_down = self.l2.state != "off"
         return answer
 
@@ -204,8 +203,13 @@ class Pipeline:
         generation = self.l2.generation(model.name)
         named = of_tenant(generation or NO_GENERATION)
         key = cache_key(model.label, model.predictor.fingerprint, named, question.identity)
-        # Decided here, with the key: a key without a generation must not reach Redis later.
-        l2 = None if generation is None or self.l2.state == "off" else self.l2
+        return self._lookup_of(model, question, key, self._l2_for(generation))
+
+    def _l2_for(self, generation: bytes | None) -> RedisCache | None:
+        """Decided with the keys: a key without a generation must not reach Redis later."""
+        return None if generation is None or self.l2.state == "off" else self.l2
+
+    def _lookup_of(self, model: Model, question: Question, key: str, l2: RedisCache | None) -> Lookup:
         seconds = self.settings.deadline_seconds
         return Lookup(model, question, key, l2, self._clock() + seconds, DeadlineBudget(seconds))
 

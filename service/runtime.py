@@ -50,7 +50,7 @@ class Runtime:
 
     ``failed``: why a model is not served. ``draining``: told to stop, and still answering. ``tallies``: functions that
     add to the metrics what was counted elsewhere. ``guesses``: wrong admin tokens. ``parsed``, ``rendered``: the
-    questions in query strings and the bodies of answers that came before.
+    short questions and the bodies of answers that came before.
     """
 
     settings: Settings
@@ -65,7 +65,7 @@ class Runtime:
     failed: dict[str, str] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
     tallies: list[Callable[[], None]] = field(default_factory=list)
-    parsed: Memo[tuple[str | None, bytes], Any] = field(default_factory=partial(Memo, MAX_REMEMBERED))
+    parsed: Memo[tuple[Any, ...], Any] = field(default_factory=partial(Memo, MAX_REMEMBERED))
     rendered: Memo[tuple[Any, ...], bytes] = field(default_factory=partial(Memo, MAX_REMEMBERED))
     access_log: AccessLog | None = field(init=False)
     rate_limit: RateLimit | None = field(init=False)

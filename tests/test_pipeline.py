@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
@@ -56,6 +56,7 @@ class EchoPredictor:
     fingerprint = bytes(32)
     key_kind = "exact"
     parameters: ClassVar[dict[str, Any]] = {}
+    runs_on_loop = False
 
     def __init__(self) -> None:
         self.computed: list[float] = []
@@ -141,6 +142,15 @@ class Shared(NoRedis):
     ) -> Entry:
         self.kept[key] = entry
         return entry
+
+    async def get_many(self, keys: Sequence[str], *_: Any) -> dict[str, Entry]:
+        self.looks += 1
+        await self.gate.wait()
+        return {key: self.kept[key] for key in keys if key in self.kept}
+
+    async def put_many(self, entries: Mapping[str, Entry], **_: Any) -> Mapping[str, Entry]:
+        self.kept |= entries
+        return entries
 
 
 class Unreachable(Shared):
@@ -395,6 +405,62 @@ async def test_what_a_batch_has_in_the_cache_needs_no_place_in_the_queue(house: 
         await house.ask(x)
     results = await house.pipeline.answer_many(house.model, [question(x) for x in range(8)])
     assert {result.source for result in results if isinstance(result, Answer)} == {"l1"}
+
+
+@pytest.fixture
+async def on_loop() -> AsyncIterator[House]:
+    """A house whose model computes on the event loop, without a lease."""
+    async with opened(load_settings({"PREDICT_MAX_BATCH_SIZE": "4"})) as house:
+        await house.batcher.close()
+        house.predictor.runs_on_loop = True
+        house.batcher = Batcher(house.predictor, max_batch_size=4, max_queue_size=4, clock=house.clock)
+        house.model = Model("echo", MANIFEST, house.predictor, house.batcher, leased=False)
+        yield house
+
+
+@pytest.mark.parametrize("with_redis", [False, True])
+async def test_batches_and_all_who_ask_meanwhile_cost_one_computation_of_each_row(
+    on_loop: House, with_redis: bool
+) -> None:
+    if with_redis:
+        on_loop.pipeline.l2 = shared = Shared()
+        await on_loop.ask(4)
+        shared.gate.clear()
+        asyncio.get_running_loop().call_later(0.05, shared.gate.set)
+    many = on_loop.pipeline.answer_many
+    leaves = asyncio.create_task(many(on_loop.model, [question(x) for x in range(600)]))
+    others = [
+        asyncio.create_task(many(on_loop.model, [question(x) for x in range(500, 700)])),
+        *(asyncio.create_task(many(on_loop.model, [question(x)])) for x in (4, 9, 650)),
+        *(asyncio.create_task(on_loop.ask(x)) for x in (4, 9, 650)),
+    ]
+    await asyncio.sleep(0)
+    leaves.cancel()
+    for answer in await asyncio.gather(*others):
+        assert all(isinstance(one, Answer) for one in (answer if isinstance(answer, list) else [answer]))
+    await becomes(lambda: len(on_loop.predictor.computed) == 700)
+    assert sorted(on_loop.predictor.computed) == list(range(700))
+    assert (
+        {key: unpack(entry.value).tolist() for key, entry in shared.kept.items()}
+        == {on_loop.pipeline.key(on_loop.model, question(x)): [x] for x in range(700)}
+        if with_redis
+        else True
+    )
+
+
+async def test_a_row_that_fails_on_the_loop_fails_alone_and_is_not_kept(on_loop: House) -> None:
+    for _ in range(2):
+        results = await on_loop.pipeline.answer_many(on_loop.model, [question(x) for x in (1, -1, 2)])
+        assert [type(result) for result in results] == [Answer, InvalidInput, Answer]
+    assert [x for x in on_loop.predictor.computed if x > 0] == [1, 2]
+
+
+async def test_no_store_computes_a_batch_and_keeps_nothing(on_loop: House) -> None:
+    for _ in range(2):
+        rows = [question(x) for x in (1, 2, 1)]
+        results = await on_loop.pipeline.answer_many(on_loop.model, rows, CacheDirectives(store=False))
+        assert [result.fresh and not result.stored for result in results if isinstance(result, Answer)] == [True] * 3
+    assert (on_loop.predictor.computed, len(on_loop.pipeline.l1)) == ([1, 2, 1, 2], 0)
 
 
 async def test_an_answer_that_no_purge_can_reach_stays_for_no_longer_than_one_after_a_purge() -> None:

@@ -59,13 +59,15 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a table. ``warm``: one hot key, one core; ``cold``: never-seen inputs, all cores."""
+    """One line of a table. ``warm``: one hot key, one core; ``cold``: never-seen inputs, all cores. ``beside``: the row
+    of ours that it is compared with, where that is not the table's: ours on the same request."""
 
     name: str
     title: str
     kind: Literal["warm", "cold"]
     vary: Vary
     headers: tuple[str, ...] = ()
+    beside: str = ""
 
 
 @dataclass(frozen=True, slots=True)

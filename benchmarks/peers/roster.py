@@ -14,6 +14,7 @@ from benchmarks.wrk import Shape
 QUERY = Shape("/predict?" + "&".join(f"{name}=${number}" for number, name in enumerate(IRIS, 1)))
 FEATURES = '{"features": [$1, $2, $3, $4]}'
 TENSOR = '{"inputs": [{"name": "features", "shape": [1, 4], "datatype": "FP64", "data": [$1, $2, $3, $4]}]}'
+INFER = Shape("/v2/models/iris/infer", TENSOR)
 NO_STORE = ("Cache-Control: no-store",)
 
 COUNTED = (get("/computations"), r"^(\d+)$")
@@ -35,8 +36,8 @@ def _warm(name: str, title: str) -> tuple[Row, ...]:
     return (Row(name, title, "warm", "nothing"),)
 
 
-def _cold(name: str, title: str) -> tuple[Row, ...]:
-    return (Row(name, title, "cold", "features"),)
+def _cold(name: str, title: str, beside: str = "") -> tuple[Row, ...]:
+    return (Row(name, title, "cold", "features", beside=beside),)
 
 
 def _ours_cold(name: str, title: str, *, redis: bool, headers: tuple[str, ...] = (), **settings: object) -> Contestant:
@@ -69,6 +70,16 @@ OURS = (
         probabilities,
         OUR_COUNTER,
     ),
+    Contestant(
+        INFER, _warm("ours-v2", "**ours, hit in memory by `/v2`**"), ours(redis=True), first_tensor, OUR_COUNTER
+    ),
+    Contestant(
+        INFER,
+        (Row("ours-v2-computed", "**ours, every input computed by `/v2`**", "cold", "features", NO_STORE),),
+        ours(redis=True),
+        first_tensor,
+        OUR_COUNTER,
+    ),
     _ours_cold("ours-computed", "every input computed (`no-store`)", redis=True, headers=NO_STORE),
     _ours_cold("ours-computed-2", "every input computed, two workers", redis=True, headers=NO_STORE, workers=2),
     _ours_cold("ours-off", "unique inputs, both caches off", redis=False, l1_max_bytes=0),
@@ -82,8 +93,8 @@ WARM_PEERS = (
         QUERY, _warm("nginx-cache", "nginx `proxy_cache`"), nginx.proxy_cache, probabilities, COUNTED, script="forest"
     ),
     Contestant(
-        Shape("/v2/models/iris/infer", TENSOR),
-        _warm("triton-cache", "Triton, `local` response cache"),
+        INFER,
+        (Row("triton-cache", "Triton, `local` response cache", "warm", "nothing", beside="ours-v2"),),
         script,
         first_tensor,
         (get("/v2/models/iris/stats"), r'"execution_count":(\d+)'),
@@ -109,16 +120,8 @@ COLD_PEERS = (
         lambda body: body[0]["probabilities"],
         script="bentoml",
     ),
-    Contestant(
-        Shape("/v2/models/iris/infer", TENSOR), _cold("mlserver", "MLServer"), script, first_tensor, script="mlserver"
-    ),
-    Contestant(
-        Shape("/v2/models/iris/infer", TENSOR),
-        _cold("triton", "Triton (pytriton)"),
-        script,
-        first_tensor,
-        script="triton",
-    ),
+    Contestant(INFER, _cold("mlserver", "MLServer", "ours-v2-computed"), script, first_tensor, script="mlserver"),
+    Contestant(INFER, _cold("triton", "Triton (pytriton)", "ours-v2-computed"), script, first_tensor, script="triton"),
     Contestant(QUERY, _cold("forest", "FastAPI, `predict_proba` per request"), script, probabilities, script="forest"),
 )
 

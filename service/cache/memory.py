@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
@@ -78,18 +78,16 @@ class MemoryCache:
             self._asked.add(key)
         return kept
 
-    def find_entries(self, keys: Sequence[str]) -> list[Entry | None]:
+    def get_many(self, keys: Sequence[str]) -> list[Entry | None]:
         """As ``get`` of each key."""
-        now, slots, touch = self._clock(), self._entries, self._entries.move_to_end
-        found: list[Entry | None] = []
-        for key in keys:
-            kept = slots.get(key)
-            if kept is None or kept.until <= now:
-                found.append(None)
-            else:
-                touch(key)
-                found.append(kept.entry)
-        self._asked.update(keys[: MAX_ASKED - len(self._asked)])
+        now = self._clock()
+        slots = map(self._entries.get, keys)
+        found = [None if slot is None or slot.until <= now else slot.entry for slot in slots]
+        known = (
+            keys if None not in found else [key for key, entry in zip(keys, found, strict=True) if entry is not None]
+        )
+        deque(map(self._entries.move_to_end, known), maxlen=0)
+        self._asked.update(known[: MAX_ASKED - len(self._asked)])
         return found
 
     def take_asked(self) -> set[str]:
@@ -97,15 +95,17 @@ class MemoryCache:
         asked, self._asked = self._asked, set()
         return asked
 
-    def put(self, key: str, entry: Entry, seconds: float = math.inf) -> None:
-        """Keep the entry until it expires, for ``seconds`` at most. What was kept under the key goes in any case."""
+    def put(self, key: str, entry: Entry, seconds: float = math.inf) -> bool:
+        """Keep the entry until it expires, for ``seconds`` at most; whether it is kept. What was kept under the key
+        goes in any case."""
         self.delete(key)
         cost, now = _cost(key, entry), self._clock()
         if cost > self._max_bytes or entry.expires <= now:
-            return
+            return False
         self._entries[key] = Slot(entry, min(entry.expires, now + seconds), cost)
         self.bytes_used += cost
         self._evict()
+        return key in self._entries
 
     def add_rendering(self, key: str, view: Hashable, body: bytes) -> None:
         """Keep a body that was rendered from the key's entry with that entry, unless it is too large."""

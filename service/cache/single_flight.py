@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
 from typing import Any, Generic, TypeVar
 
 from service.errors import DeadlineExceeded, NoWaiters
@@ -101,6 +101,33 @@ class SingleFlight:
                 return await call.join(until), led
             except NoWaiters:
                 continue
+
+    async def do_many(
+        self, keys: Iterable[Hashable], fn: Callable[[], Coroutine[Any, Any, dict[Any, T]]]
+    ) -> dict[Any, T]:
+        """The outcomes that ``fn`` has, which runs in one flight of all these keys, none of which may be under way.
+
+        Who waits for a key that it has no outcome for starts a flight of its own.
+        """
+        calls: dict[Hashable, Call[T]] = {key: Call() for key in keys}
+        self._calls.update(calls)
+
+        def ended(task: asyncio.Task[dict[Any, T]]) -> None:
+            self._tasks.discard(task)
+            found = {} if task.cancelled() or task.exception() is not None else task.result()
+            for key, call in calls.items():
+                self._end(key, call)
+                if not call.waiters:
+                    continue
+                if key in found:
+                    call.land(found[key])
+                else:
+                    call.fail(NoWaiters())
+
+        task = asyncio.create_task(fn())
+        self._tasks.add(task)
+        task.add_done_callback(ended)
+        return await asyncio.shield(task)
 
     async def close(self) -> None:
         """Cancel the flights under way and their waiters, and return when they have ended."""

@@ -6,31 +6,32 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from itertools import chain
+from operator import itemgetter
+from time import monotonic
+from typing import Any, cast
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from service.batches import TURN_SECONDS
+from service.cache.entry import Entry
 from service.errors import InvalidInput, ServiceError
 from service.http.caching import batch_status
 from service.http.coding import read_content
 from service.http.csv_rows import CSV, decimals, read_csv, write_csv
 from service.http.endpoint import Reply, Request, describe
-from service.http.json_body import is_array, load_object
 from service.http.multipart import FILE, FORM, read_files
-from service.http.predict import IMAGE_PARAMETERS, JSON, Parsed, media_type, rendering, take_model
-from service.http.query import parse_query
+from service.http.predict import IMAGE_PARAMETERS, JSON, media_type, parse_query, rendering, take_model
 from service.http.render import View, take_view
-from service.http.table import as_table
+from service.inference.manifest import MAX_EXACT
 from service.inference.predictor import Question, Questions, parse_table
-from service.large_json import LargeString
+from service.large_json import LargeArray, LargeString, is_array, load_object
 from service.lookup import Answer, Model
 from service.runtime import Runtime
 
 MAX_BATCH_BYTES = 32 * 2**20
-ROWS_PER_TURN = 16
-"""Rows rendered in one turn of the event loop: a row of a thousand classes takes a third of a millisecond."""
 
 BYTES_PER_ROW = 256
 """To read a row by itself takes as long as so many bytes of a large body, mostly to say what is wrong with it."""
@@ -49,11 +50,16 @@ class Batch:
     count: int
     read_each: Callable[[], Asked]
 
-    def parsed(self, row: int) -> Parsed:
+    def ready(self, entries: Sequence[Entry | None]) -> list[bytes | None]:
+        """The renderings that L1 keeps with entries."""
+        view = (self.model.name, self.view)
+        return [None if entry is None else entry.renderings.get(view) for entry in entries]
+
+    def question(self, row: int) -> Question:
         assert self.asked is not None
-        asked = self.asked.question(row) if isinstance(self.asked, Questions) else self.asked[row]
+        asked = self.asked[row]
         assert isinstance(asked, Question)
-        return Parsed(self.model, asked, self.view)
+        return asked
 
 
 async def batch(request: Request) -> Reply:
@@ -64,7 +70,8 @@ async def batch(request: Request) -> Reply:
     if rows.asked is None:
         size = max(len(body), rows.count * BYTES_PER_ROW)
         rows.asked = await request.runtime.bodies.work(rows.read_each, size)
-    answers = await _answers(request, rows)
+    assert rows.asked is not None
+    answers = await request.runtime.pipeline.answer_many(rows.model, rows.asked, request.directives, rows.ready)
     bodies = await _bodies(request, rows, answers)
     headers = [(b"cache-status", batch_status(answers))]
     if request.accepts(CSV):
@@ -73,17 +80,10 @@ async def batch(request: Request) -> Reply:
     return Reply(b'{"results":[%s]}' % b",".join(bodies), headers=headers)
 
 
-async def _answers(request: Request, rows: Batch) -> Sequence[bytes | Answer | ServiceError]:
-    """Of a hit whose rendering is ready just that."""
-    pipeline, view = request.runtime.pipeline, (rows.model.name, rows.view)
-    if isinstance(rows.asked, Questions):
-        return await pipeline.answer_table(rows.model, rows.asked, request.directives, view)
-    assert rows.asked is not None
-    return await pipeline.answer_many(rows.model, rows.asked, request.directives)
-
-
 async def _bodies(request: Request, rows: Batch, answers: Sequence[bytes | Answer | ServiceError]) -> list[bytes]:
-    bodies, made = [], 0
+    if set(map(type, answers)) == {bytes}:
+        return cast("list[bytes]", answers)
+    bodies, began = [], monotonic()
     for row, answer in enumerate(answers):
         if isinstance(answer, bytes):
             bodies.append(answer)
@@ -92,10 +92,10 @@ async def _bodies(request: Request, rows: Batch, answers: Sequence[bytes | Answe
             request.refused(answer)
             bodies.append(orjson.dumps({"error": describe(answer)}))
         else:
-            bodies.append(rendering(request, answer, rows.parsed(row)))
-        made += 1
-        if made % ROWS_PER_TURN == 0:
+            bodies.append(rendering(request.runtime, answer, rows.model, rows.view, partial(rows.question, row)))
+        if monotonic() - began > TURN_SECONDS:  # a row of a thousand classes takes a third of a millisecond
             await asyncio.sleep(0)
+            began = monotonic()
     return bodies
 
 
@@ -128,6 +128,35 @@ def _read_json(request: Request, body: bytes) -> Batch:
     table = as_table(rows, [feature.name for feature in model.manifest.features])
     asked = _questions(model, table)
     return Batch(model, view, asked, len(rows), lambda: [_parse_row(model, row) for row in rows])
+
+
+def as_table(rows: list[Any] | LargeArray, names: Sequence[str]) -> NDArray[np.float64] | None:
+    """Rows × columns; None unless all rows are arrays, or all are objects, of just so many numbers."""
+    parts = []
+    for group in rows.groups() if isinstance(rows, LargeArray) else (rows,):
+        part = _numbers(group, names)
+        if part is None:
+            return None
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _numbers(group: list[Any], names: Sequence[str]) -> NDArray[np.float64] | None:
+    kinds = set(map(type, group))
+    if kinds not in ({list}, {dict}) or set(map(len, group)) != {len(names)} or not names:
+        return None
+    try:
+        columns = [list(map(itemgetter(name), group)) for name in names] if kinds == {dict} else group
+        values = list(chain.from_iterable(columns))
+        types = set(map(type, values))
+        if not types <= {int, float}:  # a bool is an int, but no number
+            return None
+        table = np.array(values, np.float64)
+    except (KeyError, OverflowError):
+        return None
+    if int in types and np.abs(table).max() > MAX_EXACT:  # rounded before or after it is compared with a bound
+        return None
+    return table.reshape(len(names), -1).T if kinds == {dict} else table.reshape(-1, len(names))
 
 
 def _take_model_and_view(runtime: Runtime, params: dict[str, Any], image: bool) -> tuple[Model, View]:

@@ -92,9 +92,8 @@ class Request:
         self._body_bytes = 0
         self.sent = b""
 
-    def path_parameter(self, name: str) -> str | None:
-        value: str | None = self.scope.get("path_params", {}).get(name)
-        return value
+    def path_parameter(self, name: str) -> Any:
+        return self.scope.get("path_params", {}).get(name)
 
     def header(self, name: bytes) -> bytes | None:
         """The field's value, its lines joined by commas (RFC 9110, 5.3)."""
@@ -156,7 +155,8 @@ class Request:
             if size > limit:
                 raise PayloadTooLarge(too_large)
             more = message.get("more_body", False)
-        self.sent = await self.runtime.bodies.work(partial(b"".join, parts), size * FILES_WORTH)
+        join = partial(b"".join, parts)
+        self.sent = parts[0] if len(parts) == 1 else await self.runtime.bodies.work(join, size * FILES_WORTH)
         return self.sent
 
     @property

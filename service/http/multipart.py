@@ -14,7 +14,7 @@ FORM = "multipart/form-data"
 FILE = "application/octet-stream"
 """What a form's file is to a predictor, whatever the form says: the content decides."""
 
-MAX_FORM_PARTS = 10_100
+MAX_FIELDS = 100
 _BOUNDARY = re.compile(rb'boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', re.I)
 _NAME = re.compile(rb'[;\s]name="([^"\r\n]*)"|[;\s]name=([^\s;"]+)', re.I)
 _FILE_NAME = re.compile(rb'[;\s]filename\*?="?([^"\r\n;]*)', re.I)
@@ -35,7 +35,7 @@ def check_origin(request: Request) -> None:
 
 def read_question(params: dict[str, Any], body: bytes, content_type: bytes) -> tuple[dict[str, Any], bytes, str | None]:
     """The parameters, of a query string and of the form's fields; its one file, if any, and that file's type."""
-    fields, files = read_form(body, content_type)
+    fields, files = _read_form(body, content_type, most=MAX_FIELDS)
     for name in params.keys() & fields.keys():
         raise InvalidInput(f"Parameter {name!r:.80} is repeated.", parameter=name)
     if len(files) > 1:
@@ -45,17 +45,17 @@ def read_question(params: dict[str, Any], body: bytes, content_type: bytes) -> t
 
 def read_files(body: bytes, content_type: bytes, most: int) -> tuple[dict[str, Any], list[bytes]]:
     """The fields and the files of a batch."""
-    fields, files = read_form(body, content_type)
+    fields, files = _read_form(body, content_type, most + MAX_FIELDS)
     if not 0 < len(files) <= most:
         raise InvalidInput(f"A form for a batch has 1 to {most} files.", parameter="inputs")
     return dict(fields), files
 
 
-def read_form(body: bytes, content_type: bytes) -> tuple[dict[str, str], list[bytes]]:
-    """A form's fields and its files; raises MalformedRequest or InvalidInput."""
+def _read_form(body: bytes, content_type: bytes, most: int) -> tuple[dict[str, str], list[bytes]]:
+    """The fields and the files of a form of at most so many parts; raises MalformedRequest or InvalidInput."""
     fields: dict[str, str] = {}
     files: list[bytes] = []
-    for head, content in _parts(body, content_type):
+    for head, content in _parts(body, content_type, most):
         name = _NAME.search(head)
         if name is None:
             raise MalformedRequest("A part of the form has no name.")
@@ -74,14 +74,14 @@ def read_form(body: bytes, content_type: bytes) -> tuple[dict[str, str], list[by
     return fields, files
 
 
-def _parts(body: bytes, content_type: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _parts(body: bytes, content_type: bytes, most: int) -> Iterator[tuple[bytes, bytes]]:
     """The head and the content of each part; raises MalformedRequest."""
     found = _BOUNDARY.search(content_type)
     if found is None:
         raise MalformedRequest("The form's Content-Type has no boundary.")
     boundary = b"\r\n--" + (found[1] or found[2])
     at = -len(b"\r\n") if body.startswith(boundary[2:]) else body.find(boundary)
-    for _ in range(MAX_FORM_PARTS):
+    for _ in range(most):
         start = at + len(boundary)
         if at == -1 or body.startswith(b"--", start):
             break

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from service.bodies import FILES_WORTH, HashedFile
 from service.cache.keys import of_tenant
@@ -14,12 +15,11 @@ from service.http.caching import cache_control, cache_status, entity_tag, respon
 from service.http.coding import read_content
 from service.http.directives import matches
 from service.http.endpoint import Headers, Hot, Reply, Request
-from service.http.json_body import load_object
 from service.http.multipart import FORM, check_origin, read_question
-from service.http.query import parse_query
 from service.http.render import View, default_top_k, render, take_view
 from service.inference.manifest import IMAGE_ALIASES, IMAGE_TYPES
 from service.inference.predictor import Question
+from service.large_json import load_object
 from service.lookup import Answer, CacheDirectives, Model
 from service.runtime import Runtime
 
@@ -46,8 +46,9 @@ class Parsed:
 JSON = "application/json"
 MEDIA_TYPES = (JSON, *IMAGE_TYPES, FORM)
 IMAGE_PARAMETERS = frozenset({"image", "input", "sha256"})
+MAX_PARAMETERS = 1000
 MAX_REMEMBERED_BYTES = 1024
-"""Longer queries and longer answers are not remembered."""
+"""Longer questions and longer answers are not remembered."""
 
 
 def get(request: Request) -> Awaitable[Reply]:
@@ -81,14 +82,21 @@ def parse_get(request: Request) -> Parsed:
 async def _read(request: Request) -> Parsed:
     """Parse a request with its input in the body."""
     content_type = media_type(request, MEDIA_TYPES + IMAGE_ALIASES)
+    runtime, name = request.runtime, request.path_parameter("name")
     params: dict[str, Any] = dict(parse_query(request.query))
-    body = await read_content(request, request.runtime.settings.max_body_bytes)
+    body = await read_content(request, runtime.settings.max_body_bytes)
     if content_type in IMAGE_TYPES and body is request.sent and "digest" in request.scope:
         body = HashedFile(body)
         body.digest = request.scope["digest"]
-    given = request.header(b"content-type") or b""
-    read = partial(_read_body, request.runtime, request.path_parameter("name"), params, body, given, content_type)
-    return await request.runtime.bodies.work(read, len(body) * (1 if content_type == JSON else FILES_WORTH))
+    is_short = content_type == JSON and len(request.query) + len(body) <= MAX_REMEMBERED_BYTES
+    parsed: Parsed | None = runtime.parsed.get((name, request.query, body)) if is_short else None
+    if parsed is None:
+        given = request.header(b"content-type") or b""
+        read = partial(_read_body, runtime, name, params, body, given, content_type)
+        parsed = await runtime.bodies.work(read, len(body) * (1 if content_type == JSON else FILES_WORTH))
+        if is_short:
+            runtime.parsed.keep((name, request.query, body), parsed)
+    return parsed
 
 
 def _read_body(
@@ -107,13 +115,43 @@ def _read_body(
     return _understood(runtime, path_name, params, body, content_type)
 
 
+def parse_query(query: bytes) -> dict[str, str]:
+    """An ``application/x-www-form-urlencoded`` query; raises InvalidInput on repeated or nameless parameters."""
+    params: dict[str, str] = {}
+    if not query:
+        return params
+    text = query.decode("latin-1")  # a character per byte
+    coded = not text.isascii() or "%" in text or "+" in text
+    pairs = text.split("&", MAX_PARAMETERS)
+    if len(pairs) > MAX_PARAMETERS:
+        raise InvalidInput(f"More than {MAX_PARAMETERS} parameters.")
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        if coded:
+            name, value = _decode(name), _decode(value)
+        if not name:
+            raise InvalidInput("A parameter without a name.")
+        if name in params:
+            raise InvalidInput(f"Parameter {name!r:.80} is repeated.", parameter=name)
+        params[name] = value
+    return params
+
+
+def _decode(text: str) -> str:
+    try:
+        return unquote_to_bytes(text.replace("+", " ").encode("latin-1")).decode()
+    except UnicodeDecodeError:
+        raise InvalidInput("A parameter is not UTF-8.") from None
+
+
 def media_type(request: Request, known: Sequence[str]) -> str:
     """The body's media type. What any web page could send without a CORS preflight is refused: UnsupportedContent."""
-    if request.content_type not in known:
+    given = request.content_type
+    if given not in known:
         raise UnsupportedContent(f"The Content-Type of a body must be {' or '.join(known)}.")
-    if request.content_type == FORM:
+    if given == FORM:
         check_origin(request)
-    return request.content_type
+    return given
 
 
 def _understood(
@@ -195,25 +233,25 @@ def _reply(request: Request, answer: Answer, parsed: Parsed, varying: Callable[[
     headers = varying(runtime.clock())
     if not answer.hit and runtime.settings.server_timing:
         headers.append(server_timing(answer))
-    reply = Reply(rendering(request, answer, parsed), headers=headers)
+    body = rendering(runtime, answer, parsed.model, parsed.view, lambda: parsed.question)
+    reply = Reply(body, headers=headers)
     if answer.source == "l1" and request.content_type != FORM:  # a form's answer depends on where it comes from
         reply.hot = Hot(parsed.model.name, answer.key, answer.entry, varying)
     return reply
 
 
-def rendering(request: Request, answer: Answer, parsed: Parsed) -> bytes:
+def rendering(runtime: Runtime, answer: Answer, model: Model, view: View, question: Callable[[], Question]) -> bytes:
     """The body: kept with the entry in L1, or remembered from an equal array (a forest has few), or new."""
-    value, model = answer.entry.value, parsed.model
-    view = (model.name, parsed.view)
-    body = answer.entry.renderings.get(view)
+    value, named = answer.entry.value, (model.name, view)
+    body = answer.entry.renderings.get(named)
     if body is None:
-        rendered = request.runtime.rendered
-        body = None if parsed.view.domain else rendered.get((*view, value))  # other cells have another domain
+        remembered = (named, value)
+        body = None if view.domain else runtime.rendered.get(remembered)  # other cells have another domain
         if body is None:
-            body = render(value, model, parsed.view, parsed.question)
-            if not parsed.view.domain and len(value) + len(body) <= MAX_REMEMBERED_BYTES:
-                rendered.keep((*view, value), body)
-        request.runtime.pipeline.l1.add_rendering(answer.key, view, body)
+            body = render(value, model, view, question())
+            if not view.domain and len(value) + len(body) <= MAX_REMEMBERED_BYTES:
+                runtime.rendered.keep(remembered, body)
+        runtime.pipeline.l1.add_rendering(answer.key, named, body)
     return body
 
 

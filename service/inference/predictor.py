@@ -60,7 +60,10 @@ class Questions:
     def __len__(self) -> int:
         return len(self.payloads) // self.size
 
-    def question(self, row: int) -> Question:
+    def payloads_of(self, rows: Sequence[int]) -> list[bytes]:
+        return [self.payloads[row * self.size : (row + 1) * self.size] for row in rows]
+
+    def __getitem__(self, row: int) -> Question:
         place = slice(row * self.size, (row + 1) * self.size)
         return Question(self.mark + self.identities[place], self.payloads[place])
 

@@ -17,9 +17,9 @@ from service.errors import InvalidInput, NotFound, StoreFailed, StoreRefused, St
 from service.http import predict
 from service.http.coding import read_content
 from service.http.endpoint import Request
-from service.http.json_body import load_object
 from service.http.operations import CurrentRequest, CurrentRuntime, Operation
 from service.http.schemas import problems
+from service.large_json import load_object
 from service.management.schemas import CachedEntry, CacheStats, KeyOfQuestion, Purged, PurgeRequest
 
 logger = logging.getLogger(__name__)

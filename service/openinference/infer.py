@@ -5,19 +5,18 @@ Each row is a question of its own, with the key it has under /predict. Outputs, 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 
 import orjson
 
+from service.cache.entry import Entry
 from service.errors import InvalidInput, MalformedRequest, ServiceError, UnknownModel
 from service.http.batch import BYTES_PER_ROW, MAX_BATCH_BYTES
 from service.http.caching import batch_status
 from service.http.coding import encode, negotiate, read_content
 from service.http.endpoint import Endpoint, Hot, Reply, Request, error_headers
-from service.inference.predictor import Questions
 from service.lookup import Answer, Model
 from service.openinference.outputs import render_outputs, wanted_outputs
 from service.openinference.rows import bad_row, questions
@@ -25,8 +24,6 @@ from service.openinference.tensors import Inference, Wanted, read_inference
 
 CURRENT = "1"
 """The version for clients that only know numbers. It means the model that is served now."""
-SMALL_BODY_BYTES = 64 * 2**10
-"""Up to this size the event loop compresses a body itself: a change of threads would take longer."""
 
 
 def render_error(error: ServiceError) -> Reply:
@@ -55,11 +52,7 @@ async def infer(request: Request) -> Reply:
     asked = await bodies.work(partial(questions, model, inference.inputs), size)
     wanted = wanted_outputs(model.manifest, inference)
     pipeline, directives = request.runtime.pipeline, request.directives
-    answers: Sequence[bytes | Answer | ServiceError]
-    if isinstance(asked, Questions):
-        answers = await pipeline.answer_table(model, asked, directives, view=None)
-    else:
-        answers = await pipeline.answer_many(model, asked, directives)
+    answers = await pipeline.answer_many(model, asked, directives, _values)
     predictions = _predictions(answers)
     render = partial(_inferred, model, inference, wanted, predictions)
     reply = await bodies.work(render, len(predictions) * len(predictions[0]))
@@ -69,13 +62,20 @@ async def infer(request: Request) -> Reply:
     return await _encoded(request, reply)
 
 
+def _values(entries: Sequence[Entry | None]) -> Sequence[bytes | None]:
+    """Those of many rows. A single hit may enter the hit path, which needs the whole answer."""
+    return [None if entry is None else entry.value for entry in entries] if len(entries) > 1 else [None]
+
+
 def _predictions(answers: Sequence[bytes | Answer | ServiceError]) -> list[bytes]:
     """The answers of all rows. Raises the first row's error, since the protocol has no errors of single rows."""
+    if set(map(type, answers)) == {bytes}:
+        return cast("list[bytes]", answers)
     others = {row: answer for row, answer in enumerate(answers) if not isinstance(answer, bytes)}
     for row, answer in others.items():
         if isinstance(answer, ServiceError):
             raise bad_row(row, answer) if isinstance(answer, InvalidInput) else answer
-    said = [answer.entry.value if isinstance(answer, Answer) else answer for answer in answers] if others else answers
+    said = [answer.entry.value if isinstance(answer, Answer) else answer for answer in answers]
     return cast("list[bytes]", said)
 
 
@@ -104,10 +104,8 @@ async def _encoded(request: Request, reply: Reply) -> Reply:
     reply.headers.append((b"vary", b"accept-encoding"))
     coding = negotiate(request.header(b"accept-encoding"))
     if coding is not None:
-        if len(reply.body) <= SMALL_BODY_BYTES:
-            reply.body = encode(reply.body, coding)
-        else:
-            reply.body = await asyncio.to_thread(encode, reply.body, coding)
+        encoding = partial(encode, reply.body, coding)
+        reply.body = await request.runtime.bodies.work(encoding, len(reply.body))
         reply.headers.append((b"content-encoding", coding.encode()))
         if reply.hot is not None:
             reply.hot.id_at = None

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from enum import Enum
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 
 from service import __version__
+from service.bodies import SMALL_BODY_BYTES
 from service.errors import NotSupported, Overloaded
 from service.http.coding import read_content
-from service.http.json_body import load_object
 from service.http.operations import CurrentRequest, CurrentRuntime, Operation
+from service.large_json import load_object
 from service.lookup import Model
-from service.openinference.infer import SMALL_BODY_BYTES, check_version
-from service.openinference.model_stats import model_stats
+from service.openinference.infer import check_version
 from service.openinference.outputs import describe_outputs
 from service.openinference.rows import describe_inputs, explain_inputs, may_be_left_out
 from service.openinference.schemas import (
@@ -33,6 +34,12 @@ from service.runtime import Runtime
 
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "statistics"]
 TAGS: list[str | Enum] = ["open inference protocol"]
+HITS = ("l1", "l2")
+MISSES = ("computed", "collapsed")
+FAILURES = ("failed", "not_cached")
+
+Samples = Mapping[tuple[str, str], float]
+"""(sample name, ``result`` label) -> value."""
 PLATFORMS = {"tabular": "sklearn_joblib", "vision": "pytorch_exported_program"}
 
 router = APIRouter(prefix="/v2", route_class=Operation, tags=TAGS)
@@ -124,7 +131,7 @@ def _model_router(path: str, *dependencies: Any) -> APIRouter:
 async def _statistics(runtime: Runtime, models: list[Model]) -> Statistics:
     runtime.update_metrics()
     samples = runtime.metrics.samples
-    found = [model_stats(model, await asyncio.to_thread(samples, model.name)) for model in models]
+    found = [_model_stats(model, await asyncio.to_thread(samples, model.name)) for model in models]
     return Statistics.model_validate({"model_stats": found})
 
 
@@ -167,6 +174,42 @@ ROUTERS = (
     _model_router("/v2/models/{name}"),
     _model_router("/v2/models/{name}/versions/{version}", Depends(has_version)),
 )
+
+
+def _model_stats(model: Model, samples: Samples) -> dict[str, Any]:
+    """The counts of all workers since their start. Each row of a request counts. A hit is no inference."""
+    return {
+        "name": model.name,
+        "version": model.version,
+        "last_inference": int(samples.get(("predict_last_computation_timestamp_seconds", ""), 0) * 1e3),
+        "inference_count": int(samples.get(("predict_computations_total", ""), 0)),
+        "execution_count": int(samples.get(("predict_model_seconds_count", ""), 0)),
+        "inference_stats": {
+            "success": _results(samples, HITS + MISSES),
+            "fail": _results(samples, FAILURES),
+            "queue": _times(samples, "predict_queue_seconds"),
+            "compute_input": _duration(0, 0),
+            "compute_infer": _times(samples, "predict_model_seconds"),
+            "compute_output": _duration(0, 0),
+            "cache_hit": _results(samples, HITS),
+            "cache_miss": _results(samples, MISSES),
+        },
+        "batch_stats": [],
+    }
+
+
+def _results(samples: Samples, results: tuple[str, ...]) -> dict[str, int]:
+    count = sum(samples.get(("predict_cache_results_total", result), 0) for result in results)
+    seconds = sum(samples.get(("predict_cache_result_seconds_total", result), 0) for result in results)
+    return _duration(count, seconds)
+
+
+def _times(samples: Samples, family: str) -> dict[str, int]:
+    return _duration(samples.get((f"{family}_count", ""), 0), samples.get((f"{family}_sum", ""), 0))
+
+
+def _duration(count: float, seconds: float) -> dict[str, int]:
+    return {"count": int(count), "ns": int(seconds * 1e9)}
 
 
 def _refuse_draining(runtime: Runtime) -> None:

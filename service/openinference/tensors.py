@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import MalformedRequest, NotSupported
-from service.http.json_body import is_array, load_object
-from service.large_json import LargeArray, LargeString
+from service.large_json import LargeArray, LargeString, is_array, load_object
 
 MAX_TENSORS = 1024
 MAX_DIMENSIONS = 8

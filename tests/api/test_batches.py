@@ -8,6 +8,7 @@ import json
 import random
 import struct
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 
 from service.cache.keys import cache_key, cache_keys
+from service.errors import ServiceError
+from service.http.multipart import read_files
 from tests.support.client import Connection, Response
 from tests.support.server import ADMIN_TOKEN, Server, running_server
 
@@ -156,6 +159,13 @@ async def test_a_batch_may_have_as_many_rows_as_the_setting_says(server: Server)
         assert answer.hit
         refused = await post(connection, "/predict_batch", json.dumps({"inputs": [*rows, rows[0]]}).encode())
         assert (refused.status, "at most 3000 rows" in refused.json()["detail"]) == (422, True)
+
+
+@pytest.mark.parametrize(("most", "count", "error"), [(20_000, 20_000, ""), (3, 4, "1 to 3 files"), (3, 200, "many")])
+def test_a_form_may_have_as_many_files_as_the_setting_says(most: int, count: int, error: str) -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n1\r\n'
+    with pytest.raises(ServiceError, match=error) if error else nullcontext():
+        assert read_files(part * count + b"--x--", b"multipart/form-data; boundary=x", most) == ({}, [b"1"] * count)
 
 
 def test_many_keys_are_the_keys_of_each() -> None:

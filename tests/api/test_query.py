@@ -3,7 +3,7 @@
 import pytest
 
 from service.errors import InvalidInput
-from service.http.query import parse_query
+from service.http.predict import parse_query
 
 
 @pytest.mark.parametrize(

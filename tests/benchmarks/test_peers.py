@@ -40,6 +40,14 @@ def test_targets_name_rows_that_exist() -> None:
     assert {name for target in targets(Results()) for name in (target.row, target.other)} <= set(ROWS)
 
 
+def test_who_answers_another_request_is_compared_with_ours_on_that_request() -> None:
+    shapes = {row.name: contestant.shape for contestant in ROSTER for row in contestant.rows}
+    for contestant in ROSTER:
+        for row in contestant.rows:
+            if "/v2/" in contestant.shape.target and not row.name.startswith("ours"):
+                assert shapes[row.beside] == contestant.shape
+
+
 def test_a_shape_is_filled_with_features() -> None:
     request = wrk.Shape("/infer", '{"features": [$1, $2, $3, $4]}', ("X-Test: 1",)).request((5.1, 3.5, 1.4, 0.2))
     head, _, body = request.partition(b"\r\n\r\n")

@@ -121,6 +121,24 @@ async def test_the_reads_of_one_turn_share_one_round_trip(l2: RedisCache, witnes
     assert witness.commands == 2
 
 
+async def test_many_keys_of_a_batch_are_read_and_stored_like_each_alone(
+    l2: RedisCache, server: RedisServer, witness: Witness
+) -> None:
+    entries = {f"K{i}": entry(b"%d" % i) for i in range(200)}
+    await l2.put("K1", entry(b"first"))
+    server.client.set("p1:{K2}:v", b"no entry")
+    before = witness.commands
+    assert {key: kept.value for key, kept in (await l2.put_many(entries)).items()} == {
+        key: b"first" if key == "K1" else kept.value for key, kept in entries.items()
+    }
+    server.client.set("p1:{K3}:v", b"no entry")
+    found = await l2.get_many([*entries, "absent"])
+    assert found.keys() == entries.keys() - {"K3"}
+    assert (found["K1"].value, found["K2"].value) == (b"first", b"2")
+    assert witness.commands - before <= 4  # one for each of the two, and one more for each value that is no entry
+    assert await value_of(l2, "K3") is None
+
+
 async def test_reads_writes_and_commands_of_one_turn_share_one_too_and_each_has_its_own_reply(
     l2: RedisCache, witness: Witness
 ) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from itertools import accumulate, takewhile
 from typing import Any, Generic, TypeVar
 
 from service.errors import StoreUnavailable
@@ -154,6 +155,7 @@ class AutoPipeline(Generic[Item, Reply]):
     ``execute(items, seconds)`` returns one reply per item, in order, within so many seconds. A reply may be
     StoreUnavailable; raised, it is the reply to all. The first round trip starts at once. During a round trip items
     gather, because one costs as much CPU as a dozen items. A slow Redis gets several round trips at a time.
+    Together the items of one weigh no more than ``size``, unless one alone does.
     """
 
     def __init__(
@@ -162,8 +164,10 @@ class AutoPipeline(Generic[Item, Reply]):
         max_in_flight: int,
         size: int,
         clock: StallTolerantClock,
+        weigh: Callable[[Item], int] = lambda item: 1,
     ) -> None:
         self._execute = execute
+        self._weigh = weigh
         self._clock = clock
         self._max_in_flight = self._free = max_in_flight
         self._size = size
@@ -198,7 +202,9 @@ class AutoPipeline(Generic[Item, Reply]):
             self._scheduled.cancel()
             self._scheduled = None
         while self._waiting and self._free:
-            batch, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
+            weights = accumulate(self._weigh(item) for item, _, _ in self._waiting)
+            count = max(1, sum(1 for _ in takewhile(self._size.__ge__, weights)))
+            batch, self._waiting = self._waiting[:count], self._waiting[count:]
             self._free -= 1
             task = asyncio.create_task(self._round_trip(batch))
             self._tasks.add(task)

@@ -6,11 +6,10 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from contextvars import Context
-from itertools import repeat
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from service.cache.entry import Accepts, Codec, Entry, anything
 from service.cache.generations import Generations, Purged, new_generation
@@ -19,9 +18,9 @@ from service.cache.lease import DEFAULT_WAITS, Leases, Waits
 from service.cache.redis.auto_pipeline import AutoPipeline, DeadlineBudget, PendingReply, StallTolerantClock
 from service.cache.redis.breaker import State
 from service.cache.redis.client import Observer, RedisClient
-from service.cache.redis.scripts import COUNT, DISCARD, PUT, READ, Argument, Command
+from service.cache.redis.scripts import COUNT, DISCARD, PUT, READ, Argument, Command, Read, Write, of_each, weight
 from service.cache.redis.subscriber import Subscriber
-from service.errors import StoreRefused, StoreUnavailable
+from service.errors import StoreRefused
 
 logger = logging.getLogger(__name__)
 
@@ -32,24 +31,11 @@ _MEANING = {
 }
 
 MAX_IN_FLIGHT = 4  # round trips; the client has as many connections, and one more for PING
-ITEMS_PER_TRIP = 128
+KEYS_PER_TRIP = 256
+"""Redis looks so many up in half a millisecond, and meanwhile answers nobody else. A batch asks for no more at once."""
 
 COUNTED_SECONDS = 86_400
 """Distinct questions are counted for so long, and then anew: traffic of long ago says little."""
-
-Found = tuple[bytes | None, int]
-"""What a key holds, and the milliseconds left of it; (None, …) when nothing."""
-
-
-class Read(NamedTuple):
-    key: str
-
-
-class Write(NamedTuple):
-    key: str
-    blob: bytes
-    ttl_ms: int
-    overwrite: bool
 
 
 class RedisCache:
@@ -78,7 +64,7 @@ class RedisCache:
         reconnect: Callable[[], None] = lambda: self._subscriber.reconnect()  # noqa: E731 - there is no subscriber yet
         self._client = RedisClient(url, waiting, self._on_state, observer, reconnect, keys.probe)
         self._pipeline: AutoPipeline[Read | Write | Command, Any] = AutoPipeline(
-            self._execute, MAX_IN_FLIGHT, ITEMS_PER_TRIP, waiting
+            self._execute, MAX_IN_FLIGHT, KEYS_PER_TRIP, waiting, weight
         )
         self._generations = Generations(self._pipeline, keys, secret, observer.corrupt, clock, on_change)
         self._leases = Leases(self._ask_to_write, self._tell_to_write, keys, self._codec, waits)
@@ -119,11 +105,17 @@ class RedisCache:
     async def get(self, key: str, budget: DeadlineBudget | None = None, accepts: Accepts = anything) -> Entry | None:
         """The entry, or None. A value that this service did not write under this key, or that ``accepts`` refuses, is
         counted and removed, and is a miss."""
+        return (await self.get_many([key], budget, accepts)).get(key)
+
+    async def get_many(
+        self, keys: Sequence[str], budget: DeadlineBudget | None = None, accepts: Accepts = anything
+    ) -> dict[str, Entry]:
+        """As ``get`` of each key, all in one command: those that there are."""
         self._require(self._client.breaker.closed)
-        budget = budget or DeadlineBudget()
-        asked = self._codec.clock()
-        blob, left_ms = await budget.wait(self._pipeline.ask(Read(self._keys.entry(key))))
-        return self._codec.open(key, blob, left_ms, asked, accepts)
+        asked, pending = self._codec.clock(), self._pipeline.ask(Read([*map(self._keys.entry, keys)]))
+        replies = zip(keys, await (budget or DeadlineBudget()).wait(pending), strict=True)
+        found = {key: self._codec.open(key, blob, left_ms, asked, accepts) for key, (blob, left_ms) in replies}
+        return {key: entry for key, entry in found.items() if entry is not None}
 
     async def put(
         self,
@@ -138,20 +130,35 @@ class RedisCache:
 
         An entry that is too large or has expired is not stored, without an error.
         """
+        return (await self.put_many({key: entry}, overwrite=overwrite, budget=budget, accepts=accepts))[key]
+
+    async def put_many(
+        self,
+        entries: Mapping[str, Entry],
+        *,
+        overwrite: bool = False,
+        budget: DeadlineBudget | None = None,
+        accepts: Accepts = anything,
+    ) -> dict[str, Entry]:
+        """As ``put`` of each, all in one command."""
         self._require(self._client.breaker.writable)
         budget = budget or DeadlineBudget()
+        stored, written, arguments = dict(entries), [], list[Argument]()
         asked = self._codec.clock()
-        try:
-            blob, left_ms = self._codec.seal(key, entry)
-        except ValueError:
-            return entry
-        write = Write(self._keys.entry(key), blob, left_ms, overwrite)
-        first, first_left_ms = await budget.wait(self._pipeline.ask(write))
-        if first is None:
-            return entry
-        if committed := self._codec.open(key, first, first_left_ms, asked, accepts):
-            return committed
-        return await self.put(key, entry, overwrite=True, budget=budget)  # the value there was no entry
+        for key, entry in entries.items():
+            with suppress(ValueError):
+                arguments += (*self._codec.seal(key, entry), int(overwrite))
+                written.append(key)
+        if not written:
+            return stored
+        pending = self._pipeline.ask(Write([*map(self._keys.entry, written)], arguments))
+        for key, (first, left_ms) in zip(written, await budget.wait(pending), strict=True):
+            if first is None:
+                continue
+            committed = self._codec.open(key, first, left_ms, asked, accepts)
+            # Where there was a value that is no entry, this one replaces it.
+            stored[key] = committed or await self.put(key, entries[key], overwrite=True, budget=budget)
+        return stored
 
     async def delete(self, key: str) -> None:
         """Forget one answer; raises StoreUnavailable."""
@@ -184,22 +191,16 @@ class RedisCache:
 
     async def _execute(self, items: list[Read | Write | Command], seconds: float) -> list[Any]:
         """Send all reads as one command and all writes as another."""
-        read: list[str] = []
-        written: list[str] = []
-        arguments: list[Argument] = []
-        others: list[Command] = []
-        for item in items:
-            if isinstance(item, Read):
-                read.append(item.key)
-            elif isinstance(item, Write):
-                written.append(item.key)
-                arguments += (item.blob, item.ttl_ms, int(item.overwrite))
-            else:
-                others.append(item)
+        reads = [item for item in items if isinstance(item, Read)]
+        writes = [item for item in items if isinstance(item, Write)]
+        read = [key for item in reads for key in item.keys]
+        written = [key for item in writes for key in item.keys]
+        arguments = [argument for item in writes for argument in item.arguments]
+        others = [item for item in items if not isinstance(item, Read | Write)]
         commands = [*([READ(read)] if read else ()), *([PUT(written, arguments)] if written else ()), *others]
         replies = iter(await self._client.run(commands, seconds))
-        found = _of_each(next(replies) if read else [], len(read))
-        stored = _of_each(next(replies) if written else [], len(written))
+        found = of_each(next(replies) if read else [], reads)
+        stored = of_each(next(replies) if written else [], writes)
         reply_to = {Read: found, Write: stored}
         return [next(reply_to.get(type(item), replies)) for item in items]
 
@@ -219,14 +220,6 @@ class RedisCache:
     def _on_resubscribed(self) -> None:
         self._on_change()
         self._generations.reread()
-
-
-def _of_each(reply: list[Any] | StoreUnavailable, count: int) -> Iterator[Found | StoreUnavailable]:
-    """What was found for each of so many keys."""
-    if isinstance(reply, list) and len(reply) == 2 * count:
-        return zip(reply[::2], reply[1::2], strict=True)
-    failure = reply if isinstance(reply, StoreUnavailable) else StoreUnavailable("a reply of another length")
-    return repeat(failure, count)
 
 
 def _surface(task: asyncio.Task[None]) -> None:

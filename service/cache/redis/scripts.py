@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import sha1
-from typing import NamedTuple
+from itertools import islice, repeat
+from typing import Any, NamedTuple
+
+from service.errors import StoreUnavailable
 
 Argument = str | bytes | int
 Plain = tuple[Argument, ...]
@@ -73,6 +76,35 @@ return first
 """
 )
 """Keys, and for each blob, ttl in ms and 0 or 1 (overwrite) -> as READ, for a value that was there first; nil: ours."""
+
+
+class Read(NamedTuple):
+    """What one READ shares with others."""
+
+    keys: Sequence[str]
+
+
+class Write(NamedTuple):
+    """What one PUT shares with others. ``arguments``: of each key blob, lifetime in ms, 1 if it overwrites."""
+
+    keys: Sequence[str]
+    arguments: Sequence[Argument]
+
+
+def weight(item: Read | Write | Command) -> int:
+    """How many keys Redis looks up for it."""
+    return len(item.keys) if isinstance(item, Read | Write) else 1
+
+
+def of_each(
+    reply: list[Any] | StoreUnavailable, items: Sequence[Read | Write]
+) -> Iterator[list[Any] | StoreUnavailable]:
+    """What was found for the keys of each item: value (or None), and milliseconds left of it."""
+    if isinstance(reply, list) and len(reply) == 2 * sum(map(weight, items)):
+        pairs = zip(reply[::2], reply[1::2], strict=True)
+        return (list(islice(pairs, len(item.keys))) for item in items)
+    return repeat(reply if isinstance(reply, StoreUnavailable) else StoreUnavailable("a reply of another length"))
+
 
 # The four scripts of the lease share this. KEYS as ``keys.lease_keys``, ARGV[1] the token, ARGV[2] the lease in ms.
 _LEASE = """

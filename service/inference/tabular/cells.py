@@ -58,12 +58,12 @@ class Cells:
             ]
         )
 
-    def representatives(self, table: Floats) -> Floats:
-        """Of each row, as ``representative`` packs it. No value may be missing."""
-        columns = [
-            names[cuts.searchsorted(column)] for column, (cuts, names) in zip(table.T, self._arrays, strict=True)
-        ]
-        return np.stack(columns, axis=1)
+    def representatives(self, table: Floats) -> bytes:
+        """Of each row, as ``representative`` packs it, one after the other. No value may be missing."""
+        named = np.empty(table.shape, ">f8")
+        for column, (cuts, names) in enumerate(self._arrays):
+            named[:, column] = names.take(cuts.searchsorted(table[:, column]))
+        return named.tobytes()
 
     def box(self, representative: bytes) -> list[Interval | None]:
         """Per feature both ends of the cell's interval, inclusive; None for one that is missing."""

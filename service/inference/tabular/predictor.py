@@ -108,7 +108,7 @@ class TabularPredictor:
         payloads, size = table.astype(">f8").tobytes(), 8 * table.shape[1]
         if self._cells is None:
             return Questions(self._rows.mark, payloads, payloads, size)
-        return Questions(b"c", self._cells.representatives(table).astype(">f8").tobytes(), payloads, size)
+        return Questions(b"c", self._cells.representatives(table), payloads, size)
 
     def unchanged_within(self, question: Question) -> Mapping[str, Interval | None]:
         """Per feature the smallest and the largest float64 with the same answer; None for one that is missing."""
