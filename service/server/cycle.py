@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from uvicorn._types import ASGI3Application, ASGISendEvent
+from uvicorn._types import ASGI3Application, ASGIReceiveEvent, ASGISendEvent
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.errors import ServiceError
@@ -95,3 +96,18 @@ class Cycle(RequestResponseCycle):
         if self._is_draining:
             self.keep_alive = False
         await super().send(message)
+
+    async def receive(self) -> ASGIReceiveEvent:
+        """As uvicorn's, but 64 KiB at most at a time, so that a reader that counts can stop early."""
+        if self.waiting_for_100_continue and not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.waiting_for_100_continue = False
+        if not (self.body or self.disconnected or self.response_complete):
+            self.flow.resume_reading()
+            await self.message_event.wait()
+        self.message_event.clear()
+        if self.disconnected or self.response_complete:
+            return {"type": "http.disconnect"}
+        body = bytes(self.body[:HIGH_WATER_LIMIT])
+        del self.body[:HIGH_WATER_LIMIT]
+        return {"type": "http.request", "body": body, "more_body": self.more_body or bool(self.body)}
