@@ -67,7 +67,8 @@ def take_turns(directory: Path, rounds: int, seconds: float) -> Results:
     for number in range(PICTURES):
         (directory / f"{number}.jpg").write_bytes(jpeg(chance))
     with (
-        serving(redis="embedded", models=models, settings={"device": "cpu"}) as service,
+        # Without audits, which compute hits again: here each computation must be one of a request.
+        serving(redis="embedded", models=models, settings={"device": "cpu", "audit_share": 0}) as service,
         tqdm(total=rounds * (1 + len(pythons))) as bar,
     ):
         _ask(service, pictures(chance, WARM_UP), CONNECTIONS, seconds)
