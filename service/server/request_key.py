@@ -88,7 +88,7 @@ def is_hashed(head: bytes) -> bool:
 
 
 def mask_id(head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
-    """The body with zeros in the place of its id, and the id. JSON has no zero byte, so no other body becomes the same.
+    """The body with zeros in the place of its id, and the id. JSON has no zero byte, so no other JSON becomes the same.
     The zeros are as many as the id's bytes, so that no length changes."""
     found = None if b"\r\ncontent-encoding: " in head else _ID.match(body)
     if found is None:

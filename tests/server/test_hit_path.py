@@ -301,6 +301,20 @@ async def test_an_image_that_is_hashed_while_it_arrives_is_the_same_question(iri
                 assert (await client.get(f"/predict?model=digits&sha256={hashlib.sha256(file).hexdigest()}")).hit
 
 
+async def test_a_body_with_zeros_for_an_id_is_no_hit(iris_models: Path) -> None:
+    """Ids are zeros in keys. Such a body is no JSON, and must not get the id of somebody else's answer."""
+    settings = load_settings({"PREDICT_MODELS_DIR": str(iris_models)})
+    tensor = {"name": "input", "shape": [1, 4], "datatype": "FP64", "data": [5.1, 3.5, 1.4, 0.2]}
+    body = json.dumps({"id": "abc", "inputs": [tensor]}).encode()
+    headers = {"Content-Type": "application/json"}
+    async with serving(settings) as (address, _, hits), await Connection.open(address) as client:
+        whole = message("POST", "/v2/models/iris/infer", headers, body)
+        for _ in range(3):
+            assert b'"id":"abc"' in await answer_to(client, whole)
+        assert any(b"\0\0\0" in key for key in hits.by_key)
+        assert b" 400 " in await answer_to(client, whole.replace(b"abc", bytes(3)))
+
+
 async def test_a_client_that_leaves_amid_its_large_body_takes_its_room_along(iris_models: Path) -> None:
     settings = load_settings({"PREDICT_MODELS_DIR": str(iris_models)})
     whole = message(*forms(5.1)[-2])
