@@ -170,9 +170,8 @@ class Connection(RequestReader):
         assert self._hits is not None
         key, identifier = upload.key()
         hit = self._hits.by_key.get(key)
-        if hit is None or (hit.id_size and identifier is None):  # a body with zeros for an id is no JSON
-            return False
-        if not cycle.keep_alive or not self._answer(self._hits, hit, identifier):
+        named = identifier is not None or (hit is not None and not hit.id_size)  # zeros instead of an id are no JSON
+        if hit is None or not named or not cycle.keep_alive or not self._answer(self._hits, hit, identifier):
             return False
         self._upload = None
         upload.release()
