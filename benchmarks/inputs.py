@@ -47,7 +47,7 @@ def jpeg(chance: random.Random, side: int = 224, quality: int = 75) -> bytes:
 
 
 def small_png(chance: random.Random) -> bytes:
-    """8 × 8 pixels of noise."""
+    """8 × 8 pixels of noise, as large as the scanned digits."""
     from PIL import Image
 
     file = io.BytesIO()

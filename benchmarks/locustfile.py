@@ -7,16 +7,14 @@ thousandth.
 
 from __future__ import annotations
 
-import io
 import json
 import random
 from itertools import accumulate
 from typing import Any
 
 from locust import FastHttpUser, constant_throughput, events, tag, task
-from PIL import Image
 
-from benchmarks.inputs import IRIS, iris_rows, iris_target
+from benchmarks.inputs import IRIS, iris_rows, iris_target, small_png
 
 QUESTIONS = 10_000
 PER_USER = 10
@@ -38,14 +36,7 @@ def questions(count: int = 1) -> list[tuple[float, ...]]:
     return random.choices(_rows, cum_weights=_weights, k=count)
 
 
-def picture(number: int) -> bytes:
-    """A PNG of 8 × 8 pixels, as the digits are scanned."""
-    file = io.BytesIO()
-    Image.frombytes("L", (8, 8), random.Random(number).randbytes(64)).save(file, "PNG")
-    return file.getvalue()
-
-
-_pictures = [picture(number) for number in range(PICTURES)]
+_pictures = [small_png(random.Random(number)) for number in range(PICTURES)]
 
 
 class Visitor(FastHttpUser):

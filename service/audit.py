@@ -126,6 +126,8 @@ class Auditor:
     ) -> None:
         """As ``observe``, of many hits. ``find``: a key's payload and its entry."""
         for key in self.countdown.picked(keys):
+            if not self.has_room:
+                return  # nor is there for the next one, and to find each takes time
             payload, entry = find(key)
             if payload is not None and entry is not None:
                 self._offer(Sample(model, key, payload, entry.value))

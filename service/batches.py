@@ -11,12 +11,12 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, TypeGuard, cast
 
 import numpy as np
 
 from service.cache.entry import Entry, new_entry
-from service.cache.keys import cache_key, cache_keys, of_tenant
+from service.cache.keys import cache_key, cache_keys
 from service.cache.memory import Memo
 from service.cache.redis.auto_pipeline import DeadlineBudget
 from service.cache.redis.l2 import RedisCache
@@ -24,7 +24,7 @@ from service.errors import Overloaded, ServiceError, StoreUnavailable
 from service.inference.predictor import Question, Questions
 from service.lookup import DEFAULT, Answer, CacheDirectives, Lookup, Model
 from service.observer import Find
-from service.pipeline import NO_GENERATION, Pipeline
+from service.pipeline import Pipeline
 
 ROWS_AT_ONCE = 256
 """Rows of a batch that ask Redis, and wait for a model, at a time. A larger batch needs places in the queue for so
@@ -91,11 +91,10 @@ class BatchPipeline(Pipeline):
         Of a hit in L1 just the bytes that ``ready`` finds with its entry, if any. The queue admits all rows that must
         be computed, or none: raises Overloaded.
         """
-        generation = self.l2.generation(model.name)
+        generation, l2 = self._key_space(model)
         chosen = {} if isinstance(asked, Questions) else _distinct(asked)
         rows = asked if isinstance(asked, Questions) else list(chosen.values())
-        named = of_tenant(generation or NO_GENERATION)
-        said = await self._answer_rows(_Batch(model, rows, directives, named, self._l2_for(generation)), ready)
+        said = await self._answer_rows(_Batch(model, rows, directives, generation, l2), ready)
         if isinstance(asked, Questions):
             return said
         by_identity = dict(zip(chosen, said, strict=True))
@@ -277,6 +276,11 @@ def _distinct(asked: Sequence[Question | ServiceError]) -> dict[bytes, Question]
         if isinstance(question, Question) and (question.payload is not None or question.identity not in chosen):
             chosen[question.identity] = question
     return chosen
+
+
+def are_bytes(said: Sequence[Said]) -> TypeGuard[list[bytes]]:
+    """Whether all rows were hits whose bytes were ready."""
+    return set(map(type, said)) == {bytes}
 
 
 def row_error(outcome: Answer | BaseException) -> Answer | ServiceError:

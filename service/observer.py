@@ -60,22 +60,16 @@ class Account:
         self.new_hits += count
 
     def add(self, lookup: Lookup, answer: Answer) -> None:
-        self.new_spent += lookup.budget.spent
-        if answer.hit:
-            self.add_hits(1)
-        else:
-            self.asked += 1
-        if answer.source in ("l2", "computed"):  # a key in L1, or of a follower, was one of these before
-            self.keys.add(answer.key)
+        self.add_many(answer.source, (answer.key,), lookup.budget.spent)
 
     def add_many(self, source: str, keys: Collection[str], spent: float) -> None:
-        """As ``add``, of a batch's answers that came in the same way."""
+        """Answers that came in the same way. ``spent``: how long they waited for Redis."""
         self.new_spent += spent
-        if source == "computed":
-            self.asked += len(keys)
-        else:
+        if source in ("l1", "l2"):
             self.add_hits(len(keys))
-        if source != "l1":
+        else:
+            self.asked += len(keys)
+        if source in ("l2", "computed"):  # a key in L1, or of a follower, was one of these before
             self.keys.update(keys)
 
 

@@ -200,14 +200,16 @@ class Pipeline:
         return not answer.hit or directives.accepts(answer.entry, self._clock())
 
     def _lookup(self, model: Model, question: Question) -> Lookup:
-        generation = self.l2.generation(model.name)
-        named = of_tenant(generation or NO_GENERATION)
-        key = cache_key(model.label, model.predictor.fingerprint, named, question.identity)
-        return self._lookup_of(model, question, key, self._l2_for(generation))
+        generation, l2 = self._key_space(model)
+        key = cache_key(model.label, model.predictor.fingerprint, generation, question.identity)
+        return self._lookup_of(model, question, key, l2)
 
-    def _l2_for(self, generation: bytes | None) -> RedisCache | None:
-        """Decided with the keys: a key without a generation must not reach Redis later."""
-        return None if generation is None or self.l2.state == "off" else self.l2
+    def _key_space(self, model: Model) -> tuple[bytes, RedisCache | None]:
+        """The generation in the model's keys, and the L2 that has them, if any. Decided together: a key without a
+        generation must not reach Redis later."""
+        generation = self.l2.generation(model.name)
+        l2 = None if generation is None or self.l2.state == "off" else self.l2
+        return of_tenant(generation or NO_GENERATION), l2
 
     def _lookup_of(self, model: Model, question: Question, key: str, l2: RedisCache | None) -> Lookup:
         seconds = self.settings.deadline_seconds

@@ -9,13 +9,13 @@ from functools import partial
 from itertools import chain
 from operator import itemgetter
 from time import monotonic
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from service.batches import TURN_SECONDS
+from service.batches import TURN_SECONDS, are_bytes
 from service.cache.entry import Entry
 from service.errors import InvalidInput, ServiceError
 from service.http.caching import batch_status
@@ -81,8 +81,8 @@ async def batch(request: Request) -> Reply:
 
 
 async def _bodies(request: Request, rows: Batch, answers: Sequence[bytes | Answer | ServiceError]) -> list[bytes]:
-    if set(map(type, answers)) == {bytes}:
-        return cast("list[bytes]", answers)
+    if are_bytes(answers):
+        return answers
     bodies, began = [], monotonic()
     for row, answer in enumerate(answers):
         if isinstance(answer, bytes):

@@ -6,6 +6,7 @@ from base64 import urlsafe_b64encode
 from collections.abc import Sequence
 from hashlib import sha256
 
+from service.batches import are_bytes
 from service.config import Settings
 from service.errors import ServiceError
 from service.http.endpoint import Headers
@@ -31,8 +32,7 @@ def cache_status(answer: Answer, now: float) -> bytes:
 
 def batch_status(answers: Sequence[bytes | Answer | ServiceError]) -> bytes:
     """The Cache-Status member of a batch, which is a hit when every row is one. Bytes are one, too."""
-    are_bytes = set(map(type, answers)) == {bytes}
-    others = [] if are_bytes else [answer for answer in answers if not isinstance(answer, bytes)]
+    others = [] if are_bytes(answers) else [answer for answer in answers if not isinstance(answer, bytes)]
     hits = len(answers) - len(others) + sum(1 for answer in others if isinstance(answer, Answer) and answer.hit)
     computed = len({answer.key for answer in others if isinstance(answer, Answer) and answer.source == "computed"})
     how = b"hit" if hits == len(answers) else b"fwd=partial"

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import orjson
 
+from service.batches import are_bytes
 from service.cache.entry import Entry
 from service.errors import InvalidInput, MalformedRequest, ServiceError, UnknownModel
 from service.http.batch import BYTES_PER_ROW, MAX_BATCH_BYTES
@@ -69,8 +70,8 @@ def _values(entries: Sequence[Entry | None]) -> Sequence[bytes | None]:
 
 def _predictions(answers: Sequence[bytes | Answer | ServiceError]) -> list[bytes]:
     """The answers of all rows. Raises the first row's error, since the protocol has no errors of single rows."""
-    if set(map(type, answers)) == {bytes}:
-        return cast("list[bytes]", answers)
+    if are_bytes(answers):
+        return answers
     others = {row: answer for row, answer in enumerate(answers) if not isinstance(answer, bytes)}
     for row, answer in others.items():
         if isinstance(answer, ServiceError):

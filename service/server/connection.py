@@ -169,9 +169,8 @@ class Connection(RequestReader):
         """Answer the request whose body has now arrived, if it is a hit."""
         assert self._hits is not None
         key, identifier = upload.key()
-        hit = self._hits.by_key.get(key)
-        named = identifier is not None or (hit is not None and not hit.id_size)  # zeros instead of an id are no JSON
-        if hit is None or not named or not cycle.keep_alive or not self._answer(self._hits, hit, identifier):
+        hit = self._hits.find(key, identifier)
+        if hit is None or not cycle.keep_alive or not self._answer(self._hits, hit, identifier):
             return False
         self._upload = None
         upload.release()

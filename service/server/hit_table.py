@@ -163,6 +163,11 @@ class HitTable:
         tally = self._tally(request.route, hot.model, reply.status, size)
         return Hit(head + name, head if name else b"", hot, slot, reply.status, fixed, body, tally)
 
+    def find(self, key: bytes, identifier: bytes | None) -> Hit | None:
+        """The hit of a request with this id, or without one. A body that has zeros where keys have them has no id."""
+        hit = self.by_key.get(key)
+        return hit if hit is not None and hit.id_size == len(identifier or b"") else None
+
     def current(self, hit: Hit) -> bool:
         """Whether to answer with this hit. If so, its bytes are up to date and it has been counted."""
         now = self._clock()

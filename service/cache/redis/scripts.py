@@ -106,7 +106,7 @@ def of_each(
     return repeat(reply if isinstance(reply, StoreUnavailable) else StoreUnavailable("a reply of another length"))
 
 
-# The four scripts of the lease share this. KEYS as ``keys.lease_keys``, ARGV[1] the token, ARGV[2] the lease in ms.
+# The four scripts of the lease share this. KEYS as ``RedisKeys.lease``, ARGV[1] the token, ARGV[2] the lease in ms.
 _LEASE = """
 local entry, lease, waits, claims = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local token, lease_ms = ARGV[1], ARGV[2]
@@ -234,10 +234,10 @@ end
 return told
 """
 )
-"""The key of its generation and ``keys.readers_key`` of each model; the worker's name, ms to keep it among the readers,
-a channel, and for each model its name, a new sealed generation, and one that is refused ('' is a value of another type)
--> of each model '' or why the worker is not among its readers, and its sealed generation. One that is missing or
-refused is replaced, and the model's name published; nil where it cannot be."""
+"""Of each model the key of its generation and ``RedisKeys.readers``; the worker's name, ms to keep it among the
+readers, a channel, and for each model its name, a new sealed generation, and one that is refused ('' is a value of
+another type) -> of each model '' or why the worker is not among its readers, and its sealed generation. One that is
+missing or refused is replaced, and the model's name published; nil where it cannot be."""
 
 PURGE = Script(
     _NOW
@@ -254,16 +254,16 @@ local all = type(since) == 'string' and now + since > valid_ms and up * 1000 > v
 return {type(listening) == 'number' and listening or 0, all and 1 or 0, registered.err and {} or registered}
 """
 )
-"""A generation's key and ``keys.readers_key``; the new sealed generation, a channel, the model's name to publish there,
-the ms that a reading holds, and the ms for which a worker that stops reading counts as cut off and not as ended ->
-how many listen, whether Redis knows all who may have answers from before, and whose reading still holds. Not all where
-one is cut off, nor where Redis has been up, or has had a list of them, for less than a reading holds."""
+"""A generation's key and ``RedisKeys.readers``; the new sealed generation, a channel, the model's name to publish
+there, the ms that a reading holds, and the ms for which a worker that stops reading counts as cut off and not as
+ended -> how many listen, whether Redis knows all who may have answers from before, and whose reading still holds. Not
+all where one is cut off, nor where Redis has been up, or has had a list of them, for less than a reading holds."""
 
 ACKNOWLEDGE = Script("""
 redis.call('SADD', KEYS[1], ARGV[1])
 return redis.call('PEXPIRE', KEYS[1], ARGV[2])
 """)
-"""As ``keys.acknowledgements_key``; the worker's name, ms to keep it."""
+"""As ``RedisKeys.acknowledgements``; the worker's name, ms to keep it."""
 
 COUNT = Script("""
 local hll, counts = KEYS[1], KEYS[2]
@@ -290,6 +290,6 @@ return {
   redis.call('PFCOUNT', hll)
 }
 """)
-"""KEYS as ``keys.distinct_questions_keys``; seconds to keep the counts, questions and hits to add, cache keys ->
+"""KEYS as ``RedisKeys.distinct_questions``; seconds to keep the counts, questions and hits to add, cache keys ->
 questions, hits, and how many distinct ones. If one of the two keys is missing or damaged, both begin anew, so that they
 tell of the same time."""
