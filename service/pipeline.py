@@ -8,7 +8,6 @@ key ─ L1 ─hit─────────────────────
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import random
@@ -87,8 +86,11 @@ class Pipeline:
             raise OnlyIfCached
         if lookup.question.payload is None:
             raise NotCached("Nothing is cached for this digest: POST the image itself.")
-        flight = ("fresh", lookup.key) if directives.store else object()  # what is not stored is not shared either
-        return await self._fly(lookup, flight, partial(self._refresh, store=directives.store))
+        if directives.store:
+            return await self._fly(lookup, ("fresh", lookup.key), self._refresh)
+        computed = await self._compute(lookup)  # what is not stored is not shared either
+        computed.fresh = True
+        return computed
 
     # The steps of a flight.
 
@@ -112,11 +114,11 @@ class Pipeline:
         computed.entry, computed.stored = resolved.entry, resolved.stored
         return self._keep_here(computed, lookup.l2) if resolved.down else computed
 
-    async def _refresh(self, lookup: Lookup, call: Call[Answer], store: bool) -> Answer:
+    async def _refresh(self, lookup: Lookup, call: Call[Answer]) -> Answer:
         """Compute without look-up and lease, and overwrite what is stored."""
         computed = await self._compute(lookup, call)
         computed.fresh = True
-        return await self._store(lookup, computed, overwrite=True) if store else computed
+        return await self._store(lookup, computed, overwrite=True)
 
     # The parts of these steps.
 
@@ -139,26 +141,27 @@ class Pipeline:
 
     async def _fly(self, lookup: Lookup, flight: Hashable, step: Step, precheck: Precheck | None = None) -> Answer:
         """Run the step in this flight, which belongs to the worker: a client that leaves does not end it."""
-        started, until = self._clock(), asyncio.get_running_loop().time() + self.settings.deadline_seconds
+        started = self._clock()
 
         async def fly(call: Call[Answer]) -> Answer:
             answer = await step(lookup, call)
             answer.cache_seconds = self._clock() - started - answer.queue_seconds - answer.model_seconds
             return answer
 
-        answer, led = await self._flights.do(flight, fly, precheck, until)
+        answer, led = await self._flights.do(flight, fly, precheck, self.settings.deadline_seconds)
         return answer if led or answer.hit else replace(answer, source="collapsed")
 
-    async def _compute(self, lookup: Lookup, call: Call[Answer]) -> Answer:
-        """Raises NoWaiters when nobody waits for the call any more when its turn comes."""
+    async def _compute(self, lookup: Lookup, call: Call[Answer] | None = None) -> Answer:
+        """For one request, or for a call: raises NoWaiters when nobody waits for it any more when its turn comes."""
         assert lookup.question.payload is not None
         try:
-            computed = await lookup.model.batcher.submit(
+            submitted = lookup.model.batcher.submit(
                 lookup.question.payload,
-                wanted=lambda: call.waiters > 0,
+                wanted=lambda: call is None or call.waiters > 0,
                 deadline=lookup.deadline,
                 reservation=lookup.reservation,
             )
+            computed = await (submitted if call else self._flights.alone(submitted, self.settings.deadline_seconds))
             if not lookup.model.is_answer(computed.prediction):
                 raise PredictionFailed from ValueError("the model's answer does not look like its example's")
         except PredictionFailed as error:

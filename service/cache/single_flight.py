@@ -12,6 +12,45 @@ from service.errors import DeadlineExceeded, NoWaiters
 T = TypeVar("T")
 
 
+LATEST_SECONDS = 0.01
+"""How late a deadline may be noticed."""
+
+
+class Deadlines:
+    """Of all that wait for a future. One timer serves them: a timer costs ten times as much as an entry here, and
+    hardly any deadline is ever reached."""
+
+    def __init__(self) -> None:
+        # Kept, because asyncio asks the kernel for the process's id whenever it is asked for the running loop.
+        self._loop = asyncio.get_running_loop()
+        self._due: dict[asyncio.Future[Any], float] = {}
+        self._next = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def wait(self, future: asyncio.Future[T], until: float) -> T:
+        """The future's result. When the loop's clock reads ``until``, the future fails with DeadlineExceeded."""
+        self._due[future] = until
+        if until < self._next:
+            self._set_timer(until)
+        try:
+            return await future
+        finally:
+            del self._due[future]
+
+    def _set_timer(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._next, self._timer = at, self._loop.call_at(at, self._expire)
+
+    def _expire(self) -> None:
+        self._next, now = math.inf, self._loop.time()
+        for future in [future for future, until in self._due.items() if until <= now and not future.done()]:
+            future.set_exception(DeadlineExceeded())
+        first = min((until for until in self._due.values() if until > now), default=math.inf)
+        if first < math.inf:
+            self._set_timer(max(first, now + LATEST_SECONDS))
+
+
 class Call(Generic[T]):
     """One flight under way. ``waiters``: how many callers wait for it now."""
 
@@ -21,22 +60,10 @@ class Call(Generic[T]):
         self.waiters = 0
         self._futures: list[asyncio.Future[T]] = []
 
-    async def join(self, until: float) -> T:
-        """Wait for the outcome; raises DeadlineExceeded when the loop's clock reads ``until``.
-
-        The future is this waiter's own, so its end, or its cancellation, ends only this waiting. A timer of its own
-        costs a fifth of ``asyncio.timeout``.
-        """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-        timer = loop.call_at(until, _expire, future)
+    def join(self, future: asyncio.Future[T]) -> None:
+        """One waiter more, whose future gets the outcome. Its end, or its cancellation, ends only this waiting."""
         self._futures.append(future)
         self.waiters += 1
-        try:
-            return await future
-        finally:
-            self.waiters -= 1
-            timer.cancel()
 
     def land(self, result: T) -> None:
         """Give the outcome to all waiters."""
@@ -59,11 +86,14 @@ class Call(Generic[T]):
 
 
 class SingleFlight:
-    """The flights of one worker. Their tasks belong to the worker: a request that leaves ends none of them."""
+    """The flights of one worker, to be made and used on one event loop. Their tasks belong to the worker: a request
+    that leaves ends none of them."""
 
     def __init__(self) -> None:
         self._calls: dict[Hashable, Call[Any]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._deadlines = Deadlines()
         self._closed = False
 
     def is_under_way(self, key: Hashable) -> bool:
@@ -74,10 +104,10 @@ class SingleFlight:
         key: Hashable,
         fn: Callable[[Call[T]], Coroutine[Any, Any, T]],
         precheck: Callable[[], Awaitable[T | None]] | None = None,
-        until: float = math.inf,
+        seconds: float = math.inf,
     ) -> tuple[T, bool]:
         """The outcome of the key's flight, and whether this call started it. All waiters get what ``fn`` raises, and
-        DeadlineExceeded when the loop's clock reads ``until``.
+        this one DeadlineExceeded after so many ``seconds``.
 
         ``precheck`` runs first, in the task of the caller that starts the flight. Where it finds an outcome, the flight
         costs no task. If that caller is cancelled meanwhile and others wait, the flight's own task prechecks again.
@@ -85,6 +115,7 @@ class SingleFlight:
         1. ``fn`` sees ``call.waiters == 0`` and raises NoWaiters.   2. Before its task has ended, a caller joins.
         3. The task ends and the flight is removed. The caller wakes with NoWaiters, finds no flight, and starts one.
         """
+        until = self._loop.time() + seconds
         while True:
             call: Call[T] | None = self._calls.get(key)
             led = call is None
@@ -97,10 +128,19 @@ class SingleFlight:
                     if self._closed:
                         raise asyncio.CancelledError
                 self._start(key, call, fn)
+            future: asyncio.Future[T] = self._loop.create_future()
+            call.join(future)
             try:
-                return await call.join(until), led
+                return await self._deadlines.wait(future, until), led
             except NoWaiters:
                 continue
+            finally:
+                call.waiters -= 1
+
+    def alone(self, future: asyncio.Future[T], seconds: float) -> Awaitable[T]:
+        """The outcome of what is computed for one caller, who leaves by cancelling the future; raises DeadlineExceeded
+        after so many ``seconds``."""
+        return self._deadlines.wait(future, self._loop.time() + seconds)
 
     async def do_many(
         self, keys: Iterable[Hashable], fn: Callable[[], Coroutine[Any, Any, dict[Any, T]]]
@@ -179,15 +219,10 @@ class SingleFlight:
             else:
                 call.land(task.result())
 
-        task = asyncio.create_task(fn(call))
+        task = self._loop.create_task(fn(call))
         self._tasks.add(task)
         task.add_done_callback(ended)
 
     def _end(self, key: Hashable, call: Call[Any]) -> None:
         if self._calls.get(key) is call:  # a flight removes only its own entry
             del self._calls[key]
-
-
-def _expire(future: asyncio.Future[Any]) -> None:
-    if not future.done():
-        future.set_exception(DeadlineExceeded())

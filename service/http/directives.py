@@ -59,9 +59,9 @@ def holds(if_match: bytes, etag: bytes | None) -> bool:
     )
 
 
-def check_if_match(method: str, if_match: bytes | None, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-    """Raises PreconditionFailed if the request is a retrieval with an If-Match that does not hold for the answer."""
-    if if_match is None or method not in RETRIEVALS or status not in (200, 304):
+def check_if_match(method: str, if_match: bytes, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    """Raises PreconditionFailed if the request is a retrieval and its If-Match does not hold for the answer."""
+    if method not in RETRIEVALS or status not in (200, 304):
         return
     if not holds(if_match, dict(headers).get(b"etag")):
         raise PreconditionFailed

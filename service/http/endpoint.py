@@ -72,11 +72,13 @@ class Hot:
 
 
 class Request:
-    """What a handler needs of the ASGI scope, computed when it is first read. ``sent``: the body as it was received."""
+    """What a handler needs of the ASGI scope. ``sent``: the body as it was received. ``given_id``: the client's
+    X-Request-ID, if it is well-formed. ``header(name)``: a field's value, its lines joined by commas (RFC 9110, 5.3).
+    """
 
     __slots__ = (
-        *("_body_bytes", "_headers", "_receive"),
-        *("method", "name", "path", "query", "route", "runtime", "scope", "sent"),
+        *("_body_bytes", "_receive"),
+        *("given_id", "header", "method", "name", "path", "query", "route", "runtime", "scope", "sent"),
     )
 
     def __init__(self, scope: Scope, receive: Receive, route: str = "unknown") -> None:
@@ -87,22 +89,18 @@ class Request:
         self.query: bytes = scope["query_string"]
         self.runtime: Runtime = scope["state"]["runtime"]
         self._receive = receive
-        self._headers: dict[bytes, bytes] | None = None
+        fields: dict[bytes, bytes] = {}
+        for name, value in scope["headers"]:
+            fields[name] = value if name not in fields else fields[name] + b", " + value
+        self.header = fields.get
+        given = fields.get(b"x-request-id")
+        self.given_id = given if given is not None and REQUEST_ID.fullmatch(given) else None
         self.name = RequestId(self.given_id)
         self._body_bytes = 0
         self.sent = b""
 
     def path_parameter(self, name: str) -> Any:
         return self.scope.get("path_params", {}).get(name)
-
-    def header(self, name: bytes) -> bytes | None:
-        """The field's value, its lines joined by commas (RFC 9110, 5.3)."""
-        if self._headers is None:
-            self._headers = {}
-            for key, value in self.scope["headers"]:
-                known = self._headers.get(key)
-                self._headers[key] = value if known is None else known + b", " + value
-        return self._headers.get(name)
 
     @property
     def directives(self) -> CacheDirectives:
@@ -124,12 +122,6 @@ class Request:
         """Whether it is the first that the client names in ``Accept``."""
         first = (self.header(b"accept") or b"").partition(b",")[0].partition(b";")[0]
         return first.strip().lower().decode("latin-1") == media_type
-
-    @property
-    def given_id(self) -> bytes | None:
-        """The client's X-Request-ID, if it is well-formed."""
-        given = self.header(b"x-request-id")
-        return given if given is not None and REQUEST_ID.fullmatch(given) else None
 
     @property
     def id(self) -> bytes:
@@ -275,7 +267,8 @@ class Endpoint:
                 limit.take(request.client)
             if handler is not None:
                 reply = await handler(request)
-                check_if_match(request.method, request.header(b"if-match"), reply.status, reply.headers)
+                if (if_match := request.header(b"if-match")) is not None:
+                    check_if_match(request.method, if_match, reply.status, reply.headers)
                 return reply
             if request.method == "OPTIONS":
                 return Reply(status=204, content_type=None, headers=list(self._allow))
@@ -292,4 +285,4 @@ class Endpoint:
 
 def is_named(request: Request, status: int, headers: Headers) -> bool:
     """Whether the answer carries ``X-Request-ID``."""
-    return status >= 400 or ((request.method not in RETRIEVALS or NO_STORE in headers) and request.given_id is not None)
+    return status >= 400 or (request.given_id is not None and (request.method not in RETRIEVALS or NO_STORE in headers))

@@ -55,8 +55,8 @@ class Operation(APIRoute):
             response = await handler(request)
             response.headers.setdefault("cache-control", "no-store")
             current: Request = request.scope[CURRENT]
-            if_match = current.header(b"if-match")
-            check_if_match(current.method, if_match, response.status_code, response.raw_headers)
+            if (if_match := current.header(b"if-match")) is not None:
+                check_if_match(current.method, if_match, response.status_code, response.raw_headers)
             return response
 
         return handle

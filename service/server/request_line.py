@@ -89,12 +89,13 @@ def split_target(target: bytes, method: bytes) -> tuple[bytes, bytes]:
     """Path and query of a target in origin, absolute or, for OPTIONS, asterisk form; raises MalformedRequest."""
     if b"#" in target:
         raise MalformedRequest("A request target has no fragment.")
+    if target.startswith(b"/"):  # llhttp has checked its characters
+        path, _, query = target.partition(b"?")
+        return path, query
     try:
         parsed = httptools.parse_url(target)
     except httptools.HttpParserInvalidURLError:
         raise MalformedRequest("The request target is no URL.") from None
-    if target.startswith(b"/"):
-        return parsed.path or b"/", parsed.query or b""
     if target == b"*":
         if method != b"OPTIONS":
             raise MalformedRequest("The target * is for OPTIONS alone.")

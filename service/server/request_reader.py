@@ -141,7 +141,8 @@ class RequestReader(TimedProtocol):
 
     def _complete_scope(self, version: str, method: bytes) -> None:
         """Raises ServiceError for what llhttp lets pass and HTTP or this service does not."""
-        check_version(version)
+        if version != "1.1":
+            check_version(version)
         check_method(method)
         if self._hosts != 1 and (self._hosts or version != "1.0"):
             raise MalformedRequest("A request has exactly one Host field, and it names a host.")

@@ -37,10 +37,10 @@ async def gathered(*tasks: Awaitable[Any]) -> list[Any]:
 
 
 async def asked(
-    flights: SingleFlight, work: Callable[[Call[Any]], Any], times: int = 1, until: float = math.inf
+    flights: SingleFlight, work: Callable[[Call[Any]], Any], times: int = 1, seconds: float = math.inf
 ) -> list[asyncio.Task[Any]]:
     """So many askers, all of them waiting."""
-    tasks = [asyncio.create_task(flights.do("key", work, until=until)) for _ in range(times)]
+    tasks = [asyncio.create_task(flights.do("key", work, seconds=seconds)) for _ in range(times)]
     await asyncio.sleep(0)
     return tasks
 
@@ -59,12 +59,24 @@ async def test_a_hundred_askers_share_one_computation_and_one_of_them_led() -> N
 
 async def test_a_deadline_ends_the_waiting_of_who_has_it_and_nothing_else() -> None:
     flights, work = SingleFlight(), Work()
-    hurried = await asked(flights, work, 2, asyncio.get_running_loop().time() + 0.01)
+    hurried = await asked(flights, work, 2, 0.01)
     patient = await asked(flights, work)
     assert [type(outcome) for outcome in await gathered(*hurried)] == [DeadlineExceeded] * 2
     assert work.call is not None and work.call.waiters == 1
     work.gate.set()
     assert await gathered(*patient) == [("answer", False)]
+
+
+async def test_deadlines_end_in_their_order_whatever_the_order_of_the_waiters() -> None:
+    flights, work, ended = SingleFlight(), Work(), []
+
+    async def wait(seconds: float) -> None:
+        with pytest.raises(DeadlineExceeded):
+            await flights.do("key", work, seconds=seconds)
+        ended.append(seconds)
+
+    await gathered(*map(wait, (0.1, 0.02, 0.06, 0.04, 0.0)))
+    assert ended == [0.0, 0.02, 0.04, 0.06, 0.1]
 
 
 async def test_keys_do_not_wait_for_each_other() -> None:

@@ -125,7 +125,7 @@ class DeadlineBudget:
     __slots__ = ("_given", "left")
 
     def __init__(self, seconds: float = math.inf) -> None:
-        self._given = self.left = min(ALLOWANCE_SECONDS, seconds)
+        self._given = self.left = seconds if seconds < ALLOWANCE_SECONDS else ALLOWANCE_SECONDS
 
     @property
     def spent(self) -> float:
@@ -167,6 +167,7 @@ class AutoPipeline(Generic[Item, Reply]):
         weigh: Callable[[Item], int] = lambda item: 1,
     ) -> None:
         self._execute = execute
+        self._loop = asyncio.get_running_loop()
         self._weigh = weigh
         self._clock = clock
         self._max_in_flight = self._free = max_in_flight
@@ -177,12 +178,11 @@ class AutoPipeline(Generic[Item, Reply]):
 
     def ask(self, item: Item) -> PendingReply[Reply]:
         """The future belongs to the caller. Cancelling it does not end the round trip."""
-        future: PendingReply[Reply] = PendingReply()
+        future: PendingReply[Reply] = PendingReply(loop=self._loop)
         future.clock = self._clock
         self._waiting.append((item, self._clock.now(), future))
         if self._scheduled is None and self._free:
-            loop = asyncio.get_running_loop()
-            alone = self._free == self._max_in_flight
+            loop, alone = self._loop, self._free == self._max_in_flight
             self._scheduled = loop.call_soon(self._flush) if alone else loop.call_later(GATHER_SECONDS, self._flush)
         return future
 
