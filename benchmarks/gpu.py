@@ -49,7 +49,7 @@ def main() -> None:
         rows.append(row)
         if keep:  # after each row: a run that is cut short keeps what it measured
             write_json(RESULTS / "gpu.json", {**found, **settings, "rows": rows})
-    text = f"{report(rows)}\n\n{rows[0]['bare']['device']}; {machine.summary(found)}."
+    text = f"{report(rows)}\n\n{machine.summary(found)}; {rows[0]['bare']['device']}."
     print(f"\n{text}")
     if keep and replace_block(TABLES, "bench-gpu", text):
         print("\nThe block <!-- bench-gpu --> in docs/performance.md is up to date.")

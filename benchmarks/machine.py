@@ -61,9 +61,9 @@ def facts() -> dict[str, object]:
 
 
 def summary(found: dict[str, object]) -> str:
-    """One line about the machine for the foot of a table."""
+    """One line about the day and the machine for the foot of a table."""
     machine = f"{found['cpu']}, {found['cores']} cores, {found['memory_gib']} GiB"
-    return f"{machine}, {found['system']}, Python {found['python']}"
+    return f"{str(found['taken'])[:10]}: {machine}, {found['system']}, Python {found['python']}"
 
 
 def descendants(pid: int) -> list[int]:

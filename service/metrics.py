@@ -10,7 +10,7 @@ import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -173,12 +173,16 @@ class Metrics:
         self.l1_bytes = self._gauge("predict_l1_bytes", "Bytes held by the workers' own caches.")
         self.l1_entries = self._gauge("predict_l1_entries", "Entries held by the workers' own caches.")
         self.workers = self._gauge("predict_workers", "Workers that live.")
-        self.l2_up = self._gauge("predict_l2_up", "Workers for which Redis answers and takes writes.")
         self.l2_seconds = self._tallied_histogram(
             "predict_l2_round_trip_seconds", "Time of one round trip to Redis, by its kind.", "kind"
         )
         self.l2_failures = self._counter("predict_l2_failures", "Round trips to Redis that failed.", "kind")
         self.l2_corrupt = self._counter("predict_l2_corrupt", "Redis values that were not what was stored.")
+
+    @cached_property
+    def l2_up(self) -> Gauge:
+        """Made by its first use: without it nothing says that a Redis which nobody configured is away."""
+        return self._gauge("predict_l2_up", "Workers for which Redis answers and takes writes.")
 
     def serve(self, model: str) -> None:
         """Show the counters of audits from the start: zero must be seen, too."""

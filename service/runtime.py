@@ -112,7 +112,8 @@ class Runtime:
         self.metrics.l1_bytes.set(self.pipeline.l1.bytes_used)
         self.metrics.l1_entries.set(len(self.pipeline.l1))
         self.metrics.workers.set(1)
-        self.metrics.l2_up.set(self.pipeline.l2.state == "up")
+        if self.pipeline.l2.state != "off":
+            self.metrics.l2_up.set(self.pipeline.l2.state == "up")
         for model in self.models.values():
             self.metrics.queue_size.labels(model.name).set(model.batcher.queued)
         self.metrics.flush()

@@ -122,7 +122,10 @@ def _described(name: str, series: Any) -> Column:
     if isinstance(series.dtype, pd.CategoricalDtype):
         values = series.cat.categories.tolist()
         if not all(type(value) in (int, str) for value in values):
-            raise ConfigurationError(f"The categories of {name} must be texts or whole numbers, not {values[:3]}.")
+            raise ConfigurationError(
+                f"The categories of {name} must be texts or whole numbers, not {values[:3]}: fit the model on numbers, "
+                "booleans or texts in their place (`astype`)."
+            )
         return column | {"dtype": "category", "type": "category", "values": values}
     if kinds.is_bool_dtype(series.dtype) or (len(there) and there.map(lambda value: isinstance(value, bool)).all()):
         return column | {"type": "boolean"}

@@ -86,6 +86,7 @@ class RuntimeDirectory:
         self.metrics = self.path / "metrics"
         self.metrics.mkdir()
         self._program = find_server() if with_redis else None
+        self._has_redis = False
         program = [self._program] if self._program else []
         # A session of its own, because Ctrl-C in a terminal reaches the whole group, and the drain still needs Redis.
         self._keeper = subprocess.Popen(
@@ -101,6 +102,7 @@ class RuntimeDirectory:
         with self._keeper.stdout as said:
             reason = said.readline().decode(errors="replace")
         if self._program and reason == "\n":
+            self._has_redis = True
             return f"unix://{socket_path(self.path)}"
         logger.warning(
             "PREDICT_REDIS_URL=embedded, but %s: serving without Redis, each worker with a cache of its own.",
@@ -108,9 +110,16 @@ class RuntimeDirectory:
         )
         return ""
 
+    def child_ended(self) -> None:
+        """Say so if it was the keeper, with which Redis ends. Call it before whoever waits for all children does."""
+        if self._has_redis and self._keeper.poll() is not None:
+            self._has_redis = False
+            logger.error("The process that keeps the embedded Redis ended, and so did Redis: start the service again.")
+
     def close(self) -> None:
         """Close the pipe. If no other process holds it, Redis and the directory are gone when this returns."""
         assert self._keeper.stdin is not None
+        self._has_redis = False
         self._keeper.stdin.close()
         with suppress(subprocess.TimeoutExpired):
             self._keeper.wait(5)

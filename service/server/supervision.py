@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -109,6 +110,12 @@ class Supervision:
 
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(signum, stop)
+        signal.signal(signal.SIGCHLD, partial(self._child_ended, arbiter.signal_chld))
+
+    def _child_ended(self, reap: Callable[[int, Any], None], signum: int, frame: Any) -> None:
+        if self._directory is not None:
+            self._directory.child_ended()
+        reap(signum, frame)
 
     def on_reload(self, arbiter: Any) -> None:
         """SIGHUP: all workers are about to be replaced."""

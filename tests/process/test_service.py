@@ -214,6 +214,7 @@ async def test_without_space_for_their_metrics_workers_serve_each_with_its_own_a
                     assert (await connection.get(QUESTION)).status == 200
                 shown = (await connection.get("/metrics")).body.decode()
                 assert 'predict_requests_total{route="/predict",status="200"} 3.0' in shown
+                assert "predict_l2_up" not in shown  # without Redis nothing may say that it is away
         assert server.process.errors().count("No space for the metrics of all workers") == 2
 
 
@@ -280,6 +281,21 @@ async def test_a_redis_that_is_killed_is_started_again_at_the_same_address(share
     assert (await fetch(shared.address, QUESTION)).status == 200
     eventually(lambda: redis_pid(shared) not in (None, killed))
     eventually(lambda: cache_state(shared) == "up")
+
+
+@pytest.mark.anyio
+async def test_when_who_keeps_the_redis_is_killed_one_line_says_so_and_answers_go_on(
+    launch: Launch, scratch: Path
+) -> None:
+    server = launch(workers=1)
+    server.wait_until_ready()
+    (keeper,) = [pid for pid in server.family() if "server.embedded_redis" in command_line(pid)]
+    os.kill(keeper, signal.SIGKILL)
+    eventually(lambda: "keeps the embedded Redis ended" in server.process.errors())
+    assert (await fetch(server.address, QUESTION)).status == 200
+    assert server.stop() == 0
+    assert server.process.errors().count("keeps the embedded Redis ended") == 1
+    assert_gone([], scratch)
 
 
 def test_an_arbiter_that_is_killed_leaves_nothing_behind(launch: Launch, scratch: Path) -> None:

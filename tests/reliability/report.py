@@ -43,7 +43,7 @@ def _command(name: str) -> str:
 
 def _caption(content: Mapping[str, Any], machine: str) -> str:
     load, cores = content["load_average"], content["cores"]
-    text = f"Taken on {str(content['taken'])[:10]}: {machine}."
+    text = f"{machine}."
     if load / cores > BUSY:
         text += (
             f" The machine was shared: other programs kept its {cores} cores busy (load average {load:.1f} when the run"

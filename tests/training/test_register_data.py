@@ -212,7 +212,11 @@ def test_data_that_the_model_fails_on_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("column", "said"),
-    [(pd.date_range("2020-01-01", periods=150), "the month of a date"), ([1, "a"] * 75, "numbers or texts")],
+    [
+        (pd.date_range("2020-01-01", periods=150), "the month of a date"),
+        ([1, "a"] * 75, "numbers or texts"),
+        (pd.Categorical([0.5, 1.5] * 75), "fit the model on numbers, booleans or texts"),
+    ],
 )
 def test_a_column_that_no_request_can_hold_is_refused(tmp_path: Path, column: Any, said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):

@@ -147,8 +147,12 @@ def _number(name: str, low: float, high: float, value: Any) -> float:
     if type(value) is not float and type(value) is not int:  # a bool is an int, but no number
         _refuse(name, "must be a number")
     if not low <= value <= high:
-        _refuse(name, f"must be between {low:g} and {high:g}")
+        _refuse(name, f"must be between {_exact(low)} and {_exact(high)}")
     return float(value) + 0.0  # -0.0 is 0.0
+
+
+def _exact(bound: float) -> str:
+    return f"{bound:g}" if float(f"{bound:g}") == bound else str(bound)
 
 
 def _integer(name: str, low: float, high: float, value: Any) -> int:
@@ -156,7 +160,7 @@ def _integer(name: str, low: float, high: float, value: Any) -> int:
     if type(value) is not int and not (type(value) is float and value.is_integer()):
         _refuse(name, "must be a whole number")
     if not low <= value <= high:
-        _refuse(name, f"must be between {low:g} and {high:g}")
+        _refuse(name, f"must be between {_exact(low)} and {_exact(high)}")
     return int(value)
 
 
