@@ -271,7 +271,7 @@ async def test_a_hit_that_is_due_leaves_the_hit_path_alone_and_stays_in_its_tabl
     entry = Entry(pack(np.array([1.0])), 60, 1060)
     l1.put("key", entry)
     request: Any = SimpleNamespace(
-        scope={"received": (b"GET /predict?x=1", b"", b"/predict?x=1")},
+        scope={"head": b"GET /predict?x=1"},
         sent=b"",
         method="GET",
         route="/predict",

@@ -247,7 +247,7 @@ class Endpoint:
             headers.append((b"content-length", b"%d" % len(reply.body)))
         if is_named(request, reply.status, headers):
             headers.append((b"x-request-id", request.id))
-        if reply.hot is not None and "received" in scope:
+        if reply.hot is not None and scope.get("head") is not None:
             scope["state"]["hits"].enter(request, reply)
         # Our protocol can write a whole answer at once. Any other server gets ASGI's messages.
         if reply.status >= 400 or "respond" not in scope or not scope["respond"](reply.status, headers, reply.body):

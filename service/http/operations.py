@@ -20,7 +20,7 @@ from service.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 
-SHORT_CUTS = ("digest", "received", "respond")
+SHORT_CUTS = ("digest", "head", "respond")
 """What our protocol offers in a scope so that answers need not pass through ``send``, where middleware sees them."""
 
 

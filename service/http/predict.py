@@ -85,9 +85,9 @@ async def _read(request: Request) -> Parsed:
     runtime, name = request.runtime, request.path_parameter("name")
     params: dict[str, Any] = dict(parse_query(request.query))
     body = await read_content(request, runtime.settings.max_body_bytes)
-    if content_type in IMAGE_TYPES and body is request.sent and "digest" in request.scope:
+    if content_type in IMAGE_TYPES and body is request.sent and (digest := request.scope.get("digest")) is not None:
         body = HashedFile(body)
-        body.digest = request.scope["digest"]
+        body.digest = digest
     is_short = content_type == JSON and len(request.query) + len(body) <= MAX_REMEMBERED_BYTES
     parsed: Parsed | None = runtime.parsed.get((name, request.query, body)) if is_short else None
     if parsed is None:

@@ -49,7 +49,8 @@ class Connection(RequestReader):
 
     ``_hot``: the requests that the next read is compared with. After a hit that was written completely these are all
     that the hit table has: no request runs, arrives or waits here. Otherwise there are none. ``_key``: what the answer
-    depends on besides the body. ``_upload``: the body of the newest request, if that may be a hit once it has arrived.
+    depends on besides the body. ``_spelling``: the read that began with the newest request, unless its head came in
+    several. ``_upload``: the body of that request, if it may be a hit once it has arrived.
     """
 
     # Every hit reads these. A slot is twice as fast as the dictionary, which has more keys than Python can share.
@@ -66,6 +67,7 @@ class Connection(RequestReader):
             self._hits.server_state = self.server_state
         self._hot = NO_HITS
         self._key: bytes | None = None
+        self._spelling = b""
         self._upload: Upload | None = None
         # Makes a deadline by the loop's clock out of time.monotonic(): the two clocks may start at different times.
         self._idle_offset = self.settings.keep_alive_seconds + self.loop.time() - monotonic()
@@ -130,8 +132,7 @@ class Connection(RequestReader):
         super().on_message_complete()
         upload = self._upload
         if upload is not None and not self._answer_upload(upload, self.cycle):
-            if upload.is_hashed:
-                self.cycle.scope["digest"] = upload.digest  # type: ignore[typeddict-unknown-key]
+            self.cycle.scope["digest"] = upload.digest  # type: ignore[typeddict-unknown-key]
             self._start_postponed(upload)
 
     def _start_postponed(self, upload: Upload) -> None:
@@ -141,17 +142,14 @@ class Connection(RequestReader):
         self._start_asgi_task(self.cycle, self.app)
 
     def _begin(self, version: str) -> None:
-        if self._key is not None:
-            # Only what one read brought as a whole may enter the hit table as it was received.
-            received = b"" if self._reads or self._behind_body else self._received
-            self.scope["received"] = self._key, received, self.url  # type: ignore[typeddict-unknown-key]
+        self.scope["head"] = self._key  # type: ignore[typeddict-unknown-key]
         previous = self.cycle
         self.cycle = cycle = Cycle(self, version)
         if previous is not None and not previous.response_complete:
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, self.app))
         elif self._hits is not None and self._key is not None and self._key in self._hits.awaited:
-            self._upload = Upload(self._key, self._hits.bodies)
+            self._upload = Upload(self._key, self._hits.bodies, self._hits.known)
         else:
             self._start_asgi_task(cycle, self.app)
 
@@ -160,17 +158,19 @@ class Connection(RequestReader):
         if hits is None or self._hosts != 1:
             return False
         self._key = request_key(method, self.url, self.headers)
+        # Only what one read brought as a whole may enter the hit table as it was received.
+        self._spelling = b"" if self._reads or self._behind_body else self._received
         if self._key is None or self.running is not None or method in WITH_BODY:
             return False
         hit = hits.by_key.get(self._key)
-        return hit is not None and self._answer(hits, hit)
+        return hit is not None and self._answer(hits, hit, 0)
 
     def _answer_upload(self, upload: Upload, cycle: RequestResponseCycle) -> bool:
         """Answer the request whose body has now arrived, if it is a hit."""
         assert self._hits is not None
         key, identifier = upload.key()
         hit = self._hits.find(key, identifier)
-        if hit is None or not cycle.keep_alive or not self._answer(self._hits, hit, identifier):
+        if hit is None or not cycle.keep_alive or not self._answer(self._hits, hit, upload.size, identifier):
             return False
         self._upload = None
         upload.release()
@@ -179,7 +179,7 @@ class Connection(RequestReader):
         cycle.response_started = cycle.response_complete = True
         return True
 
-    def _answer(self, hits: HitTable, hit: Hit, identifier: bytes | None = None) -> bool:
+    def _answer(self, hits: HitTable, hit: Hit, body_size: int, identifier: bytes | None = None) -> bool:
         if self.flow.write_paused or self.transport.is_closing() or not hits.current(hit):
             return False
         answer = hit.response if identifier is None else hit.answer_to(identifier)
@@ -191,9 +191,9 @@ class Connection(RequestReader):
             self._hot = hits.by_spelling
         else:
             self.transport.write(answer[sent:])
-        self._deadline = self.loop.time() + self.settings.keep_alive_seconds
-        if self._timer is None:
-            self._set_deadline(self._deadline)
+        if identifier is None:
+            hits.spell(hit, self._spelling, b"%b %b HTTP/1.1\r\n" % (self.parser.get_method(), self.url), body_size)
+        self._set_deadline(self.loop.time() + self.settings.keep_alive_seconds)
         return True
 
     # One request after the other

@@ -23,7 +23,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from service.cache.memory import Slot
 from service.http.endpoint import Headers, Hot, Reply, Request
 from service.runtime import Runtime
-from service.server.request_key import MAX_HEAD_BYTES, is_hashed, mask_id
+from service.server.request_key import MAX_HEAD_BYTES, SMALL_BODY_BYTES, START_BYTES, KnownBody, is_hashed, mask_id
 
 if TYPE_CHECKING:
     from uvicorn.server import ServerState
@@ -73,12 +73,14 @@ class HitCounter:
 class Hit:
     """The answer to one request from one entry. ``response``: its bytes, as they are until the clock says ``until``.
 
-    ``awaited``: the beginning of the key, made from the head; empty for a request without a body. ``fixed``: the
-    headers that never change. ``id_size``: the length of the id in the body. Each request may have another id.
+    ``awaited``: the beginning of the key, made from the head; empty for a request without a body. ``start``: the first
+    bytes of a body that is hashed. ``fixed``: the headers that never change. ``id_size``: the length of the id in the
+    body. Each request may have another id.
     """
 
     key: bytes
     awaited: bytes
+    start: bytes
     hot: Hot
     slot: Slot
     status: int
@@ -94,7 +96,7 @@ class Hit:
     @property
     def cost(self) -> int:
         received = sum(map(len, self.spellings))
-        return OVERHEAD + len(self.slot.entry.value) + len(self.key) + 2 * len(self.body) + received
+        return OVERHEAD + len(self.slot.entry.value) + len(self.key) + 2 * len(self.body) + len(self.start) + received
 
     def answer_to(self, identifier: bytes) -> bytes:
         """The bytes with the id of this request in the place of the one they were made with."""
@@ -106,7 +108,8 @@ class HitTable:
     """One worker's hits, bounded in bytes. The oldest goes first. If its request is made again, it comes back.
 
     ``by_spelling``: the hits whose bytes are ready, by their requests as they were received. ``awaited``: the heads
-    whose bodies must be known to find a hit, and the number of hits of each. ``server_state``: uvicorn's, which has the
+    whose bodies must be known to find a hit, and the number of hits of each. ``known``: large bodies that need no hash
+    when they come again, by their first bytes, the one used last at the end. ``server_state``: uvicorn's, which has the
     Date header.
     """
 
@@ -120,13 +123,15 @@ class HitTable:
         self.by_spelling: dict[bytes, Hit] = {}
         self.by_key: dict[bytes, Hit] = {}
         self.awaited: Counter[bytes] = Counter()
+        self.known: dict[bytes, KnownBody] = {}
         self.bytes_used = 0
-        self._newcomers: set[int] = set()
+        self._new_keys: set[int] = set()
+        self._new_spellings: set[int] = set()
         self._tallies: dict[tuple[str, str, int, int], HitCounter] = {}
 
     def enter(self, request: Request, reply: Reply) -> None:
-        """Remember an answer from L1 under the request's key and, if one read brought the request, under that read."""
-        head, received, _ = request.scope["received"]
+        """Remember an answer from L1 under the request's key."""
+        head = request.scope["head"]
         hot = reply.hot
         if hot is None or self._runtime.draining or len(head) > MAX_HEAD_BYTES:
             return
@@ -142,31 +147,48 @@ class HitTable:
             return
         if self._clock() >= self._l2.valid_until:  # the key may have no generation; then no purge would reach the hit
             return
-        if hit is None and self._is_new(key):
+        if self._is_new(key, self._new_keys) if hit is None else hit.slot is slot:
             return
-        is_spelling = identifier is None and not is_hashed(head) and _is_whole(request, received)
-        if hit is not None and hit.slot is slot and (not is_spelling or received in hit.spellings):
-            return
-        if hit is None or hit.slot is not slot:
-            hit = self._hit(request, reply, hot, slot, head, name)
-            hit.id_size = len(identifier or b"")
         self._forget(key)
-        if is_spelling:
-            hit.spellings = [*hit.spellings, received][-MAX_SPELLINGS:]
+        hit = self._hit(request, reply, hot, slot, head, name)
+        hit.id_size = len(identifier or b"")
         self._remember(hit)
+        if is_hashed(head) and key in self.by_key:
+            self._know(hit, KnownBody(request.sent, name))
 
     def _hit(self, request: Request, reply: Reply, hot: Hot, slot: Slot, head: bytes, name: bytes) -> Hit:
         varying = {name for name, _ in hot.varying(self._clock())}
         fixed = [header for header in reply.headers if header[0] not in varying]
         body = b"" if request.method == "HEAD" else reply.body
-        size = 0 if is_hashed(head) else len(request.sent)
+        size, start = (0, request.sent[:START_BYTES]) if is_hashed(head) else (len(request.sent), b"")
         tally = self._tally(request.route, hot.model, reply.status, size)
-        return Hit(head + name, head if name else b"", hot, slot, reply.status, fixed, body, tally)
+        return Hit(head + name, head if name else b"", start, hot, slot, reply.status, fixed, body, tally)
 
     def find(self, key: bytes, identifier: bytes | None) -> Hit | None:
         """The hit of a request with this id, or without one. A body that has zeros where keys have them has no id."""
         hit = self.by_key.get(key)
-        return hit if hit is not None and hit.id_size == len(identifier or b"") else None
+        if hit is None or hit.id_size != len(identifier or b""):
+            return None
+        if (body := self.known.pop(hit.start, None)) is not None:
+            self.known[hit.start] = body  # the last to go
+        return hit
+
+    def spell(self, hit: Hit, received: bytes, line: bytes, body_size: int) -> None:
+        """Let these bytes find the hit from now on. They have come again, or are the first that its key has found.
+
+        ``line``: the request line. What was received besides this request must not come to stand for it.
+        """
+        if body_size > SMALL_BODY_BYTES or len(received) > MAX_HEAD_BYTES + body_size or received in self.by_spelling:
+            return
+        if hit.spellings and self._is_new(received, self._new_spellings):
+            return
+        if received.startswith(line) and received.find(b"\r\n\r\n") + 4 + body_size == len(received):
+            self.bytes_used -= hit.cost
+            for old in hit.spellings[: 1 - MAX_SPELLINGS]:
+                self.by_spelling.pop(old, None)
+            hit.spellings = [*hit.spellings, received][-MAX_SPELLINGS:]
+            self.by_spelling[received] = hit
+            self._count(hit.cost)
 
     def current(self, hit: Hit) -> bool:
         """Whether to answer with this hit. If so, its bytes are up to date and it has been counted."""
@@ -216,14 +238,14 @@ class HitTable:
             tally.start(self._observer.audit_gap() if status == 200 else NEVER)
         return tally
 
-    def _is_new(self, key: bytes) -> bool:
+    def _is_new(self, key: bytes, newcomers: set[int]) -> bool:
         name = hash(key)  # and not the key, which may be long; of two keys with one hash, one enters early
-        if name in self._newcomers:
-            self._newcomers.remove(name)
+        if name in newcomers:
+            newcomers.remove(name)
             return False
-        if len(self._newcomers) == MAX_NEWCOMERS:
-            self._newcomers.clear()
-        self._newcomers.add(name)
+        if len(newcomers) == MAX_NEWCOMERS:
+            newcomers.clear()
+        newcomers.add(name)
         return True
 
     def _remember(self, hit: Hit) -> None:
@@ -232,9 +254,25 @@ class HitTable:
         self.by_key[hit.key] = hit
         self.awaited[hit.awaited] += 1
         hit.until = 0.0  # so that `current` makes its bytes, and then enters its spellings
-        self.bytes_used += hit.cost
+        self._count(hit.cost)
+
+    def _know(self, hit: Hit, body: KnownBody) -> None:
+        self._forget_body(hit.start)
+        self.known[hit.start] = body
+        self._count(len(body.content))
+
+    def _count(self, size: int) -> None:
+        """So many bytes more. Bodies go before hits, whose keys have their hashes."""
+        self.bytes_used += size
         while self.bytes_used > self._max_bytes:
-            self._forget(next(iter(self.by_key)))
+            if self.known:
+                self._forget_body(next(iter(self.known)))
+            else:
+                self._forget(next(iter(self.by_key)))
+
+    def _forget_body(self, start: bytes) -> None:
+        if (body := self.known.pop(start, None)) is not None:
+            self.bytes_used -= len(body.content)
 
     def _forget(self, key: bytes) -> None:
         hit = self.by_key.pop(key, None)
@@ -243,6 +281,7 @@ class HitTable:
             self.awaited[hit.awaited] -= 1
             if not self.awaited[hit.awaited]:
                 del self.awaited[hit.awaited]
+            self._forget_body(hit.start)
             for received in hit.spellings:
                 self.by_spelling.pop(received, None)
 
@@ -253,14 +292,3 @@ class HitTable:
         hit.response = STATUS_LINE[hit.status] + fields + b"\r\n" + hit.body
         hit.server_headers = server_headers
         hit.until = min(hit.slot.until, self._l2.valid_until, now + min(1 - entry.age(now) % 1, entry.left(now) % 1))
-
-
-def _is_whole(request: Request, received: bytes) -> bool:
-    """Whether the received bytes are exactly this one request, and may come again: one with a request id does not."""
-    body, target = request.sent, request.scope["received"][2]
-    return (
-        len(received) <= MAX_HEAD_BYTES + len(body)
-        and received.startswith(b"%b %b HTTP/1.1\r\n" % (request.method.encode(), target))
-        and received.find(b"\r\n\r\n") + 4 + len(body) == len(received)
-        and request.header(b"x-request-id") is None
-    )

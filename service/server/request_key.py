@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from hashlib import sha256
+from typing import NamedTuple
 
 from service.bodies import Bodies
 from service.errors import Overloaded
@@ -18,6 +19,8 @@ SMALL_BODY_BYTES = 16 * 2**10
 """A key has a body of this size as it is, and the SHA-256 of a larger one."""
 MAX_BODY_BYTES = 512 * 2**10
 """A larger body is hashed by the thread for large bodies, on the ordinary path."""
+START_BYTES = 4096
+"""By so many first bytes a known body is found. The headers of image files are shorter, and pixels differ."""
 
 WITH_BODY = frozenset((b"POST", b"QUERY"))
 
@@ -97,15 +100,27 @@ def mask_id(head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
     return body[:start] + bytes(end - start) + body[end:], found[1]
 
 
-class Upload:
-    """The body of a request that may be a hit. It is hashed as it arrives, if its hash is in the key."""
+class KnownBody(NamedTuple):
+    """The large body of a hit, and its SHA-256."""
 
-    def __init__(self, head: bytes, bodies: Bodies) -> None:
+    content: bytes
+    digest: bytes
+
+
+class Upload:
+    """The body of a request that may be a hit.
+
+    If its hash is in the key, it is compared, as it arrives, with a ``known`` body that has the same first bytes: that
+    takes a tenth of the time of a hash. From where the two differ it is hashed.
+    """
+
+    def __init__(self, head: bytes, bodies: Bodies, known: Mapping[bytes, KnownBody]) -> None:
         self.size = 0
-        self._head, self._bodies = head, bodies
+        self._head, self._bodies, self._known = head, bodies, known
         self._parts: list[bytes] = []
         self.is_hashed = is_hashed(head)
         self._hash = sha256()
+        self._equal: KnownBody | None = None
 
     def add(self, part: bytes) -> bool:
         """Whether there was room for one more part."""
@@ -113,24 +128,38 @@ class Upload:
             self._bodies.take(len(part))
         except Overloaded:
             return False
+        if self.is_hashed and not self.size:
+            self._equal = self._known.get(part[:START_BYTES])
+        if self._equal is None or not self._equal.content.startswith(part, self.size):
+            self._keep(part)
         self.size += len(part)
+        return True
+
+    def _keep(self, part: bytes) -> None:
+        """What has come before has been the same as a known body, or is kept and hashed."""
+        if self._equal is not None:
+            same, self._equal = self._equal.content[: self.size], None
+            self._keep(same)
         self._parts.append(part)
         if self.is_hashed:
             self._hash.update(part)
-        return True
 
     @property
-    def digest(self) -> bytes:
-        return self._hash.digest()
+    def digest(self) -> bytes | None:
+        """The SHA-256, if it is in the key."""
+        known = self._equal
+        if known is None:
+            return self._hash.digest() if self.is_hashed else None
+        return known.digest if self.size == len(known.content) else sha256(known.content[: self.size]).digest()
 
     def key(self) -> tuple[bytes, bytes | None]:
         """The request's key, once the body has arrived, and the id in the body."""
-        if self.is_hashed:
-            return self._head + self.digest, None
+        if (digest := self.digest) is not None:
+            return self._head + digest, None
         name, identifier = mask_id(self._head, b"".join(self._parts))
         return self._head + name, identifier
 
     def release(self) -> list[bytes]:
         """The parts. They are counted no more."""
         self._bodies.release(self.size)
-        return self._parts
+        return self._parts if self._equal is None else [self._equal.content[: self.size]]

@@ -13,6 +13,7 @@ import struct
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -22,10 +23,11 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from service.app import create_app
+from service.bodies import Bodies
 from service.config import Settings, load_settings
 from service.server.connection import protocol_class
 from service.server.hit_table import HitTable
-from service.server.request_key import SMALL_BODY_BYTES
+from service.server.request_key import SMALL_BODY_BYTES, START_BYTES, KnownBody, Upload, request_key
 from service.server.worker import Lifespan
 from tests.support.client import Address, Connection, caught_up, fetch
 from tests.support.process import PATIENCE, SLACK, resident_bytes
@@ -168,11 +170,13 @@ async def test_once_a_connection_has_had_a_hit_the_next_is_answered_before_any_p
     async with serving(settings) as (address, state, hits), await Connection.open(address) as client:
         await heat(client, target())
         by_target = await raw(client, target())
+        for _ in range(2):  # the second time another spelling is known, too
+            await raw(client, target(), {"User-Agent": "another"})
         [connection] = state.connections
         connection.parser = None  # type: ignore[union-attr,assignment]
-        by_head = [await raw(client, target()) for _ in range(3)]
+        by_head = [await raw(client, target(), more) for more in ({}, {"User-Agent": "another"}, {})]
         hits.flush()
-        assert state.total_requests == 7
+        assert state.total_requests == 9
         assert [shape(answer) for answer in by_head] == 3 * [shape(by_target)]
 
 
@@ -234,13 +238,15 @@ async def test_a_flood_of_bodies_does_not_grow_the_table(iris_models: Path) -> N
     async with serving(settings) as (address, _, hits), await Connection.open(address) as client:
         for count in range(1200):
             method, asked, headers, body = forms(5.1)[3]
+            bytes_more = b" " * (SMALL_BODY_BYTES if count % 5 == 0 else 0)  # a hash stands for such a body
             for _ in range(1 + count % 3):
-                await answer_to(client, message(method, asked, headers, body + b" " * count))
+                await answer_to(client, message(method, asked, headers, b" " * count + body + bytes_more))
             assert hits.bytes_used <= 2**18
-            assert sum(map(len, (*hits.by_key, *hits.by_spelling))) <= hits.bytes_used
+            contents = [known.content for known in hits.known.values()]
+            assert sum(map(len, (*hits.by_key, *hits.by_spelling, *contents))) <= hits.bytes_used
             assert hits.awaited.total() == len(hits.by_key)
         hits.clear()
-        assert (hits.bytes_used, hits.awaited.total(), len(hits.by_spelling)) == (0, 0, 0)
+        assert (hits.bytes_used, hits.awaited.total(), len(hits.by_spelling), len(hits.known)) == (0, 0, 0, 0)
 
 
 async def test_a_body_that_never_comes_is_waited_for_as_long_as_any(iris_models: Path, tmp_path: Path) -> None:
@@ -291,7 +297,8 @@ async def test_an_image_that_is_hashed_while_it_arrives_is_the_same_question(iri
         return file.getvalue()
 
     async with serving(settings) as (address, _, _), await Connection.open(address) as client:
-        first, others = picture(), [picture() for _ in range(3)]
+        first = picture()
+        others = [picture(), picture(), first + b"more"]
         for coding in ({}, {"Content-Encoding": "gzip"}):
             headers = {"Content-Type": "image/png", **coding}
             for file in (first, first, first, *others, first, *others):
@@ -299,6 +306,25 @@ async def test_an_image_that_is_hashed_while_it_arrives_is_the_same_question(iri
                 answer = await answer_to(client, message("POST", "/predict?model=digits", headers, body))
                 assert b"?sha256=" + hashlib.sha256(file).hexdigest().encode() in answer
                 assert (await client.get(f"/predict?model=digits&sha256={hashlib.sha256(file).hexdigest()}")).hit
+
+
+def test_a_body_that_begins_as_a_known_one_keeps_its_own_bytes_and_hash() -> None:
+    """Wherever it ends or differs, and in whatever pieces it comes. An equal one is not hashed again."""
+    chance, bodies = random.Random(0), Bodies(2**20)
+    file = chance.randbytes(20_000)
+    known = {file[:START_BYTES]: KnownBody(file, b"as it was made")}
+    head = request_key(b"POST", b"/", [(b"content-length", b"20000")]) or b""
+    for _ in range(300):
+        place = chance.randrange(len(file))
+        changed = file[:place] + bytes([file[place] ^ 1]) + file[place + 1 :]
+        for body in (file, file[: place + 1], file + file[:place], changed):
+            upload = Upload(head, bodies, known)
+            cuts = [0, *sorted(chance.choices(range(len(body)), k=chance.randrange(4))), len(body)]
+            assert all(upload.add(body[start:end]) for start, end in pairwise(cuts))
+            starts_alike = next(filter(None, cuts)) >= START_BYTES
+            expected = b"as it was made" if body is file and starts_alike else hashlib.sha256(body).digest()
+            assert (upload.digest, bodies.held) == (expected, len(body))
+            assert (b"".join(upload.release()), bodies.held) == (body, 0)
 
 
 async def test_a_body_with_zeros_for_an_id_is_no_hit(iris_models: Path) -> None:
