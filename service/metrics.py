@@ -1,15 +1,14 @@
 """Every metric family, in one place.
 
 Several workers keep their values in the files of one directory (``share_values``, or ``PROMETHEUS_MULTIPROC_DIR`` set
-by whoever starts them). Whichever worker is scraped then answers for all of them.
+by whoever starts them). Whichever worker is scraped then answers for all of them, the dead ones included.
 """
 
 from __future__ import annotations
 
 import os
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -17,9 +16,13 @@ from typing import Any, Literal, TypeVar
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from service.metric_files import reading, take_space
-
 _SHARED = "PROMETHEUS_MULTIPROC_DIR"
+
+KINDS = ("counter", "histogram", "gauge_livesum", "gauge_max", "gauge_mostrecent")
+"""How the names of prometheus_client's files begin: one file for each kind of metric below."""
+BYTES = 256 * 2**10
+BYTES_OF_A_MODEL = 32 * 2**10
+"""Generous bounds of a file: for all routes and statuses, and for what one model adds."""
 
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 """Upper bounds in seconds: a hit in this process is well below a millisecond."""
@@ -27,14 +30,29 @@ SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
-def share_values(directory: Path, models: int) -> None:
+def share_values(directory: Path, worker: int, models: int) -> None:
     """Keep the values of this process where others can read them; raises OSError when the disk has no space for them.
 
-    Call it after a fork, and before the first metric is made.
+    ``worker``: a number that no other living worker has. Its files are those of the dead worker that had it before, so
+    its counters go on from there. Call it after a fork, and before the first metric is made.
     """
-    take_space(directory, os.getpid(), models)
+    for kind in KINDS:
+        _take_space(directory / f"{kind}_{worker}.db", BYTES + models * BYTES_OF_A_MODEL)
     os.environ[_SHARED] = str(directory)
-    values.ValueClass = values.get_value_class()  # type: ignore[no-untyped-call]
+    values.ValueClass = values.MultiProcessValue(lambda: worker)  # type: ignore[no-untyped-call]
+
+
+def _take_space(path: Path, size: int) -> None:
+    """Fill the file up with zeros. The library's own are sparse, and on a full disk a worker would die of SIGBUS."""
+    beside = path.with_suffix(".new")  # a scrape must not meet an empty file
+    target = path if path.exists() else beside
+    try:
+        with open(target, "ab") as file:
+            file.write(bytes(max(0, size - file.tell())))
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+    os.replace(target, path)
 
 
 class TalliedCounter(Counter):
@@ -228,28 +246,23 @@ class Metrics:
 
     def exposition(self, encode: Callable[[CollectorRegistry], bytes] = generate_latest) -> bytes:
         """The text that Prometheus scrapes. Call it in a thread: it reads files."""
-        with self._all_workers() as registry:
-            return encode(registry)
+        return encode(self._all_workers())
 
     def samples(self, model: str) -> dict[tuple[str, str], float]:
         """One model's values: (sample name, ``result`` label or "") -> value. Call it in a thread."""
-        with self._all_workers() as registry:
-            return {
-                (sample.name, sample.labels.get("result", "")): sample.value
-                for family in registry.collect()
-                for sample in family.samples
-                if sample.labels.get("model") == model and "le" not in sample.labels
-            }
+        return {
+            (sample.name, sample.labels.get("result", "")): sample.value
+            for family in self._all_workers().collect()
+            for sample in family.samples
+            if sample.labels.get("model") == model and "le" not in sample.labels
+        }
 
-    @contextmanager
-    def _all_workers(self) -> Iterator[CollectorRegistry]:
+    def _all_workers(self) -> CollectorRegistry:
         if _SHARED not in os.environ:
-            yield self.registry
-            return
+            return self.registry
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        with reading(Path(os.environ[_SHARED])):
-            yield registry
+        return registry
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)

@@ -23,7 +23,6 @@ RANKS = {
     "bodies": 1,
     "logs": 1,
     "config": 2,
-    "metric_files": 1,
     "large_json": 1,
     "rate_limit": 1,
     "cache": 3,

@@ -18,15 +18,16 @@ import sys
 import time
 from collections.abc import Callable
 from functools import cache, partial
+from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from gunicorn.errors import HaltServer
+from prometheus_client.multiprocess import mark_process_dead
 
 from service.config import Settings, settings_of_process
 from service.errors import ConfigurationError
-from service.metric_files import merge_dead, remove
 from service.server.embedded_redis import RuntimeDirectory, restart_delay
 from service.server.report import ENDED, SERVING, Succession
 
@@ -135,6 +136,8 @@ class Supervision:
         worker.announce = partial(self._announce, arbiter.LISTENERS)
         worker.began = time.monotonic()
         worker.sent_before = arbiter.SIG_QUEUE
+        taken = {other.number for other in arbiter.WORKERS.values()}
+        worker.number = next(number for number in count() if number not in taken)
         worker.metrics_directory = self._directory and self._directory.metrics
 
     def _announce(self, listeners: list[Any]) -> None:
@@ -151,16 +154,10 @@ class Supervision:
         if self._failure is not None or not arbiter.LISTENERS:  # the arbiter stops
             self._unclean |= report.state == SERVING
             return
-        self._bury(worker, {other.pid for other in arbiter.WORKERS.values()})
+        if self._directory is not None:
+            mark_process_dead(worker.number, str(self._directory.metrics))  # type: ignore[no-untyped-call]
         if report.state != ENDED:
             self._count_failure(worker, sum(other.state == SERVING for other in others))
-
-    def _bury(self, worker: Any, alive: set[int]) -> None:
-        """Drop its gauges and keep its counters. A worker that never served has none."""
-        if self._directory is not None:
-            if not worker.report.served:
-                remove(self._directory.metrics, worker.pid)
-            merge_dead(self._directory.metrics, alive)
 
     def _count_failure(self, worker: Any, serving: int) -> None:
         """``serving``: how many other workers serve."""

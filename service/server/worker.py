@@ -190,6 +190,7 @@ class ServiceWorker(UvicornWorker):  # type: ignore[misc]
     ``sent_before``: a queue of the arbiter's signal handlers, which the fork inherits. They put signals there that
     arrive before this worker has handlers of its own.
     ``announce``: called when this worker serves.
+    ``number``: the smallest that no other living worker has; of its files for metrics.
     ``metrics_directory``: where workers share their metrics.
     """
 
@@ -197,6 +198,7 @@ class ServiceWorker(UvicornWorker):  # type: ignore[misc]
     delay: float
     sent_before: queue.SimpleQueue[int]
     announce: Callable[[], None]
+    number: int
     metrics_directory: Path | None
 
     CONFIG_KWARGS = {  # noqa: RUF012 - as uvicorn's
@@ -254,7 +256,8 @@ class ServiceWorker(UvicornWorker):  # type: ignore[misc]
         if self.metrics_directory is None:
             return
         try:
-            share_values(self.metrics_directory, len(list(settings.models_dir.glob("*/manifest.json"))))
+            models = len(list(settings.models_dir.glob("*/manifest.json")))
+            share_values(self.metrics_directory, self.number, models)
         except OSError as error:
             logger.warning("No space for the metrics of all workers (%s): this worker shows only its own.", error)
 

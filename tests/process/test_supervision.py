@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client.multiprocess import mark_process_dead
 
 from service.config import Settings
 from service.errors import ConfigurationError
 from service.logs import JsonFormatter
-from service.metric_files import KINDS, merge_dead, reading, take_space
+from service.metrics import KINDS
 from service.server import embedded_redis
 from service.server.embedded_redis import RuntimeDirectory, find_server, restart_delay
 from service.server.report import Succession
@@ -163,50 +164,41 @@ def test_the_end_of_who_holds_the_directory_or_keeps_the_redis_is_the_end_of_bot
 
 
 COUNTING = """
-import os, sys
+import sys
 from pathlib import Path
 from service import metrics
-metrics.share_values(Path(sys.argv[1]), models=1)
+metrics.share_values(Path(sys.argv[1]), worker=int(sys.argv[2]), models=1)
 counting = metrics.Metrics()
 for _ in range(3):
     counting.answered("/predict", 200, 0.002)
 counting.l1_entries.set(5)
-counting.last_computation.labels("iris").set(float(sys.argv[2]))
+counting.last_computation.labels("iris").set(float(sys.argv[3]))
 counting.flush()
-print(os.getpid())
-sys.stdout.flush()
+print(flush=True)
 sys.stdin.read()
 print(counting.exposition().decode())
 """
 
 
-def test_the_counters_of_the_dead_stay_in_one_set_of_files_and_their_live_gauges_go(tmp_path: Path) -> None:
-    def count(moment: int) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", COUNTING, str(tmp_path), str(moment)]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def test_a_worker_counts_on_where_a_dead_one_has_ended_and_live_gauges_die_with_it(tmp_path: Path) -> None:
+    def count(worker: int, moment: int) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", COUNTING, str(tmp_path), str(worker), str(moment)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None and process.stdout.readline() == "\n"
+        return process
 
-    processes = [count(moment) for moment in (9, 7, 8)]
-    pids = [int(process.stdout.readline()) for process in processes if process.stdout]
-    for index, process in enumerate(processes[:2]):
+    dead = [count(0, 9), count(1, 8)]
+    for worker, process in enumerate(dead):
         process.kill()
-        process.wait()
-        merge_dead(tmp_path, alive=set(pids[index + 1 :]))
-    assert len(list(tmp_path.glob("*.db"))) == 2 * len(KINDS) - 1
-    shown = processes[2].communicate("")[0]
+        process.communicate()
+        mark_process_dead(worker, str(tmp_path))
+    shown = count(0, 7).communicate("")[0]
+    assert len(list(tmp_path.iterdir())) == 2 * len(KINDS) - 1, "of any number of dead workers"
     assert 'predict_requests_total{route="/predict",status="200"} 9.0' in shown
     assert 'predict_request_seconds_bucket{le="0.0025",route="/predict"} 9.0' in shown
     assert 'predict_request_seconds_bucket{le="0.001",route="/predict"} 0.0' in shown
     assert "predict_l1_entries 5.0" in shown
-    assert 'predict_last_computation_timestamp_seconds{model="iris"} 9.0' in shown
-
-
-def test_nothing_is_merged_while_a_scrape_reads(tmp_path: Path) -> None:
-    take_space(tmp_path, 7, models=1)
-    with reading(tmp_path):
-        merge_dead(tmp_path, alive=set())
-        assert (tmp_path / "counter_7.db").exists()
-    merge_dead(tmp_path, alive=set())
-    assert not (tmp_path / "counter_7.db").exists()
+    assert 'predict_last_computation_timestamp_seconds{model="iris"} 8.0' in shown
 
 
 # Logs
