@@ -21,7 +21,8 @@ from service.http.endpoint import Endpoint, Hot, Reply, Request, error_headers
 from service.lookup import Answer, Model
 from service.openinference.outputs import render_outputs, wanted_outputs
 from service.openinference.rows import bad_row, questions
-from service.openinference.tensors import Inference, Wanted, read_inference
+from service.openinference.schemas import RequestedOutput
+from service.openinference.tensors import Inference, read_inference
 
 CURRENT = "1"
 """The version for clients that only know numbers. It means the model that is served now."""
@@ -80,7 +81,7 @@ def _predictions(answers: Sequence[bytes | Answer | ServiceError]) -> list[bytes
     return cast("list[bytes]", said)
 
 
-def _inferred(model: Model, inference: Inference, wanted: list[Wanted], predictions: list[bytes]) -> Reply:
+def _inferred(model: Model, inference: Inference, wanted: list[RequestedOutput], predictions: list[bytes]) -> Reply:
     outputs, binary = render_outputs(model.manifest, predictions, wanted)
     document: dict[str, Any] = {"model_name": model.name, "model_version": model.version, "outputs": outputs}
     if inference.id is not None:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from service.errors import MalformedRequest
 from service.inference.manifest import Class, Manifest
 from service.inference.predictor import unpack
-from service.openinference.tensors import BYTES, Inference, Wanted
+from service.openinference.schemas import Parameters, RequestedOutput
+from service.openinference.tensors import BYTES, NONE, Inference
 
 PROBABILITIES, LABEL, PREDICTION = ("probabilities", "label", "prediction")
 
@@ -29,24 +30,27 @@ def describe_outputs(manifest: Manifest) -> list[dict[str, Any]]:
     return [{"name": PROBABILITIES, "datatype": datatype, "shape": [-1, len(manifest.classes)]}, *texts]
 
 
-def wanted_outputs(manifest: Manifest, inference: Inference) -> list[Wanted]:
+def wanted_outputs(manifest: Manifest, inference: Inference) -> list[RequestedOutput]:
     """The outputs that the request names, or all; raises MalformedRequest for an unknown one."""
     names = [output["name"] for output in describe_outputs(manifest)]
     for output in inference.outputs or ():
         if output.name not in names:
             raise MalformedRequest(f"There is no output {output.name!r:.80}; there are {', '.join(names)}.")
-        if output.classes and output.name != PROBABILITIES:
+        if (output.parameters or NONE).classification and output.name != PROBABILITIES:
             raise MalformedRequest(f"The output {output.name!r} cannot be classified; {PROBABILITIES!r} can.")
-    return inference.outputs or [Wanted(name, inference.binary, 0) for name in names]
+    alike = Parameters(binary_data=inference.parameters.binary_data_output)
+    return inference.outputs or [RequestedOutput.model_construct(name=name, parameters=alike) for name in names]
 
 
-def render_outputs(manifest: Manifest, predictions: Sequence[bytes], wanted: list[Wanted]) -> tuple[list[Any], bytes]:
+def render_outputs(
+    manifest: Manifest, predictions: Sequence[bytes], wanted: list[RequestedOutput]
+) -> tuple[list[Any], bytes]:
     """The output objects, and the bytes that come after the JSON."""
     answers = _stacked(predictions)
     outputs, blobs = [], []
     for output in wanted:
         tensor = _tensor(manifest, answers, output)
-        if output.binary:
+        if (output.parameters or NONE).binary_data:
             blob = _to_binary(tensor.pop("data"))
             tensor["parameters"] = {"binary_data_size": len(blob)}
             blobs.append(blob)
@@ -62,17 +66,17 @@ def _stacked(predictions: Sequence[bytes]) -> NDArray[Any]:
     return rows
 
 
-def _tensor(manifest: Manifest, answers: NDArray[Any], output: Wanted) -> dict[str, Any]:
+def _tensor(manifest: Manifest, answers: NDArray[Any], output: RequestedOutput) -> dict[str, Any]:
     kind = manifest.output
     if not kind.has_classes:
         return _numbers(output.name, answers if kind.kind == "numbers" else answers.astype(np.int64))
     probabilities = answers[:, kind.probabilities_from :]
-    if output.name == PROBABILITIES and not output.classes:
-        return _numbers(output.name, probabilities)
-    if output.name == PROBABILITIES:
-        rows = _classified(manifest, probabilities, output.classes)
-    else:
+    if output.name != PROBABILITIES:
         rows = [[one.label if output.name == LABEL else one.value] for one in _best(manifest, answers)]
+    elif count := (output.parameters or NONE).classification:
+        rows = _classified(manifest, probabilities, count)
+    else:
+        return _numbers(output.name, probabilities)
     data = [text for row in rows for text in row]
     return {"name": output.name, "datatype": BYTES, "shape": [len(rows), len(rows[0])], "data": data}
 

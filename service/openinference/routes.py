@@ -14,7 +14,6 @@ from service.bodies import SMALL_BODY_BYTES
 from service.errors import NotSupported, Overloaded
 from service.http.coding import read_content
 from service.http.operations import CurrentRequest, CurrentRuntime, Operation
-from service.large_json import load_object
 from service.lookup import Model
 from service.openinference.infer import check_version
 from service.openinference.outputs import describe_outputs
@@ -29,7 +28,7 @@ from service.openinference.schemas import (
     Statistics,
     errors,
 )
-from service.openinference.tensors import member
+from service.openinference.tensors import load_as
 from service.runtime import Runtime
 
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "statistics"]
@@ -145,7 +144,7 @@ async def index(request: CurrentRequest, runtime: CurrentRuntime) -> list[Indexe
     """Every model that is served; ``{"ready": true}`` asks for those that are ready, which they all are."""
     body = await read_content(request, SMALL_BODY_BYTES)  # whatever its media type: Triton's client names none
     if body:
-        member(load_object(body), "ready", bool, False)
+        load_as(IndexRequest, body)
     return [IndexedModel(name=model.name, version=model.version) for model in runtime.models.values()]
 
 

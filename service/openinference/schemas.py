@@ -5,10 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field, PositiveInt, SkipValidation, model_validator
 
+from service.errors import NotSupported
 from service.http.schemas import Exact, problems
-from service.openinference.tensors import MAX_DIMENSIONS, MAX_TENSORS
+from service.large_json import LargeArray
+
+MAX_TENSORS = 1024
+MAX_DIMENSIONS = 8
 
 Count = Annotated[int, Field(ge=0)]
 Shape = Annotated[list[int], Field(min_length=1, max_length=MAX_DIMENSIONS)]
@@ -68,10 +72,6 @@ class Statistics(BaseModel):
     model_stats: list[ModelStatistics]
 
 
-class IndexRequest(BaseModel):
-    ready: bool | None = None
-
-
 class IndexedModel(BaseModel):
     name: str
     version: str
@@ -79,34 +79,52 @@ class IndexedModel(BaseModel):
     reason: str = ""
 
 
-class InputParameters(BaseModel):
+class IndexRequest(BaseModel, strict=True):
+    ready: bool | None = None
+
+
+class Parameters(BaseModel, strict=True):
+    """Of an input, of an output or of the request. Unknown ones are passed over.
+
+    ``classification``: so many of the most probable classes.
+    """
+
     binary_data_size: Count | None = None
-
-
-class InputTensor(TensorMetadata):
-    data: list[Any] | None = None
-    parameters: InputParameters | None = None
-
-
-class OutputParameters(BaseModel):
     binary_data: bool | None = None
+    binary_data_output: bool | None = None
     classification: Count | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _check(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("shared_memory_region") is not None:
+            raise NotSupported("Shared memory is not supported: send the tensor in the body.")
+        return given
 
-class RequestedOutput(BaseModel):
+
+def _as_list(items: Any) -> Any:
+    return list(items) if isinstance(items, LargeArray) and len(items) <= MAX_TENSORS else items
+
+
+AS_LIST = BeforeValidator(_as_list)
+
+
+class InputTensor(TensorMetadata, strict=True):
+    shape: Annotated[list[PositiveInt], Field(min_length=1, max_length=MAX_DIMENSIONS, fail_fast=True)]
+    data: SkipValidation[list[Any] | None] = None  # tensors.py checks them, since they may be a LargeArray
+    parameters: Parameters | None = None
+
+
+class RequestedOutput(BaseModel, strict=True):
     name: str
-    parameters: OutputParameters | None = None
+    parameters: Parameters | None = None
 
 
-class RequestParameters(BaseModel):
-    binary_data_output: bool | None = None
-
-
-class InferRequest(BaseModel):
+class InferRequest(BaseModel, strict=True):
     id: str | None = None
-    inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=MAX_TENSORS)]
-    outputs: Annotated[list[RequestedOutput], Field(max_length=MAX_TENSORS)] | None = None
-    parameters: RequestParameters | None = None
+    inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=MAX_TENSORS, fail_fast=True), AS_LIST]
+    outputs: Annotated[list[RequestedOutput], Field(max_length=MAX_TENSORS, fail_fast=True), AS_LIST] | None = None
+    parameters: Parameters | None = None
 
 
 class OutputTensor(TensorMetadata):

@@ -7,16 +7,18 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
 
-from service.errors import MalformedRequest, NotSupported
+from service.errors import MalformedRequest
+from service.inference.manifest import reason
 from service.large_json import LargeArray, LargeString, is_array, load_object
+from service.openinference.schemas import InferRequest, InputTensor, Parameters, RequestedOutput
 
-MAX_TENSORS = 1024
-MAX_DIMENSIONS = 8
+Model = TypeVar("Model", bound=BaseModel)
 
 INTEGERS = {
     f"{sign}INT{bits}": f"<{kind}{bits // 8}" for sign, kind in (("U", "u"), ("", "i")) for bits in (8, 16, 32, 64)
@@ -29,7 +31,7 @@ JSON_TYPES = {name: {int, float, type(None)} for name in FLOATS} | {"BOOL": {boo
 BF16, BYTES = "BF16", "BYTES"
 """BF16 is the upper half of a float32; NumPy has no such type. BYTES are strings of any bytes."""
 
-Object = dict[str, Any]
+NONE = Parameters()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,45 +46,39 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """An output that is asked for. ``classes``: the most probable so many, as the classification extension has it."""
-
-    name: str
-    binary: bool
-    classes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Inference:
-    """A request. ``outputs`` None: all of them, in binary or not."""
+    """A request. ``outputs`` None: all of them, as ``parameters`` say."""
 
     id: str | None
     inputs: list[Tensor]
-    outputs: list[Wanted] | None
-    binary: bool
+    outputs: list[RequestedOutput] | None
+    parameters: Parameters
 
 
 def read_inference(body: bytes, header_length: bytes | None, max_rows: float = math.inf) -> Inference:
     """Raises MalformedRequest, or NotSupported for shared memory. ``header_length``: of the JSON before the tensors."""
     length = _header_length(body, header_length)
-    document = load_object(body[:length])
+    request = load_as(InferRequest, body[:length])
     binary = memoryview(body)[length:]
     inputs = []
-    for item in _items(document, "inputs"):
-        tensor, used = _read_tensor(item, binary, max_rows)
+    for given in request.inputs:
+        tensor, used = _read_tensor(given, binary, max_rows)
         inputs.append(tensor)
         binary = binary[used:]
-    if not inputs:
-        raise MalformedRequest("There are no inputs.")
     if len(binary):
         raise MalformedRequest(f"The body has {len(binary)} bytes that belong to no input.")
-    _refuse_repeated([tensor.name for tensor in inputs], "input")
-    return Inference(
-        member(document, "id", str, None),
-        inputs,
-        _read_outputs(document) or None,
-        member(_parameters(document), "binary_data_output", bool, False),
-    )
+    for tensors in (inputs, request.outputs or ()):
+        if len({tensor.name for tensor in tensors}) < len(tensors):
+            raise MalformedRequest("An input or an output is given twice.")
+    return Inference(request.id, inputs, request.outputs or None, request.parameters or NONE)
+
+
+def load_as(model: type[Model], text: bytes) -> Model:
+    """The JSON object, checked; raises MalformedRequest."""
+    try:
+        return model.model_validate(load_object(text))
+    except ValidationError as error:
+        raise MalformedRequest(f"{reason(error)}.") from None
 
 
 def _header_length(body: bytes, header: bytes | None) -> int:
@@ -93,45 +89,26 @@ def _header_length(body: bytes, header: bytes | None) -> int:
     return int(header)
 
 
-def _read_outputs(document: Object) -> list[Wanted]:
-    outputs = []
-    for item in _items(document, "outputs", required=False):
-        parameters = _parameters(item)
-        classes = member(parameters, "classification", int, 0)
-        if classes < 0:
-            raise MalformedRequest("The parameter 'classification' must not be negative.")
-        outputs.append(Wanted(member(item, "name", str), member(parameters, "binary_data", bool, False), classes))
-    _refuse_repeated([output.name for output in outputs], "output")
-    return outputs
-
-
-def _read_tensor(item: Object, binary: memoryview, max_rows: float) -> tuple[Tensor, int]:
+def _read_tensor(given: InputTensor, binary: memoryview, max_rows: float) -> tuple[Tensor, int]:
     """A tensor, and how many bytes of ``binary`` are its own."""
-    name, datatype, shape = member(item, "name", str), member(item, "datatype", str), _shape(item, max_rows)
+    name, datatype, shape = given.name, given.datatype, tuple(given.shape)
+    if shape[0] > max_rows:
+        raise MalformedRequest(f"A request has at most {max_rows} rows.")
     if datatype == BYTES and math.prod(shape) > max_rows:
         raise MalformedRequest(f"Input {name!r:.80} has more than {max_rows} strings.")
-    size = member(_parameters(item), "binary_data_size", int, None)
+    size = (given.parameters or NONE).binary_data_size
+    if (size is None) == (given.data is None):
+        raise MalformedRequest(f"Input {name!r:.80} must have either data or a binary_data_size.")
     if size is None:
-        return Tensor(name, datatype, shape, _from_json(name, datatype, shape, member(item, "data", list))), 0
-    if item.get("data") is not None:
-        raise MalformedRequest(f"Input {name!r:.80} has both data and a binary_data_size.")
-    if not 0 <= size <= len(binary):
+        return Tensor(name, datatype, shape, _from_json(name, datatype, shape, given.data)), 0
+    if size > len(binary):
         raise MalformedRequest(f"Input {name!r:.80} says {size} bytes, but {len(binary)} are left of the body.")
     return Tensor(name, datatype, shape, _from_binary(name, datatype, shape, binary[:size])), size
 
 
-def _shape(item: Object, max_rows: float) -> tuple[int, ...]:
-    shape = member(item, "shape", list)
-    if not 1 <= len(shape) <= MAX_DIMENSIONS or not all(type(size) is int and size > 0 for size in shape):
-        raise MalformedRequest(f"A shape has 1 to {MAX_DIMENSIONS} dimensions, all whole numbers above 0.")
-    if shape[0] > max_rows:
-        raise MalformedRequest(f"A request has at most {max_rows} rows.")
-    return tuple(shape)
-
-
-def _from_json(
-    name: str, datatype: str, shape: tuple[int, ...], data: list[Any] | LargeArray
-) -> NDArray[Any] | list[Any]:
+def _from_json(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> NDArray[Any] | list[Any]:
+    if not is_array(data):
+        raise MalformedRequest(f"The data of input {name!r:.80} must be an array.")
     if isinstance(data, LargeArray):
         return _from_large(name, datatype, shape, data)
     flat = _flatten(name, data, shape)
@@ -209,46 +186,6 @@ def _split_bytes(name: str, count: int, raw: memoryview) -> list[bytes]:
     if offset != len(raw) or len(elements) != count:
         raise MalformedRequest(f"Input {name!r:.80} is not {count} strings, each after its length.")
     return elements
-
-
-# JSON, member by member
-
-
-def _items(document: Object, name: str, required: bool = True) -> list[Object]:
-    found = member(document, name, list) if required else member(document, name, list, [])
-    items: list[Object] = list(found) if len(found) <= MAX_TENSORS else []
-    if len(found) > MAX_TENSORS or not all(isinstance(item, dict) for item in items):
-        raise MalformedRequest(f"The member {name!r} must be at most {MAX_TENSORS} objects.")
-    return items
-
-
-def _parameters(item: Object) -> Object:
-    parameters: Object = member(item, "parameters", dict, {})
-    if parameters.get("shared_memory_region") is not None:
-        raise NotSupported("Shared memory is not supported: send the tensor in the body.")
-    return parameters
-
-
-_NONE: Any = object()
-_NAMES = {str: "a string", int: "a whole number", bool: "true or false", list: "an array", dict: "an object"}
-
-
-def member(item: Object, name: str, kind: type, default: Any = _NONE) -> Any:
-    """A JSON object's member of exactly this kind; null means that it is absent. Raises MalformedRequest."""
-    value = item.get(name)
-    if value is None:
-        if default is _NONE:
-            raise MalformedRequest(f"The member {name!r} is missing.")
-        return default
-    found = list if isinstance(value, LargeArray) else type(value)
-    if found is not kind:  # a bool is an int, but no number
-        raise MalformedRequest(f"The member {name!r} must be {_NAMES[kind]}.")
-    return value
-
-
-def _refuse_repeated(names: Sequence[str], what: str) -> None:
-    if len(set(names)) != len(names):
-        raise MalformedRequest(f"An {what} is given twice.")
 
 
 def _datatype_refused(name: str, datatype: str, where: str) -> str:
