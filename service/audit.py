@@ -21,8 +21,8 @@ from service.cache.entry import Entry
 from service.cache.memory import MemoryCache
 from service.cache.redis.l2 import L2
 from service.errors import NoWaiters, StoreUnavailable
-from service.inference.model_thread import ModelThreads, Outcome
-from service.inference.predictor import unpack
+from service.inference.model_thread import ModelThreads
+from service.inference.predictor import Outcome, unpack
 from service.lookup import Answer, Lookup, Model
 from service.metrics import Metrics
 
@@ -117,8 +117,8 @@ class Auditor:
         return len(self._waiting) < MAX_WAITING and self._waiting_bytes < MAX_WAITING_BYTES
 
     def observe(self, lookup: Lookup, answer: Answer) -> None:
-        """Take a sample where it is due. A question without a payload cannot be computed, so it cannot be audited."""
-        if answer.hit and self.countdown.picks(answer.key) and lookup.question.payload is not None:
+        """Of a hit. A question without a payload cannot be computed, so it cannot be audited."""
+        if self.countdown.picks(answer.key) and lookup.question.payload is not None:
             self._offer(Sample(lookup.model, answer.key, lookup.question.payload, answer.entry.value))
 
     def observe_hits(

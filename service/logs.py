@@ -10,6 +10,7 @@ import random
 import sys
 from collections.abc import Callable
 from contextvars import Context, ContextVar
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -22,19 +23,17 @@ _access.setLevel(logging.INFO)  # whatever PREDICT_LOG_LEVEL is: who asks for th
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
 
+@dataclass(slots=True)
 class RequestId:
     """A request's id: the client's, or else a new one, made when it is first read. Few are ever read."""
 
-    __slots__ = ("_text",)
-
-    def __init__(self, given: bytes | None) -> None:
-        self._text = None if given is None else given.decode("ascii")
+    given: bytes | None = None
 
     @property
     def text(self) -> str:
-        if self._text is None:
-            self._text = uuid4().hex
-        return self._text
+        if self.given is None:
+            self.given = uuid4().hex.encode()
+        return self.given.decode("ascii")
 
 
 current_request: ContextVar[RequestId | None] = ContextVar("current_request", default=None)
@@ -43,7 +42,7 @@ current_request: ContextVar[RequestId | None] = ContextVar("current_request", de
 
 def named_request() -> RequestId:
     """The current request's id. A task without one gets one."""
-    name = current_request.get() or RequestId(None)
+    name = current_request.get() or RequestId()
     current_request.set(name)
     return name
 

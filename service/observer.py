@@ -160,7 +160,8 @@ class AnswerObserver:
         self.metrics.resolved(lookup.model.name, answer.source, seconds)
         if answer.source == "computed":
             self.metrics.queued(lookup.model.name, answer.queue_seconds)
-        self.auditor.observe(lookup, answer)
+        if answer.hit:
+            self.auditor.observe(lookup, answer)
         self.economics.accounts[lookup.model.name].add(lookup, answer)
         if self.trace is not None:
             self.trace(lookup, answer)

@@ -141,5 +141,5 @@ async def test_a_leased_miss_runs_the_code_of_few_files(iris_models: Path, tmp_p
             transport = httpx.ASGITransport(lambda scope, *channels: app({**scope, "state": state}, *channels))
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
                 await client.get(ONE.format(5))  # the first finds some things out for all others
-                assert await files_of(client.get(ONE.format(6))) <= 33
-                assert await files_of(client.post("/predict_batch", json={"inputs": [[7, 3, 6, 2]]})) <= 38
+                assert await files_of(client.get(ONE.format(6))) <= 26
+                assert await files_of(client.post("/predict_batch", json={"inputs": [[7, 3, 6, 2]]})) <= 31

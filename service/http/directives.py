@@ -60,10 +60,8 @@ def holds(if_match: bytes, etag: bytes | None) -> bool:
 
 
 def check_if_match(method: str, if_match: bytes, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-    """Raises PreconditionFailed if the request is a retrieval and its If-Match does not hold for the answer."""
-    if method not in RETRIEVALS or status not in (200, 304):
-        return
-    if not holds(if_match, dict(headers).get(b"etag")):
+    """Raises PreconditionFailed if the request is a retrieval whose If-Match does not hold for the answer."""
+    if method in RETRIEVALS and status in (200, 304) and not holds(if_match, dict(headers).get(b"etag")):
         raise PreconditionFailed
 
 

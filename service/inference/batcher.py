@@ -19,8 +19,8 @@ from operator import attrgetter
 from typing import NamedTuple, TypeAlias
 
 from service.errors import DeadlineExceeded, DeviceLost, NoWaiters, Overloaded, PredictionFailed, ServiceError
-from service.inference.model_thread import ModelThreads, Outcome, compute
-from service.inference.predictor import Prediction, Predictor
+from service.inference.model_thread import ModelThreads
+from service.inference.predictor import Outcome, Prediction, Predictor, compute
 
 Wanted: TypeAlias = Callable[[], bool]
 

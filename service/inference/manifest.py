@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -144,7 +145,7 @@ class Output(Part):
     def has_classes(self) -> bool:
         return self.kind in ("probabilities", "class_and_probabilities", "class")
 
-    @property
+    @cached_property
     def probabilities_from(self) -> int | None:
         """Where in an answer the probabilities begin; None for an answer without any."""
         if self.kind == "probabilities":

@@ -5,15 +5,10 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import TypeAlias
 
-from service.errors import DeviceLost, PredictionFailed, ServiceError
-from service.inference.predictor import Prediction
-
-Outcome: TypeAlias = "Prediction | Exception"
-Predict: TypeAlias = Callable[[Sequence[bytes]], Sequence[Outcome]]
+from service.inference.predictor import Outcome, Predict, compute
 
 
 class ModelThreads:
@@ -45,29 +40,6 @@ class ModelThreads:
             outcomes = compute(self._predict, payloads)
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(_resolve, done, outcomes)
-
-
-def compute(predict: Predict, payloads: Sequence[bytes]) -> list[Outcome]:
-    """One outcome per payload; never raises."""
-    try:
-        outcomes = predict(payloads)
-    except BaseException as error:  # also SystemExit, because a model must not end its thread
-        if len(payloads) == 1 or isinstance(error, DeviceLost):
-            return [_failed(error)] * len(payloads)
-        # One by one, so that only the row at fault fails.
-        return [compute(predict, [payload])[0] for payload in payloads]
-    if len(outcomes) != len(payloads):
-        return [_failed(ValueError(f"{len(outcomes)} predictions for {len(payloads)} inputs"))] * len(payloads)
-    return [outcome if isinstance(outcome, bytes) else _failed(outcome) for outcome in outcomes]
-
-
-def _failed(error: BaseException) -> Exception:
-    """An error for clients stays. Any other becomes the cause of PredictionFailed, for the log."""
-    if isinstance(error, ServiceError) and not isinstance(error, PredictionFailed):
-        return error
-    failed = PredictionFailed()
-    failed.__cause__ = error
-    return failed
 
 
 def _resolve(done: asyncio.Future[list[Outcome]], outcomes: list[Outcome]) -> None:

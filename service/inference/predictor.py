@@ -5,15 +5,18 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, NewType, Protocol
+from typing import Any, Literal, NamedTuple, NewType, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.errors import DeviceLost, PredictionFailed, ServiceError
 from service.inference.manifest import Manifest
 
 Prediction = NewType("Prediction", bytes)
 """A packed vector, read as the manifest's ``output`` says: dtype, shape and little-endian values (see ``pack``)."""
+Outcome: TypeAlias = "Prediction | Exception"
+Predict: TypeAlias = "Callable[[Sequence[bytes]], Sequence[Outcome]]"
 
 EXAMPLE_TOLERANCE = 1e-3
 """How far an answer may be from the manifest's golden one, where a predictor's ``example_tolerance`` says no more."""
@@ -119,7 +122,7 @@ class Predictor(Protocol):
 
     # A table's predictor may have ``parse_table``, which does the same for rows of numbers.
 
-    def predict(self, batch: Sequence[bytes]) -> Sequence[Prediction | Exception]:
+    def predict(self, batch: Sequence[bytes]) -> Sequence[Outcome]:
         """One prediction per payload, in order, or InvalidInput in the place of a payload that is at fault.
 
         A thread calls it, one batch at a time. An answer is packed as the manifest's ``output`` and ``dtype`` say.
@@ -131,6 +134,29 @@ def parse_table(predictor: Predictor, table: NDArray[np.float64]) -> Questions |
     """The questions of rows of numbers in the order of the features; None where ``parse`` must see each row."""
     parse: Callable[[NDArray[np.float64]], Questions | None] = getattr(predictor, "parse_table", lambda table: None)
     return parse(table)
+
+
+def compute(predict: Predict, payloads: Sequence[bytes]) -> list[Outcome]:
+    """One outcome per payload; never raises."""
+    try:
+        outcomes = predict(payloads)
+    except BaseException as error:  # also SystemExit, because a model must not end its thread
+        if len(payloads) == 1 or isinstance(error, DeviceLost):
+            return [_failed(error)] * len(payloads)
+        # One by one, so that only the row at fault fails.
+        return [compute(predict, [payload])[0] for payload in payloads]
+    if len(outcomes) != len(payloads):
+        return [_failed(ValueError(f"{len(outcomes)} predictions for {len(payloads)} inputs"))] * len(payloads)
+    return [outcome if isinstance(outcome, bytes) else _failed(outcome) for outcome in outcomes]
+
+
+def _failed(error: BaseException) -> Exception:
+    """An error for clients stays. Any other becomes the cause of PredictionFailed, for the log."""
+    if isinstance(error, ServiceError) and not isinstance(error, PredictionFailed):
+        return error
+    failed = PredictionFailed()
+    failed.__cause__ = error
+    return failed
 
 
 def pack(vector: NDArray[Any]) -> Prediction:

@@ -25,6 +25,7 @@ class Breaker:
 
     ``ping`` returns why Redis refuses to write, or an empty text. It raises StoreUnavailable, or ConfigurationError for
     an unsupported Redis. ``on_change`` is called with each state and its reason, also for the first failure to connect.
+    ``closed``: Redis may be asked. ``failures``: in a row.
     """
 
     def __init__(
@@ -35,34 +36,22 @@ class Breaker:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.state: State = "down"
+        self.closed = self.writable = False
+        self.failures = 0
         self._ping = ping
         self._on_change = on_change
         self._clock = clock
         self._sleep = sleep
-        self._failures = 0
         self._reason: str | None = None
         self._told_at = -math.inf
         self._not_up = asyncio.Event()
         self._not_up.set()
         self._writes_from = clock()
 
-    @property
-    def closed(self) -> bool:
-        """Whether Redis may be asked."""
-        return self.state != "down"
-
-    @property
-    def writable(self) -> bool:
-        return self.state == "up"
-
     def failed(self, reason: str) -> None:
-        self._failures += 1
-        if self._failures >= FAILURES and self.closed:
+        self.failures += 1
+        if self.failures >= FAILURES and self.closed:
             self._become("down", reason)
-
-    def succeeded(self) -> None:
-        """End the row of failures. An open breaker stays open: only a PONG closes it."""
-        self._failures = 0
 
     def pause_writes(self, reason: str, seconds: float = WRITE_PAUSE_SECONDS) -> None:
         """Redis is full or read-only: no writes for so long, and until a PING finds that it takes them. Reads go on."""
@@ -78,8 +67,7 @@ class Breaker:
             if not self.closed:
                 self._become("down", str(error))
             return
-        # Failures from before this PONG no longer count.
-        self._failures = 0
+        self.failures = 0  # those from before this PONG no longer count
         self._become("read-only" if refusal else "up", refusal)
 
     async def watch(self) -> None:
@@ -101,6 +89,7 @@ class Breaker:
         if state == self.state and not is_news and self._reason is not None:
             return
         self.state, self._reason, self._told_at = state, reason, now
+        self.closed, self.writable = state != "down", state == "up"
         if state == "up":
             self._not_up.clear()
         else:

@@ -243,7 +243,7 @@ class RedisClient:
         if refusal is not None:
             self._pause_writes(refusal)
         if len(errors) < len(replies):
-            self.breaker.succeeded()  # an error reply to some commands, such as a missing permission, is no outage
+            self.breaker.failures = 0  # an error reply to some commands, such as a missing permission, is no outage
         elif not all(map(_refuses_writes, errors)):
             self.breaker.failed(_reason(errors[0]))
 

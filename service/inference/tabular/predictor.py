@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from service.errors import MAX_SENTENCE, InvalidInput, PredictionFailed
 from service.inference.artifact import Artifact, fingerprint, library_versions
 from service.inference.manifest import Manifest
-from service.inference.predictor import Options, Prediction, Question, Questions, pack
+from service.inference.predictor import Options, Outcome, Prediction, Question, Questions, pack
 from service.inference.tabular.cells import Interval, find_cells
 from service.inference.tabular.estimator import (
     Compute,
@@ -115,7 +115,7 @@ class TabularPredictor:
         assert self._cells is not None
         return dict(zip(self._feature_names, self._cells.box(question.identity[1:]), strict=True))
 
-    def predict(self, batch: Sequence[bytes]) -> Sequence[Prediction | Exception]:
+    def predict(self, batch: Sequence[bytes]) -> Sequence[Outcome]:
         """The same bits as the estimator's own answers.
 
         A row is its client's fault if the estimator refuses it with a ValueError, such as for a category that it does
@@ -129,30 +129,30 @@ class TabularPredictor:
                 raise  # the caller then asks for each row alone
             return [InvalidInput(str(error).partition("\n")[0][:MAX_SENTENCE])]
 
-    def audit(self, payload: bytes) -> Prediction | Exception:
+    def audit(self, payload: bytes) -> Outcome:
         """As ``predict``, but by the estimator's own method, without this service's short cuts.
 
         May be called while ``predict`` runs.
         """
         return self._answers(self._own_answers, [payload])[0]
 
-    def _answers(self, compute: Compute, batch: Sequence[bytes]) -> list[Prediction | Exception]:
+    def _answers(self, compute: Compute, batch: Sequence[bytes]) -> list[Outcome]:
         size = self._rows_per_call
         if size is None:
             return self._packed(compute(self._rows.table(batch)), len(batch))
-        answers: list[Prediction | Exception] = []
+        answers: list[Outcome] = []
         for start in range(0, len(batch), size):
             block = batch[start : start + size]
             full = [*block, *[block[0]] * (size - len(block))]
             answers += self._packed(compute(self._rows.table(full)), size)[: len(block)]
         return answers
 
-    def _packed(self, said: NDArray[Any], count: int) -> list[Prediction | Exception]:
+    def _packed(self, said: NDArray[Any], count: int) -> list[Outcome]:
         answers = np.ascontiguousarray(said, dtype="<f8")
         if answers.shape != (count, self._width):
             return [PredictionFailed(f"the model's answer has the shape {answers.shape}") for _ in range(count)]
         raw, size = answers.tobytes(), 8 * self._width
-        packed: list[Prediction | Exception] = [
+        packed: list[Outcome] = [
             Prediction(self._head + raw[start : start + size]) for start in range(0, len(raw), size)
         ]
         if not np.isfinite(answers).all():
