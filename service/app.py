@@ -23,11 +23,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service import __version__
 from service.config import Settings, names, settings_of_process
 from service.http import batch, predict
-from service.http.endpoint import Endpoint, ErrorRenderer, Request, problem
+from service.http.endpoint import Endpoint
 from service.http.operations import SHORT_CUTS, Observed, Operation
-from service.http.problems import ExceptionHandlers
 from service.management import admin, docs, home, status
 from service.management.openapi import TITLE, describe
+from service.management.problems import HANDLERS
 from service.openinference import infer
 from service.openinference import routes as v2
 from service.runtime import Runtime, open_runtime
@@ -124,7 +124,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=_lifespan,
         openapi_url=None,  # /openapi.json and /docs are in management/docs.py
         redirect_slashes=False,
-        exception_handlers=ExceptionHandlers(_error_renderer, _guard).table(),
+        exception_handlers=HANDLERS,
         routes=[Route(endpoint.route, endpoint, name=endpoint.route) for endpoint in HOT],
     )
     app.router.route_class = Operation
@@ -156,16 +156,6 @@ def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
         expose_headers=CORS_EXPOSED,
     )
     app.middleware_stack = app.build_middleware_stack()
-
-
-def _error_renderer(path: str) -> ErrorRenderer:
-    return infer.render_error if f"{path}/".startswith("/v2/") else problem
-
-
-def _guard(request: Request) -> None:
-    """Raises ServiceError for whom a path under /admin does not exist, whatever the method."""
-    if request.path.startswith(f"{admin.PREFIX}/"):
-        admin.check_token(request)
 
 
 def _end_process(reason: str) -> None:

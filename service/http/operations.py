@@ -15,7 +15,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.directives import check_if_match
-from service.http.endpoint import CURRENT, Headers, Reply, Request, is_named
+from service.http.endpoint import CURRENT, Headers, Request, is_named
 from service.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -108,12 +108,3 @@ def _with_id(request: Request, status: int, headers: Headers) -> Headers:
     if not named and is_named(request, status, headers):
         headers.append((b"x-request-id", request.id))
     return headers
-
-
-def as_response(reply: Reply) -> Response:
-    """A reply of our endpoints as Starlette's Response."""
-    response = Response(reply.body, reply.status)
-    if reply.content_type is not None:
-        response.headers["content-type"] = reply.content_type.decode()
-    response.raw_headers += reply.headers
-    return response
