@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
+from service import errors
+
 Schema = dict[str, Any]
 Responses = dict[int | str, Schema]
 """Status -> what OpenAPI says of it, as FastAPI takes ``responses``."""
@@ -13,23 +15,6 @@ Responses = dict[int | str, Schema]
 Share = Annotated[float, Field(ge=0, le=1)]
 Interval = Annotated[list[float | None], Field(min_length=2, max_length=2)]
 """Of a tuple FastAPI would make what OpenAPI 3.1 and later do not allow."""
-
-ERRORS = {
-    400: "Malformed request",
-    401: "A bearer token is needed",
-    404: "Unknown model, digest or key",
-    412: "If-Match does not hold",
-    413: "Body too large",
-    414: "Request target too long",
-    415: "Unsupported media type or content coding",
-    422: "Invalid input",
-    429: "Too many requests from this address; see Retry-After",
-    500: "The model failed on this input",
-    501: "Not supported",
-    503: "Overloaded or draining; see Retry-After",
-    504: "Not in time, or not cached and only-if-cached",
-}
-
 
 PREDICTION = "A class's value, a number, an object of several outputs, or a list of 0 and 1 per label."
 
@@ -68,4 +53,8 @@ class Results(Exact):
 def problems(*statuses: int, schema: str = Problem.__name__, media_type: str = "application/problem+json") -> Responses:
     """Errors of an operation. FastAPI would give each the media type of the answer."""
     content = {media_type: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
-    return {status: {"description": ERRORS[status], "content": content} for status in statuses}
+    titles: dict[int, list[str]] = {status: [] for status in statuses}
+    for error in vars(errors).values():
+        if isinstance(error, type) and issubclass(error, errors.ServiceError) and error.status in titles:
+            titles[error.status].append(error.title)
+    return {status: {"description": "; ".join(said), "content": content} for status, said in titles.items()}

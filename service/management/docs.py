@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import orjson
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, Response
 
-from service.cache.memory import Memo
 from service.http.operations import CurrentRequest, Operation
 from service.management.documents import KEPT, REVALIDATED, Document, Folder
 
 ASSETS = "/docs/assets"
 
 router = APIRouter(route_class=Operation, tags=["documentation"])
-_descriptions: Memo[bytes, Document] = Memo(4)
 _assets = Folder("fastapi_offline", "static", KEPT)
 
 
 @router.get("/openapi.json", summary="This description", response_model=dict[str, Any])
 async def openapi(request: Request, current: CurrentRequest) -> Response:
-    body = await asyncio.to_thread(_description, request.app)
-    if body not in _descriptions:
-        _descriptions.keep(body, Document(body, "application/json", REVALIDATED))
-    return await _descriptions[body].response(current)
+    body = await asyncio.to_thread(lambda: orjson.dumps(request.app.openapi()))
+    return await _description(body).response(current)
 
 
 @router.get("/docs", summary="This description as a page", response_class=HTMLResponse)
@@ -38,12 +34,12 @@ async def docs(current: CurrentRequest) -> Response:
 @router.get(f"{ASSETS}/{{name}}", include_in_schema=False)
 async def asset(name: str, current: CurrentRequest) -> Response:
     """A file of Swagger UI, as the package fastapi-offline carries it."""
-    document = await asyncio.to_thread(_assets.document, name)
-    return await document.response(current)
+    return await _assets.response(name, current)
 
 
-def _description(app: FastAPI) -> bytes:
-    return orjson.dumps(app.openapi())
+@lru_cache(4)
+def _description(body: bytes) -> Document:
+    return Document(body, "application/json", REVALIDATED)
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import mimetypes
 from base64 import urlsafe_b64encode
+from collections.abc import Mapping
 from hashlib import sha256
 from importlib.resources import files
 
@@ -18,15 +19,16 @@ from service.http.endpoint import Request
 BEST = 9
 """The slowest level of compression, since each document is compressed once."""
 
-REVALIDATED, KEPT = "no-cache", "max-age=3600"
+Headers = Mapping[str, str]
+REVALIDATED, KEPT = {"cache-control": "no-cache"}, {"cache-control": "max-age=3600"}
 """REVALIDATED is for what changes with the models or a release: clients ask each time, and mostly get 304."""
 
 
 class Document:
     """A body of one media type. Images are compressed already, so they are sent as they are."""
 
-    def __init__(self, body: bytes, media_type: str, cache_control: str) -> None:
-        self._body, self._media_type, self._cache_control = body, media_type, cache_control
+    def __init__(self, body: bytes, media_type: str, headers: Headers) -> None:
+        self._body, self._media_type, self._headers = body, media_type, headers
         self._digest = urlsafe_b64encode(sha256(body).digest()[:16]).rstrip(b"=").decode()
         self._compresses = not media_type.startswith("image/")
         self._encoded: dict[str | None, bytes] = {None: body}
@@ -34,18 +36,14 @@ class Document:
     async def response(self, request: Request) -> Response:
         """The document in a coding that the client accepts, or 304 if the client has it in this coding."""
         coding = negotiate(request.header(b"accept-encoding")) if self._compresses else None
-        tag = self._tag(coding)
-        headers = {"etag": tag, "cache-control": self._cache_control, "vary": "accept-encoding"}
+        tag = f'"{self._digest}{"" if coding is None else f"-{coding}"}"'  # a strong one, so each coding has its own
+        headers = {"etag": tag, "vary": "accept-encoding", **self._headers}
         condition = request.header(b"if-none-match")
         if condition is not None and (condition == b"*" or matches(condition, tag.encode())):
             return Response(status_code=304, headers=headers)
         if coding is not None:
             headers["content-encoding"] = coding
         return Response(await self._in(coding), media_type=self._media_type, headers=headers)
-
-    def _tag(self, coding: str | None) -> str:
-        """A strong entity tag, so each coding has its own."""
-        return f'"{self._digest}{"" if coding is None else f"-{coding}"}"'
 
     async def _in(self, coding: str | None) -> bytes:
         if coding is not None and coding not in self._encoded:
@@ -57,17 +55,21 @@ class Document:
 class Folder:
     """The files of a folder in a package, each read once."""
 
-    def __init__(self, package: str, folder: str, cache_control: str) -> None:
+    def __init__(self, package: str, folder: str, headers: Headers) -> None:
         self._folder = files(package) / folder
-        self._cache_control = cache_control
+        self._headers = headers
         self._documents: dict[str, Document] = {}
 
-    def document(self, name: str) -> Document:
-        """Raises NotFound. ``name`` is only compared with the folder's own names, so none leads out of it."""
+    async def response(self, name: str, request: Request) -> Response:
+        """Raises NotFound."""
+        return await (await asyncio.to_thread(self._document, name)).response(request)
+
+    def _document(self, name: str) -> Document:
+        """``name`` is only compared with the folder's own names, so none leads out of it."""
         if name not in self._documents:
             found = [file for file in self._folder.iterdir() if file.name == name and file.is_file()]
             if not found:
                 raise NotFound
             media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
-            self._documents[name] = Document(found[0].read_bytes(), media_type, self._cache_control)
+            self._documents[name] = Document(found[0].read_bytes(), media_type, self._headers)
         return self._documents[name]
