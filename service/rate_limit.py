@@ -38,23 +38,20 @@ class RateLimit:
 
 
 class ConnectionLimit:
-    """How many connections each client address has open, of ``maximum``; 0: any number, and nothing is counted."""
+    """How many connections each client address has open, of ``maximum``; 0: any number."""
 
     def __init__(self, maximum: int) -> None:
-        self._maximum = maximum
+        self._maximum = maximum or math.inf
         self._open: Counter[str] = Counter()
 
     def open(self, client: str) -> TooManyRequests | None:
         """Count one more, also where it is one too many; ``close`` is called for each."""
-        if not self._maximum:
-            return None
         self._open[client] += 1
         if self._open[client] <= self._maximum:
             return None
         return TooManyRequests(f"This address has {self._maximum} connections open already.")
 
     def close(self, client: str) -> None:
-        if self._maximum:
-            self._open[client] -= 1
-            if not self._open[client]:
-                del self._open[client]
+        self._open[client] -= 1
+        if not self._open[client]:
+            del self._open[client]

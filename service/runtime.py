@@ -100,9 +100,10 @@ class Runtime:
             raise UnknownModel(f"There is no model {shown}; /models lists those there are.", parameter="model")
         return model
 
-    def default_model(self, image: bool) -> Model | None:
-        """The model that is asked when none is named, where it is served."""
-        return self.models.get(self._defaults[image] or "")
+    @property
+    def defaults(self) -> dict[bool, Model]:
+        """Whether the input is an image -> the model that is asked when none is named, where it is served."""
+        return {image: self.models[name] for image, name in self._defaults.items() if name in self.models}
 
     def update_metrics(self) -> None:
         """Every worker does this regularly, because a scrape of one worker shows all."""

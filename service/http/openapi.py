@@ -50,7 +50,7 @@ def query_parameters(runtime: Runtime, models: Sequence[Model], named: bool = Fa
 
     Only the default model's have examples, and of an image's only the first: /docs sends all that have one.
     """
-    default = models[0] if named else next(iter(_defaults(runtime).values()), models[0])
+    default = models[0] if named else next(iter(runtime.defaults.values()), models[0])
     schemas: dict[str, Schema] = {}
     for model in models:
         for name, schema in model.predictor.parameters.items():
@@ -102,7 +102,7 @@ def _route(path: str, method: str, summary: str, answer: type, headers: Schema, 
 def _body(runtime: Runtime, models: Sequence[Model], named: bool) -> Schema:
     forms = [form for model in models for form in _forms(runtime, model, named)]
     first = models[0]
-    which = {} if named or first in _defaults(runtime).values() else {"model": first.name}
+    which = {} if named or first in runtime.defaults.values() else {"model": first.name}
     content: Schema = {JSON: {"schema": {"anyOf": forms}, "example": which | first.manifest.example.inputs}}
     if any(model.manifest.image for model in models):
         content |= {media_type: {"schema": _FILE} for media_type in IMAGE_TYPES} | _form(models, _FILE, named)
@@ -121,7 +121,7 @@ def _forms(runtime: Runtime, model: Model, named: bool) -> list[Schema]:
     extra = _views(model)
     if not named:
         extra["model"] = {"const": model.name}
-    required = [] if named or model in _defaults(runtime).values() else ["model"]
+    required = [] if named or model in runtime.defaults.values() else ["model"]
     schemas = dict(model.predictor.parameters) | {"input": _input(model)}
     return [
         _strict({name: dict(schemas[name]) for name in way} | extra, [*_required(model, way), *required])
@@ -170,7 +170,7 @@ def _batch(runtime: Runtime, models: Sequence[Model]) -> Schema:
         for name in ("inputs", "batch_inputs")
         for model in models
     ]
-    for is_image, model in _defaults(runtime).items():
+    for is_image, model in runtime.defaults.items():
         first = rows | {"prefixItems": [_IMAGE_ROW if is_image else {"not": _IMAGE_ROW}]}
         forms.append(_strict({"inputs": first} | _views(model), ["inputs"]))
         if is_image:
@@ -184,12 +184,6 @@ def _batch(runtime: Runtime, models: Sequence[Model]) -> Schema:
         "features, `model` and `top_k` go into the query. With `Accept: text/csv` the answer is CSV."
     )
     return {"description": text, "requestBody": {"required": True, "content": content}}
-
-
-def _defaults(runtime: Runtime) -> dict[bool, Model]:
-    """Whether the input is an image -> the model that is asked when none is named, where there is one."""
-    found = {image: runtime.default_model(image) for image in (False, True)}
-    return {image: model for image, model in found.items() if model is not None}
 
 
 def _views(*models: Model) -> dict[str, Schema]:
