@@ -159,7 +159,7 @@ def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
 
 
 def _end_process(reason: str) -> None:
-    """Only hits can be answered here any more: end as when told to, so that whoever started this process does again."""
+    """This process can answer only hits any more. It ends as if told to, so that whoever started it starts another."""
     logger.error("%s; this process ends.", reason)
     os.kill(os.getpid(), signal.SIGTERM)
 

@@ -69,8 +69,8 @@ class JsonFormatter(logging.Formatter):
 
 
 class OncePerPlace(logging.Filter):
-    """A warning once for each line of code that gives it, as Python means to: it forgets them whenever a library
-    changes the filters, and then a model that warns of an input writes a line for each question."""
+    """A warning once for each line of code that gives it. Python does so too, but whenever a library changes the
+    filters it forgets what it has shown. Then a model that warns of its inputs would write a line for each question."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -155,7 +155,7 @@ class Metrics:
         self.cache_mismatch = self._counter(
             "predict_cache_mismatch", "Audited hits that were not what the model says.", "model"
         )
-        # Of the whole cluster: the worker that asked Redis last is right.
+        # Of the whole cluster: the value of the worker that has asked Redis last counts.
         self.distinct_questions = self._gauge(
             "predict_distinct_questions",
             "Different questions of the last day in the cluster, estimated.",

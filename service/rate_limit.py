@@ -12,7 +12,7 @@ from service.errors import TooManyRequests
 GUESSES_PER_MINUTE = 10
 """Wrong admin tokens that one client address may try."""
 MAX_CLIENTS = 65_536
-"""Addresses that are remembered. Of more, those that were idle for longest are forgotten, and start with all tokens."""
+"""Addresses that are remembered. Beyond these, the one that was idle longest is forgotten: it has all tokens again."""
 
 
 class RateLimit:
@@ -30,7 +30,7 @@ class RateLimit:
             raise TooManyRequests("Too many requests come from this address.", retry_after=wait)
 
     def take(self, client: str) -> None:
-        """One token, whether there is one or not."""
+        """Take one token, even if there is none."""
         full_at = max(self._full_at.pop(client, 0.0), self._clock()) + 1 / self._per_second
         self._full_at[client] = min(full_at, self._clock() + self._burst / self._per_second)
         if len(self._full_at) > MAX_CLIENTS:

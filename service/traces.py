@@ -27,7 +27,7 @@ _NS = 10**9
 
 
 class Traces:
-    """``clock``: the pipeline's, which the answers' times are of. ``deadline_seconds``: of every question."""
+    """``clock``: the pipeline's, which has measured the answers' times. ``deadline_seconds``: of every question."""
 
     def __init__(self, tracer: Tracer, deadline_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._tracer, self._deadline_seconds, self._clock = tracer, deadline_seconds, clock

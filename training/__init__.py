@@ -1,4 +1,4 @@
-"""Makes models: what was trained or registered becomes a model directory here, with its golden answer and its cost."""
+"""Makes model directories of what was trained or registered, with the golden answer and the cost of each model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def __getattr__(name: str) -> Any:
 
 
 def check_name(name: str) -> None:
-    """Raises ConfigurationError for what no model may be called: ask before anything is executed or trained."""
+    """Raises ConfigurationError for a name that no model may have. Call it before anything is executed or trained."""
     try:
         TypeAdapter(ModelName).validate_python(name)
     except ValidationError:

@@ -190,8 +190,8 @@ def rows_of(table: Any) -> list[list[Value]]:
 
 
 def choose_form(model: Any, features: Sequence[Feature], rows: list[list[Value]]) -> Form:
-    """What to call the model with: an array of numbers or of objects, where it then answers these rows as it does for
-    the DataFrame that it was fitted on, else that."""
+    """What to call the model with: an array of numbers or of objects, if the model answers these rows as it answers
+    them in a DataFrame; else a DataFrame."""
     names, are_texts = fitted_names(model), any(f.type in ("category", "text") for f in features)
     one_text = [f.type for f in features] == ["text"] and not names and not feature_count(model)
     if takes_texts(model) or (one_text and not isinstance(_answers(model, "texts", features, rows), Exception)):
@@ -221,7 +221,7 @@ def _answers(model: Any, form: str, features: Sequence[Feature], rows: list[list
             said = np.asarray(ask(called(form, features, rows)))
         except Exception as error:
             return error
-    # What takes the names of a DataFrame's columns for its texts answers each of these.
+    # A vectorizer that is given a DataFrame takes the names of its columns for the texts.
     count = len(said) if said.ndim else 1
     return said if count == len(rows) else ValueError(f"{count} answers for {len(rows)} rows")
 

@@ -187,7 +187,7 @@ def examine(name: str) -> Line:
 
 
 def _silent(shown: str) -> None:
-    """Nobody reads it."""
+    """Print nothing."""
 
 
 def _rows(width: int) -> NDArray[np.float64]:
@@ -212,7 +212,7 @@ def _wrong(predictor: TabularPredictor, manifest: Manifest, model: Any, rows: ND
 
 
 def _asked(predictor: TabularPredictor, payload: bytes) -> bytes | None:
-    """None for what cannot be answered, be it the row's fault or no number."""
+    """None for a row that the predictor refuses, and for an answer that is no finite number."""
     (answer,) = predictor.predict([payload])
     return answer if isinstance(answer, bytes) else None
 

@@ -125,7 +125,7 @@ def _says_the_same(made: Artifact, spec: Image, threads: int) -> bool:
     try:
         runner = CpuRunner(made, spec, threads)
     except ConfigurationError:
-        return False  # the graph is for one image only; if it is for none, the next to load it says so
+        return False  # the graph takes one image at a time; if it takes none either, publishing fails with the reason
     images = list(noise(spec, CHUNK))
     together = np.stack(runner.run(images))
     parts = [slice(0, 3), *(slice(row, row + 1) for row in range(CHUNK))]

@@ -69,7 +69,7 @@ def _read(file: Path, name: str, trusted: Sequence[str], any_version: bool) -> S
 
 
 def _dumped(model: Any, name: str) -> Source:
-    """Loaded again, since a model that is served is changed a little: whose it is keeps it as it was."""
+    """A copy: to serve a model changes it a little (``n_jobs``), and its owner goes on using it."""
     file = io.BytesIO()
     try:
         joblib.dump(model, file)
@@ -170,7 +170,7 @@ def _run(options: argparse.Namespace) -> Manifest:
 
 
 class _Callable(ModuleType):
-    """So that ``from training import register`` gives what can be called, though it is this module."""
+    """Makes this module callable, since ``from training import register`` gives the module."""
 
     def __call__(self, *arguments: Any, **details: Any) -> Manifest:
         return register(*arguments, **details)

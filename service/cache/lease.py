@@ -30,7 +30,7 @@ POLL_SECONDS = 0.1
 MAX_CLAIMS = 3
 CLAIMS_MS = 60_000
 ATTEMPTS = 3
-"""Claims, and commits, that may find a corrupt value. Its removal goes ahead of the next attempt."""
+"""How often a claim or a commit may find a corrupt value. The value is removed before the next attempt."""
 MAX_UNACKNOWLEDGED = 10_000
 """A worker remembers so many claims of unknown outcome. The inputs of further ones may be refused for a minute."""
 

@@ -1,4 +1,4 @@
-"""``text/csv`` (RFC 4180): rows in, behind a line that names the features in any order, and answers out."""
+"""``text/csv`` (RFC 4180): rows of features in, after a first line that names these in any order; answers out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DECIMALS = frozenset(DECIMAL)
 
 
 def read_csv(body: bytes, model: Model, most: int) -> list[dict[str, str]]:
-    """Each row's texts by their names; raises MalformedRequest or InvalidInput."""
+    """Of each row, feature name -> text; raises MalformedRequest or InvalidInput."""
     try:
         names, *rows = (
             line for line in csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True) if line
@@ -39,7 +39,7 @@ def read_csv(body: bytes, model: Model, most: int) -> list[dict[str, str]]:
         if name not in model.predictor.parameters or names.count(name) > 1:
             raise InvalidInput(f"Column {name!r:.80} is unknown or given twice.", parameter=name)
     if any(len(row) != len(names) for row in rows):
-        raise MalformedRequest("A row of the CSV has not as many fields as its first line.")
+        raise MalformedRequest("A row of the CSV has more or fewer fields than its first line.")
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
@@ -57,7 +57,7 @@ def decimals(rows: Sequence[dict[str, str]], names: Sequence[str]) -> NDArray[np
 
 
 def write_csv(model: Model, bodies: Sequence[bytes]) -> bytes:
-    """A line for each rendering, with a column for all that any of them says."""
+    """A line for each rendering, and a column for each member that any of them has."""
     rows = [_flat(orjson.loads(body)) for body in bodies]
     said = dict.fromkeys(chain.from_iterable(rows))
     last = [*(CLASS + one.label for one in model.manifest.classes), "error"]

@@ -12,7 +12,7 @@ from service.http.endpoint import Request
 
 FORM = "multipart/form-data"
 FILE = "application/octet-stream"
-"""What a form's file is to a predictor, whatever the form says: the content decides."""
+"""The media type that a predictor is told for each file of a form. The content decides, not what the form says."""
 
 MAX_FIELDS = 100
 _BOUNDARY = re.compile(rb'boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', re.I)
@@ -21,7 +21,8 @@ _FILE_NAME = re.compile(rb'[;\s]filename\*?="?([^"\r\n;]*)', re.I)
 
 
 def check_origin(request: Request) -> None:
-    """Raises UnsupportedContent for a form from a page of another origin: browsers send it unasked, and any could."""
+    """Raises UnsupportedContent for a form that a page of another origin sends. Browsers do not ask this service
+    before they send a form, so any page could send one."""
     origin = request.header(b"origin")
     if origin is None or request.header(b"sec-fetch-site") in (b"same-origin", b"none"):
         return
@@ -61,7 +62,7 @@ def _read_form(body: bytes, content_type: bytes, most: int) -> tuple[dict[str, s
             raise MalformedRequest("A part of the form has no name.")
         file = _FILE_NAME.search(head)
         if file is not None:
-            if file[1] or content:  # or nobody has chosen one
+            if file[1] or content:  # if there is neither, the user has chosen no file
                 files.append(content)
             continue
         try:

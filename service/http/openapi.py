@@ -31,7 +31,7 @@ _CACHED = _HOW | {
     "Age": {"description": "Seconds since the answer was computed; on hits.", "schema": {"type": "integer"}},
 }
 _UNCHANGED: Responses = {
-    304: {"description": "The client has it: If-None-Match names this question", "headers": _HOW},
+    304: {"description": "The client has the answer: If-None-Match names it", "headers": _HOW},
 }
 _FAILURES = problems(400, 404, 412, 413, 414, 415, 422, 429, 500, 503, 504)
 
@@ -46,9 +46,10 @@ def predict_routes(runtime: Runtime) -> Iterator[APIRoute]:
 
 
 def query_parameters(runtime: Runtime, models: Sequence[Model], named: bool = False) -> list[Schema]:
-    """The ways to ask in a query string. Of an image model a request has one; which is more than OpenAPI can say.
+    """The parameters of a GET. A request to an image model has one of them, which OpenAPI cannot say.
 
-    Only the default model's have examples, and of an image's only the first: /docs sends all that have one.
+    Only the default model's parameters have examples, and of an image model's only the first one: /docs sends every
+    parameter that has an example.
     """
     default = models[0] if named else next(iter(runtime.defaults.values()), models[0])
     schemas: dict[str, Schema] = {}
@@ -67,8 +68,8 @@ def query_parameters(runtime: Runtime, models: Sequence[Model], named: bool = Fa
 
 
 def _in_query(schema: Mapping[str, Any], shown: bool) -> Schema:
-    """Without an example Swagger UI would make one up, and fails to in base64url. A URL's limit is narrower than a
-    text's."""
+    """A parameter's schema. A URL reaches its own limit before ``maxLength``. Where no example is ``shown``, Swagger UI
+    makes a value up, which it cannot do in base64url."""
     hidden = {"maxLength"} if shown else {"maxLength", "example", "contentEncoding"}
     return {key: value for key, value in schema.items() if key not in hidden}
 
@@ -130,13 +131,13 @@ def _forms(runtime: Runtime, model: Model, named: bool) -> list[Schema]:
 
 
 def _ways(model: Model) -> list[list[str]]:
-    """All features together; or any one of an image's parameters."""
+    """The sets of parameters that ask the model: all its features, or any one of an image model's parameters."""
     names = list(model.predictor.parameters)
     return [names] if model.manifest.features else [[name] for name in names]
 
 
 def _required(model: Model, way: Sequence[str]) -> list[str]:
-    """What a request must have that asks in this way: all but features that may be missing."""
+    """Of one of these sets, the parameters that a request must have."""
     return [name for name in way if name not in {f.name for f in model.manifest.features if f.missing}]
 
 
@@ -159,11 +160,11 @@ _IMAGE_ROW: Schema = {
         {"type": "array", "minItems": 1, "prefixItems": [{"type": "array"}]},
     ]
 }
-"""A first row for which an image model is asked when none is named (predict.py)."""
+"""If the first row is like this and no model is named, an image model is asked (batch.py)."""
 
 
 def _batch(runtime: Runtime, models: Sequence[Model]) -> Schema:
-    """Which model is asked, and so how large top_k may be, is said by name, or else by the first row."""
+    """The model's name, or else the first row, says which model is asked, and so how large top_k may be."""
     rows: Schema = {"type": "array", "minItems": 1, "maxItems": runtime.settings.max_batch_rows}
     forms = [
         _strict({name: rows, "model": {"const": model.name}} | _views(model), [name, "model"])

@@ -189,7 +189,7 @@ class Manifest(Part):
     ttl_seconds: Annotated[float, Field(gt=0, le=4_000_000)] | None = None
     max_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     lease: Literal["auto", "always", "never"] | None = None
-    """What of the settings is another for this model."""
+    """The settings that are different for this model."""
     requirements: tuple[str, ...] = ()
     """What must be installed where it is loaded, as in the requirements.txt beside the manifest."""
 

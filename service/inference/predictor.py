@@ -25,7 +25,7 @@ SUM_TOLERANCE = 0.01
 """How far the sum of an answer's probabilities may be from 1: some estimators round them."""
 
 ROUNDING = 1e-6
-"""How far one probability may be beyond 0 or 1, and how far sums are that nobody has to look at twice."""
+"""How far a probability may be beyond 0 or 1, and how far from 1 their sum may be without a second look."""
 
 _CODES = {"f4": b"f", "f8": b"d"}
 _DTYPES: dict[bytes, np.dtype[Any]] = {b"f": np.dtype("<f4"), b"d": np.dtype("<f8")}
@@ -176,14 +176,14 @@ def unpack(prediction: bytes) -> NDArray[Any]:
 
 
 def answer_check(manifest: Manifest) -> Callable[[bytes], bool]:
-    """Whether a value is an answer like the example's: packed, as long, of the manifest's dtype, finite, what its
-    ``output`` says, and probabilities if the example has such. Each hit in Redis is checked, in a microsecond."""
+    """Whether a value is an answer like the example's: packed, as long and of the same dtype, finite, in the range that
+    ``output`` says, and with probabilities if the example has such. Each hit in Redis is checked, in a microsecond."""
     example, start, dtype = np.array(manifest.example.golden), manifest.output.probabilities_from, manifest.dtype
     head = pack(np.zeros(len(example), dtype))[: -np.dtype(dtype).itemsize * len(example)]
     ones, itemsize = np.ones(len(example), dtype), np.dtype(dtype).itemsize
     size, signs = len(head) + ones.nbytes, slice(len(head) + itemsize - 1, None, itemsize)  # the bytes that hold them
     is_said = _said_check(manifest)
-    # Beside a class, some estimators give an outlier no probability at all, so that nothing is said of sums.
+    # Some estimators give an outlier no probability at all. So beside a class, the sum is not checked.
     are_alike = _are_probabilities if start == 0 else _are_shares
     rest = are_alike if start is not None and are_alike(example[start:]) else _are_finite
 
@@ -191,7 +191,7 @@ def answer_check(manifest: Manifest) -> Callable[[bytes], bool]:
         if len(value) != size or not value.startswith(head):
             return False
         vector = np.frombuffer(value, dtype, offset=len(head))
-        # Of numbers that are not negative none is above their sum; NaN and infinity stay in it.
+        # If no number is negative, none is larger than their sum. NaN and infinity would show in the sum.
         if start == 0 and abs(vector.dot(ones) - 1) <= ROUNDING and value[signs].isascii():
             return True
         return is_said(vector[:start]) and (start is None or rest(vector[start:]))

@@ -73,8 +73,8 @@ def restart_delay(failures: int) -> float:
 
 
 class RuntimeDirectory:
-    """The directory ``path``, and the process that keeps an embedded Redis in it and removes both at the end. What it
-    leaves when it is killed itself, ``close`` removes.
+    """The directory ``path``, and the process that keeps an embedded Redis in it and removes both at the end. If that
+    process is killed, ``close`` removes the directory.
 
     The end is the end of a pipe. This process and all that it forks hold the pipe open, and never write to it.
     """

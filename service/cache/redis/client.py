@@ -215,7 +215,8 @@ class RedisClient:
         return replies
 
     def _packed(self, command: Command, whole: bool = False) -> bytes:
-        """A script goes by its hash where this server has had it in full. So what is sent together runs in order."""
+        """A script goes by its hash once this server has had it in full. A hash that the server does not know would be
+        sent again, and run behind the commands that were sent with it."""
         if isinstance(command, Invocation):
             script, rest = command
             by_hash = script in self._sent and not whole

@@ -47,9 +47,9 @@ def check_model(model: Any, manifest: Manifest, where: str) -> None:
 
 
 def own_answers(model: Any, output: Output) -> Compute:
-    """What the estimator itself says, by none of our short cuts.
+    """What the estimator itself says, without our short cuts.
 
-    A class of one's own may not be thread-safe: there an audit and a prediction wait for each other.
+    A class of one's own may not be thread-safe, so its audits and predictions wait for each other.
     """
     compute, lock = _compute(model, output), threading.Lock()
     if is_of_libraries(model):

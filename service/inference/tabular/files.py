@@ -43,8 +43,8 @@ def load_estimator(
     weights: bytes, extension: str, trusted: Collection[str], where: str, *, any_version: bool = True
 ) -> Any:
     """Raises ConfigurationError. ``trusted``: the types that a .skops file may hold, beside those that skops knows.
-    ``where`` names the model in it. ``any_version``: also what another scikit-learn has written, which may answer
-    wrongly without a word."""
+    ``where``: what an error calls the model. ``any_version``: also take a file that another scikit-learn has written.
+    Such a file may answer wrongly without an error."""
     is_skops = extension == "skops"
     try:
         with warnings.catch_warnings():
