@@ -10,9 +10,9 @@ import logging
 import os
 import re
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote
 
 from fastapi import FastAPI
@@ -23,17 +23,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service import __version__
 from service.config import Settings, names, settings_of_process
 from service.http import batch, predict
-from service.http.endpoint import Endpoint
-from service.http.operations import SHORT_CUTS, Observed, Operation
+from service.http.endpoint import CURRENT, Endpoint
+from service.http.operations import Observed, Operation
 from service.management import admin, docs, home, status
 from service.management.openapi import TITLE, describe
 from service.management.problems import HANDLERS
 from service.openinference import infer
 from service.openinference import routes as v2
 from service.runtime import Runtime, open_runtime
-
-if TYPE_CHECKING:
-    from service.traces import Traces
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +60,6 @@ class Service(FastAPI):
 
     _is_bare = False
     _described: dict[str, str] | None = None
-    traces: Traces | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -72,12 +68,10 @@ class Service(FastAPI):
         if b"%2" in scope.get("raw_path", b""):
             scope["path"] = _decoded(scope["raw_path"])
         app: ASGIApp = (_find(scope) if self._is_bare else None) or Observed(super().__call__)
-        if self.traces is not None:
-            app, scope = self.traces.around(app), {name: scope[name] for name in scope if name not in SHORT_CUTS}
         await app(scope, receive, send)
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Called once: for the lifespan, or else for the first request.
+        """Called for the lifespan, and again when there are settings; without a lifespan, for the first request.
 
         OpenTelemetry's instrumentation is no middleware but has replaced this method. FastAPI's own tracing is neither.
         """
@@ -138,24 +132,21 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: Service) -> AsyncIterator[dict[str, Any]]:
     settings: Settings = app.state.settings or settings_of_process()
-    if settings.cors_origins:
-        _allow_origins(app, names(settings.cors_origins))
     async with open_runtime(settings, app.state.lost) as runtime:
         app.state.runtime = runtime
-        app.traces = runtime.traces
+        app.middleware_stack = None  # It was built for the lifespan, before there were settings.
+        if settings.cors_origins:
+            app.add_middleware(
+                CORSMiddleware,
+                allow_origins=names(settings.cors_origins),
+                allow_methods=CORS_METHODS,
+                allow_headers=CORS_HEADERS,
+                expose_headers=CORS_EXPOSED,
+            )
+        if runtime.traces is not None:
+            app.add_middleware(runtime.traces.around, route_of=lambda scope: scope[CURRENT].route)
+        app.middleware_stack = app.build_middleware_stack()
         yield {"runtime": runtime}
-
-
-def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
-    app.middleware_stack = None  # It was built for the lifespan, before there were settings.
-    app.add_middleware(
-        CORSMiddleware,
-        allow_origins=origins,
-        allow_methods=CORS_METHODS,
-        allow_headers=CORS_HEADERS,
-        expose_headers=CORS_EXPOSED,
-    )
-    app.middleware_stack = app.build_middleware_stack()
 
 
 def _end_process(reason: str) -> None:

@@ -32,12 +32,14 @@ class Traces:
     def __init__(self, tracer: Tracer, deadline_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._tracer, self._deadline_seconds, self._clock = tracer, deadline_seconds, clock
 
-    def around(self, app: ASGIApp) -> ASGIApp:
-        """The application, in a span for each request; without one where FastAPI, or whoever else instruments the
-        process, makes one."""
+    def around(self, app: ASGIApp, route_of: Callable[[Scope], str]) -> ASGIApp:
+        """A middleware: a span for each request, unless FastAPI, or whoever else instruments the process, makes one.
+
+        ``route_of``: the route that has answered.
+        """
 
         async def traced(scope: Scope, receive: Receive, send: Send) -> None:
-            if trace.get_current_span().get_span_context().is_valid:
+            if scope["type"] != "http" or trace.get_current_span().get_span_context().is_valid:
                 await app(scope, receive, send)
                 return
             span, method = self._begin(scope), scope["method"]
@@ -52,7 +54,7 @@ class Traces:
             try:
                 await app(scope, receive, observed_send)
             finally:
-                span.update_name(f"{method} {getattr(app, 'route', '')}".strip())
+                span.update_name(f"{method} {route_of(scope)}")
                 span.end()
 
         return traced

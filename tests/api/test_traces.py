@@ -88,7 +88,7 @@ def test_each_request_and_question_has_spans_under_the_callers(
     assert all(part.parent == question.get_span_context() for part in parts)
     assert question.attributes == {"predict.model": "iris", "predict.cache": "computed"}
     hit = memory.spans[len(computed) :]
-    assert [span.name for span in hit] == ["look-up", "question", "GET /predict", "GET"]
+    assert [span.name for span in hit] == ["look-up", "question", "GET /predict", "GET /models"]
     assert hit[1].attributes["predict.cache"] == "l1"
 
 
