@@ -225,11 +225,6 @@ class Settings(BaseSettings):
             raise ValueError("an empty secret protects nothing; unset it, or set one that nobody else knows")
         return secret
 
-    @property
-    def secret_is_public(self) -> bool:
-        """Whether everybody who can write to Redis can forge answers."""
-        return self.cache_secret.get_secret_value() == PUBLIC_SECRET
-
     @classmethod
     def settings_customise_sources(  # type: ignore[override]
         cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **others: Any

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 from gunicorn.errors import HaltServer
 from prometheus_client.multiprocess import mark_process_dead
 
-from service.config import Settings, settings_of_process
+from service.config import PUBLIC_SECRET, Settings, settings_of_process
 from service.errors import ConfigurationError
 from service.server.embedded_redis import RuntimeDirectory, restart_delay
 from service.server.report import ENDED, SERVING, Succession
@@ -215,7 +215,8 @@ def share_imports(models_dir: Path) -> None:
 
 def warn_of_a_public_secret(settings: Settings) -> None:
     """In the arbiter, because a worker cannot tell the embedded Redis, which nobody else can reach, from another."""
-    if settings.redis_url not in ("", "embedded") and settings.secret_is_public:
+    is_public = settings.cache_secret.get_secret_value() == PUBLIC_SECRET
+    if settings.redis_url not in ("", "embedded") and is_public:
         logger.warning(
             "PREDICT_CACHE_SECRET is the public default: whoever can write to this Redis can forge answers. "
             "Set a secret of your own, the same for all that share this Redis."

@@ -130,8 +130,8 @@ def _boolean(name: str, text: str) -> bool:
 def _reader(feature: Feature, low: float, high: float) -> Callable[[Any], Value]:
     """From a value as JSON has it, None where it is absent, to the checked one; raises InvalidInput."""
     readers: dict[str, Callable[[Any], Value]] = {
-        "number": partial(_number, feature.name, low, high),
-        "integer": partial(_integer, feature.name, low, high),
+        "number": partial(_number, feature.name, low, high, False),
+        "integer": partial(_number, feature.name, low, high, True),
         "boolean": partial(_true_or_false, feature.name),
         "category": _category(feature),
         "text": partial(_text, feature.name),
@@ -143,25 +143,18 @@ def _reader(feature: Feature, low: float, high: float) -> Callable[[Any], Value]
     return lambda value: None if value is None or value != value or value == "" else read(value)
 
 
-def _number(name: str, low: float, high: float, value: Any) -> float:
-    if type(value) is not float and type(value) is not int:  # a bool is an int, but no number
-        _refuse(name, "must be a number")
+def _number(name: str, low: float, high: float, whole: bool, value: Any) -> float | int:
+    """A bool is an int, but no number. JSON has no integers: 3.0 is a whole number, too."""
+    kind = type(value)
+    if kind is not int and (kind is not float or (whole and not value.is_integer())):
+        _refuse(name, "must be a whole number" if whole else "must be a number")
     if not low <= value <= high:
         _refuse(name, f"must be between {_exact(low)} and {_exact(high)}")
-    return float(value) + 0.0  # -0.0 is 0.0
+    return int(value) if whole else float(value) + 0.0  # -0.0 is 0.0
 
 
 def _exact(bound: float) -> str:
     return f"{bound:g}" if float(f"{bound:g}") == bound else str(bound)
-
-
-def _integer(name: str, low: float, high: float, value: Any) -> int:
-    """JSON has no integers: 3.0 is one, too."""
-    if type(value) is not int and not (type(value) is float and value.is_integer()):
-        _refuse(name, "must be a whole number")
-    if not low <= value <= high:
-        _refuse(name, f"must be between {_exact(low)} and {_exact(high)}")
-    return int(value)
 
 
 def _true_or_false(name: str, value: Any) -> bool:
