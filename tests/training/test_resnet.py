@@ -37,6 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return models, done.stdout
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(600)
 def test_digits_are_learnt_to_97_percent_with_progress_and_accuracy_printed(trained: tuple[Path, str]) -> None:
     models, said = trained
@@ -48,6 +49,7 @@ def test_digits_are_learnt_to_97_percent_with_progress_and_accuracy_printed(trai
     assert manifest.cost_seconds < 1
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(600)
 def test_the_exported_held_out_files_give_the_accuracy_that_training_printed(
     trained: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -65,6 +67,7 @@ def test_the_exported_held_out_files_give_the_accuracy_that_training_printed(
     assert sum(right) / len(files) == model.manifest.accuracy
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(600)
 def test_the_golden_answer_is_what_the_model_says(trained: tuple[Path, str]) -> None:
     model = load_model(trained[0] / "digits", CPU)
