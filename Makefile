@@ -33,7 +33,7 @@ run: install train  ## The service on 127.0.0.1:8000, with a Redis of its own
 test: install  ## All tests but the long ones; TEST_WORKERS=0 runs them one after the other
 	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile
 
-test-faults: install  ## The long scenarios: faults, overload, floods
+test-faults: install  ## The long tests: faults, overload, floods, training to the end
 	$(BIN)/python -m pytest -m faults
 
 test-contract: install  ## The long contract tests: schemathesis, Triton's client

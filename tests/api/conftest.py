@@ -1,4 +1,4 @@
-"""A server for the tests of a module that need no other."""
+"""A server for the tests that need no other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tests.support.server import Server, running_server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory, iris_models: Path) -> Iterator[Server]:
     with running_server(tmp_path_factory.mktemp("server"), models_dir=iris_models, lease="never") as server:
         yield server

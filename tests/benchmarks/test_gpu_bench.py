@@ -104,6 +104,7 @@ def test_without_a_card_nothing_is_measured_and_that_is_said(
     assert "There is no CUDA device here: nothing was measured" in capsys.readouterr().out
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(600)
 def test_the_whole_program_runs_on_a_cpu() -> None:
     command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--quick"]

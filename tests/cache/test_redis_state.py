@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from service.cache.redis.breaker import PING_SECONDS
+from service.cache.redis import breaker
 from service.cache.redis.l2 import RedisCache, open_redis
 from service.errors import ConfigurationError, StoreUnavailable
 from tests.cache.stand_ins import SECRET, Witness, Workers, entry, subscribed
@@ -26,6 +26,13 @@ from tests.support.redis_server import RedisServer, running_redis
 pytestmark = pytest.mark.anyio
 
 CLUSTER = ("--cluster-enabled", "yes")
+PING_SECONDS = 0.25
+"""In the place of a second."""
+
+
+@pytest.fixture(autouse=True)
+def pings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(breaker, "PING_SECONDS", PING_SECONDS)
 
 
 class Told(list[tuple[str, str, str]]):

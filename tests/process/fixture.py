@@ -85,16 +85,22 @@ class Fixture:
 async def open_fixture(**settings: Any) -> AsyncIterator[Fixture]:
     """A served fixture; afterwards every task of a request has ended."""
     fixture = Fixture(Settings(**settings))
-    serving = asyncio.create_task(fixture.server.serve(sockets=[fixture.listener]))
-    await becomes(lambda: fixture.server.started)
-    fixture.server.lifespan.state["runtime"] = fixture.runtime
+    server = fixture.server
+    server.config.load()
+    server.lifespan = server.config.lifespan_class(server.config)
+    server.lifespan.state["runtime"] = fixture.runtime
+    await server.startup(sockets=[fixture.listener])
+    await server.on_tick(0)  # the date; uvicorn's own loop and shutdown would wait for 0.2 s
     try:
         yield fixture
     finally:
         fixture.gate.set()
-        fixture.server.should_exit = True
-        await asyncio.wait_for(serving, 60)
-    assert not fixture.state.tasks
+        fixture.listener.close()
+        for listening in server.servers:
+            listening.close()
+        for connection in list(fixture.state.connections):
+            connection.shutdown()
+        await becomes(lambda: not fixture.state.connections and not fixture.state.tasks)
 
 
 @pytest.fixture(scope="module")

@@ -87,11 +87,10 @@ async def test_a_flood_of_shed_and_late_requests_is_a_few_lines_whose_counts_are
 async def test_a_late_row_of_a_batch_is_told_of_as_a_late_request_is(start: Start, book: Book, fresh: Fresh) -> None:
     with start(**HURRIED) as server:
         log, gate = Log(server), fresh()
-        holding = await held(server, book, gate)
-        answer = await fetch_json(server.address, "/predict_batch", {"model": "probe", "inputs": [inputs(fresh())]})
-        assert answer.json()["results"][0]["error"]["status"] == 504
+        rows = [inputs(gate, WAIT), inputs(fresh())]  # one is computed, the other waits for it
+        answer = await fetch_json(server.address, "/predict_batch", {"model": "probe", "inputs": rows})
+        assert [result["error"]["status"] for result in answer.json()["results"]] == [504, 504]
         book.open_gate(gate)
-        await holding
         await log.has(type="deadline-exceeded", route="/predict_batch")
 
 
