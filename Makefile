@@ -103,8 +103,8 @@ figures: install  ## The figures of docs/reliability.md; ONLY=name takes one of 
 up:  ## docker compose: the service, Redis, trained models
 	docker compose up --build --detach --wait
 
-down:  ## Stop what `make up` started
-	docker compose down
+down:  ## Stop what `make up` and the profiles started
+	docker compose --profile replicas --profile monitoring down
 
 clean:  ## Everything that was made here
 	rm -rf $(VENV) .venvs models build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
