@@ -11,9 +11,9 @@ import logging
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -40,6 +40,9 @@ TIME_SHARE = 0.01
 
 At 60,000 hits a second, a thousandth of them is 60 calls of ``predict_proba``: a third of a core.
 """
+
+Payloads: TypeAlias = Callable[[Collection[str]], Sequence[bytes | None]]
+"""The payloads of a batch's questions with these keys."""
 
 logger = logging.getLogger(__name__)
 
@@ -121,16 +124,13 @@ class Auditor:
         if self.countdown.picks(answer.key) and lookup.question.payload is not None:
             self._offer(Sample(lookup.model, answer.key, lookup.question.payload, answer.entry.value))
 
-    def observe_hits(
-        self, model: Model, keys: Collection[str], find: Callable[[str], tuple[bytes | None, Entry | None]]
-    ) -> None:
-        """As ``observe``, of many hits. ``find``: a key's payload and its entry."""
-        for key in self.countdown.picked(keys):
-            if not self.has_room:
-                return  # nor is there for the next one, and to find each takes time
-            payload, entry = find(key)
-            if payload is not None and entry is not None:
-                self._offer(Sample(model, key, payload, entry.value))
+    def observe_hits(self, model: Model, hits: Mapping[str, Entry], payloads: Payloads) -> None:
+        """As ``observe``, of many hits: key -> entry."""
+        picked = self.countdown.picked(hits)
+        if picked and self.has_room:  # to find a payload takes time
+            for key, payload in zip(picked, payloads(picked), strict=True):
+                if payload is not None:
+                    self._offer(Sample(model, key, payload, hits[key].value))
 
     async def run(self) -> None:
         """Runs until cancelled."""

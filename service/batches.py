@@ -8,33 +8,30 @@ keys ─ L1 ─hits────────────────────�
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import count
 from typing import Any, TypeAlias, TypeGuard, cast
 
 import numpy as np
 
-from service.cache.entry import Entry, new_entry
+from service.cache.entry import Entry, new_entries
 from service.cache.keys import cache_key, cache_keys
 from service.cache.memory import Memo
 from service.cache.redis.auto_pipeline import DeadlineBudget
 from service.cache.redis.l2 import RedisCache
-from service.errors import Overloaded, ServiceError, StoreUnavailable
+from service.errors import DeadlineExceeded, Overloaded, ServiceError, StoreUnavailable
 from service.inference.predictor import Question, Questions
 from service.lookup import DEFAULT, Answer, CacheDirectives, Lookup, Model
-from service.observer import Find
 from service.pipeline import Pipeline
 
 ROWS_AT_ONCE = 256
-"""Rows of a batch that ask Redis, and wait for a model, at a time. A larger batch needs places in the queue for so
-many."""
-
-ROWS_PER_TURN = 1024
-"""Rows that are looked up in L1 in one turn of the event loop: a millisecond or two."""
+"""Rows of a batch that are looked up, ask Redis, and wait for a model, at a time. A larger batch needs places in the
+queue for so many."""
 
 TURN_SECONDS = 0.001
-"""The longest that a batch keeps the event loop where each of its rows takes time. A turn of the loop takes 20 µs."""
+"""After so long a batch lets others run. A turn of the loop takes 20 µs."""
 
 MAX_KNOWN_KEYS = 16_384
 MAX_KNOWN_MODELS = 8
@@ -47,14 +44,14 @@ Said: TypeAlias = bytes | Answer | ServiceError
 @dataclass(slots=True)
 class _Batch:
     """``rows``: no two of a list are equal. ``generation``: as in its keys. ``l2``: as a Lookup's.
-    ``keys``: of the first rows, so far."""
+    ``deadline``: a reading of the clock."""
 
     model: Model
     rows: Questions | list[Question]
     directives: CacheDirectives
     generation: bytes
     l2: RedisCache | None
-    keys: list[str] = field(default_factory=list)
+    deadline: float
 
     @property
     def is_computed_here(self) -> bool:
@@ -63,13 +60,12 @@ class _Batch:
         usual = directives is DEFAULT or (directives.compute and not directives.store)
         return usual and model.batcher.runs_on_loop and not (model.leased and self.l2 is not None)
 
-    def finder(self, entry: Callable[[str], Entry | None]) -> Find:
-        return lambda key: (self.rows[self.keys.index(key)].payload, entry(key))
-
-    def payloads(self, rows: Sequence[int]) -> list[bytes]:
+    def payloads(self, rows: Mapping[str, int], keys: Iterable[str]) -> list[bytes]:
+        """Of the rows with these keys."""
+        wanted = [rows[key] for key in keys]
         if isinstance(self.rows, Questions):
-            return self.rows.payloads_of(rows)
-        return [cast("bytes", self.rows[row].payload) for row in rows]
+            return self.rows.payloads_of(wanted)
+        return [cast("bytes", self.rows[row].payload) for row in wanted]
 
 
 class BatchPipeline(Pipeline):
@@ -94,28 +90,30 @@ class BatchPipeline(Pipeline):
         generation, l2 = self._key_space(model)
         chosen = {} if isinstance(asked, Questions) else _distinct(asked)
         rows = asked if isinstance(asked, Questions) else list(chosen.values())
-        said = await self._answer_rows(_Batch(model, rows, directives, generation, l2), ready)
+        deadline = self._clock() + self.settings.deadline_seconds
+        said = await self._answer_rows(_Batch(model, rows, directives, generation, l2, deadline), ready)
         if isinstance(asked, Questions):
             return said
         by_identity = dict(zip(chosen, said, strict=True))
         return [by_identity[one.identity] if isinstance(one, Question) else one for one in asked]
 
     async def _answer_rows(self, batch: _Batch, ready: Ready) -> list[Said]:
-        """In turns of the loop, so that nobody else waits for a large batch."""
+        """Some at a time, so that nobody else waits for a large batch."""
+        all_keys: list[str] = []
         said: list[Said | None] = []
         found: dict[str, Said] = {}
         left: dict[str, int] = {}
-        for start in range(0, len(batch.rows), ROWS_PER_TURN):
-            if start:
-                await asyncio.sleep(0)
+        turn = self._clock()
+        for start in range(0, len(batch.rows), ROWS_AT_ONCE):
+            turn = await self._let_others_run(turn)
             keys = self._keys(batch, start)
-            batch.keys += keys
-            local = self._in_l1_many(batch, keys, ready)
+            all_keys += keys
+            local = self._in_l1_many(batch, keys, start, ready)
             said += local
             if None not in local:
                 continue
-            places = enumerate(zip(keys, local, strict=True), start)
-            missing = {key: row for row, (key, one) in places if one is None and key not in found}
+            places = zip(count(start), keys, local, strict=False)
+            missing = {key: row for row, key, one in places if one is None and key not in found}
             if batch.is_computed_here:
                 found |= await self._fly_many(batch, missing)
             left |= missing
@@ -123,10 +121,17 @@ class BatchPipeline(Pipeline):
             found |= await self._one_by_one(batch, left)
         if not found:
             return cast("list[Said]", said)
-        return [found[key] if one is None else one for key, one in zip(batch.keys, said, strict=True)]
+        return [found[key] if one is None else one for key, one in zip(all_keys, said, strict=True)]
 
-    def _in_l1_many(self, batch: _Batch, keys: Sequence[str], ready: Ready) -> Sequence[Said | None]:
-        """Of each key what is ready with its entry, or the entry as an answer."""
+    async def _let_others_run(self, turn: float) -> float:
+        """If this turn of the loop, which began at ``turn``, has been long enough; when the one under way now began."""
+        if self._clock() - turn <= TURN_SECONDS:
+            return turn
+        await asyncio.sleep(0)
+        return self._clock()
+
+    def _in_l1_many(self, batch: _Batch, keys: Sequence[str], start: int, ready: Ready) -> Sequence[Said | None]:
+        """Of each key what is ready with its entry, or the entry as an answer. ``start``: the first one's row."""
         if not batch.directives.reads:
             return [None] * len(keys)
         started = self._clock()
@@ -134,11 +139,11 @@ class BatchPipeline(Pipeline):
         if batch.directives is not DEFAULT:
             accepts = batch.directives.accepts
             entries = [entry if entry and accepts(entry, started) else None for entry in entries]
-        hits = set(keys)
-        if None in entries:
-            hits = {key for key, entry in zip(keys, entries, strict=True) if entry is not None}
-        find = batch.finder(lambda key: entries[keys.index(key)])
-        self.observer.many(batch.model, "l1", hits, find, self._clock() - started)
+        if not any(entries):
+            return [None] * len(keys)
+        hits = {key: entry for key, entry in zip(keys, entries, strict=True) if entry is not None}
+        seconds, rows = self._clock() - started, zip(keys, count(start), strict=False)
+        self.observer.many(batch.model, "l1", hits, seconds, lambda picked: batch.payloads(dict(rows), picked))
         said = ready(entries)
         if None not in said:
             return said
@@ -146,46 +151,47 @@ class BatchPipeline(Pipeline):
         return [one if one or entry is None else Answer(key, entry, "l1") for key, entry, one in places]
 
     async def _fly_many(self, batch: _Batch, rows: Mapping[str, int]) -> dict[str, Answer]:
-        """Answers to these rows (key -> row), but none where another flight is under way or the computation fails.
+        """Answers to these rows (key -> row), but none where another flight is under way, the computation fails, or
+        the deadline passes.
 
         Between the look into L1 and the flight there is no await, so no other flight for these keys can end meanwhile.
         """
+        if (seconds := batch.deadline - self._clock()) <= 0:
+            return {}
         if not batch.directives.store:
             return await self._compute_many(batch, rows)
-        free = {key: row for key, row in rows.items() if not self._flights.is_under_way(key)}
-        return await self._flights.do_many(free, lambda: self._lead_many(batch, free)) if free else {}
+        free = {key: row for key, row in rows.items() if key not in self._flights.under_way}
+        with suppress(DeadlineExceeded):
+            return await self._flights.do_many(free, self._lead_many(batch, free), seconds) if free else {}
+        return {}
 
     async def _lead_many(self, batch: _Batch, rows: Mapping[str, int]) -> dict[str, Answer]:
-        """For each ROWS_AT_ONCE rows one read from Redis, and one store of what is computed."""
-        answers: dict[str, Answer] = {}
-        keys = list(rows)
-        for start in range(0, len(keys), ROWS_AT_ONCE):
-            part, budget = keys[start : start + ROWS_AT_ONCE], DeadlineBudget(self.settings.deadline_seconds)
-            stored = await self._in_l2_many(batch, part, budget)
-            self.observer.many(batch.model, "l2", stored, batch.finder(stored.get), budget.spent, budget.spent)
-            computed = await self._compute_many(batch, {key: rows[key] for key in part if key not in stored})
-            await self._store_many(batch, computed, budget)
-            answers |= {key: Answer(key, entry, "l2") for key, entry in stored.items()} | computed
-        return answers
+        """One read from Redis, and one store of what is computed."""
+        budget = DeadlineBudget(batch.deadline - self._clock())
+        stored = await self._in_l2_many(batch, rows, budget)
+        self.observer.many(batch.model, "l2", stored, budget.spent, lambda picked: batch.payloads(rows, picked))
+        missing = {key: row for key, row in rows.items() if key not in stored} if stored else rows
+        answers = await self._compute_many(batch, missing)
+        await self._store_many(batch, answers, budget)
+        self.observer.waited(batch.model, budget.spent)
+        return answers | {key: Answer(key, entry, "l2") for key, entry in stored.items()}
 
     async def _compute_many(self, batch: _Batch, rows: Mapping[str, int]) -> dict[str, Answer]:
         """As many in each call as a batch of the model's has."""
         model, answers, keys = batch.model, dict[str, Answer](), list(rows)
+        ttl, fresh = model.ttl(self.settings), not batch.directives.store
         started = turn = self._clock()
         for start in range(0, len(keys), step := model.batcher.max_batch_size):
-            if self._clock() - turn > TURN_SECONDS:
-                await asyncio.sleep(0)
-                turn = self._clock()
+            turn = await self._let_others_run(turn)
             part, began = keys[start : start + step], self._clock()
-            outcomes = model.batcher.compute_at_once(batch.payloads([rows[key] for key in part]))
+            outcomes = model.batcher.compute_at_once(batch.payloads(rows, part))
             now = self._clock()
-            ttl, fresh, seconds = model.ttl(self.settings), not batch.directives.store, now - began
-            for key, outcome in zip(part, outcomes, strict=True):
-                if isinstance(outcome, bytes) and model.is_answer(outcome):
-                    entry = new_entry(outcome, ttl, now, self._random)
-                    answers[key] = Answer(key, entry, "computed", fresh=fresh, model_seconds=seconds)
-        find = batch.finder(lambda key: answers[key].entry)
-        self.observer.many(model, "computed", answers, find, self._clock() - started)
+            sound = {value for value in set(outcomes) if isinstance(value, bytes) and model.is_answer(value)}
+            said = {key: value for key, value in zip(part, outcomes, strict=True) if value in sound}
+            entries = new_entries(cast("Collection[bytes]", said.values()), ttl, now, self._random)
+            for key, entry in zip(said, entries, strict=True):
+                answers[key] = Answer(key, entry, "computed", fresh=fresh, model_seconds=now - began)
+        self.observer.computed(model, answers, self._clock() - started)
         return answers
 
     async def _store_many(self, batch: _Batch, answers: Mapping[str, Answer], budget: DeadlineBudget) -> None:
@@ -195,40 +201,39 @@ class BatchPipeline(Pipeline):
             entries = {key: answer.entry for key, answer in answers.items()}
             with suppress(StoreUnavailable):
                 stored = await batch.l2.put_many(entries, budget=budget, accepts=batch.model.is_answer)
-        for key, answer in answers.items():
-            if key in stored:
-                answer.entry, answer.stored = stored[key], True
-            else:
-                self._keep_here(answer, batch.l2)
+        for key, entry in stored.items():
+            answers[key].entry, answers[key].stored = entry, True
+        if not stored:
+            self._keep_here(answers.values(), batch.l2)
 
-    async def _in_l2_many(self, batch: _Batch, keys: Sequence[str], budget: DeadlineBudget) -> dict[str, Entry]:
+    async def _in_l2_many(self, batch: _Batch, keys: Iterable[str], budget: DeadlineBudget) -> dict[str, Entry]:
         """As ``_in_l2`` of each: those that there are."""
-        if batch.l2 is None:
-            return {}
-        try:
-            entries = await batch.l2.get_many(keys, budget, batch.model.is_answer)
-        except StoreUnavailable:
-            return {}
-        for key, entry in entries.items():
-            self.l1.put(key, entry, self.settings.l1_max_seconds)
+        entries: dict[str, Entry] = {}
+        if batch.l2 is not None:
+            with suppress(StoreUnavailable):
+                entries = await batch.l2.get_many(list(keys), budget, batch.model.is_answer)
+        self.l1.put_many(entries, self.settings.l1_max_seconds)
         return entries
 
     async def _one_by_one(self, batch: _Batch, rows: Mapping[str, int]) -> dict[str, Said]:
         """One read from Redis for each ROWS_AT_ONCE rows. Then each is answered like a question of its own."""
         model, directives, found = batch.model, batch.directives, dict[str, Entry]()
-        lookups = [self._lookup_of(model, batch.rows[row], key, batch.l2) for key, row in rows.items()]
+        lookups = [
+            Lookup(model, batch.rows[row], key, batch.l2, batch.deadline, DeadlineBudget()) for key, row in rows.items()
+        ]
         parts = [lookups[start : start + ROWS_AT_ONCE] for start in range(0, len(lookups), ROWS_AT_ONCE)]
         for part in parts if directives.reads else ():
-            budget = part[0].budget
+            budget = DeadlineBudget(batch.deadline - self._clock())
+            if budget.left <= 0:
+                break
             found |= await self._in_l2_many(batch, [row.key for row in part], budget)
+            self.observer.waited(model, budget.spent)
             for row in part:
-                row.budget.left = budget.left
+                row.budget = DeadlineBudget(budget.left)
+        missing = [row for row in lookups if row.key not in found and row.may_be_computed(directives)]
         if directives.reads:  # what others have computed meanwhile, or compute now, needs no place in the queue
-            local = zip(lookups, self.l1.get_many([row.key for row in lookups]), strict=True)
-            known = {row.key for row, entry in local if entry or self._flights.is_under_way(row.key)} | found.keys()
-        else:
-            known = set()
-        missing = [row for row in lookups if row.key not in known and row.may_be_computed(directives)]
+            local = zip(missing, self.l1.get_many([row.key for row in missing]), strict=True)
+            missing = [row for row, entry in local if not entry and row.key not in self._flights.under_way]
         said: dict[str, Said] = {}
         with model.batcher.reserve(min(ROWS_AT_ONCE, len(missing))) as reservation:
             for row in missing:
@@ -241,22 +246,25 @@ class BatchPipeline(Pipeline):
         return said
 
     async def _row(self, lookup: Lookup, directives: CacheDirectives, found: Entry | None) -> Answer:
+        if found is not None and self._suits(answer := Answer(lookup.key, found, "l2"), directives):
+            return answer
+        if self._clock() >= lookup.deadline:
+            raise DeadlineExceeded
         if found is None:  # asks L1 again: while Redis was asked, another request may have had the answer computed
             return await self._answer(lookup, directives)
-        answer = Answer(lookup.key, found, "l2")
-        return answer if self._suits(answer, directives) else await self._recompute(lookup, directives)
+        return await self._recompute(lookup, directives)
 
     def _keys(self, batch: _Batch, start: int) -> list[str]:
         """Of the rows of one turn. Those of arrays are remembered, since a hash is half of what a hit costs here."""
         model, rows, generation = batch.model, batch.rows, batch.generation
         fingerprint = model.predictor.fingerprint
         if isinstance(rows, list):
-            part = rows[start : start + ROWS_PER_TURN]
+            part = rows[start : start + ROWS_AT_ONCE]
             return [cache_key(model.label, fingerprint, generation, question.identity) for question in part]
         if (named := (model.name, fingerprint, generation)) not in self._known_keys:
             self._known_keys.keep(named, Memo(MAX_KNOWN_KEYS))
         known, size = self._known_keys[named], rows.size
-        raw = rows.identities[start * size : (start + ROWS_PER_TURN) * size]
+        raw = rows.identities[start * size : (start + ROWS_AT_ONCE) * size]
         identities: list[bytes] = np.frombuffer(raw, f"V{size}").tolist()
         keys = list(map(known.get, identities))
         if None not in keys:
@@ -264,8 +272,7 @@ class BatchPipeline(Pipeline):
         new = list({identity for identity, key in zip(identities, keys, strict=True) if key is None})
         made = cache_keys(model.label, fingerprint, generation, rows.mark, b"".join(new), size)
         found = dict(zip(new, made, strict=True))
-        for identity, key in found.items():
-            known.keep(identity, key)
+        known.keep_many(found)
         return [key or found[identity] for identity, key in zip(identities, keys, strict=True)]
 
 

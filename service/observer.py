@@ -10,9 +10,9 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
-from service.audit import Auditor
+from service.audit import Auditor, Payloads
 from service.cache.entry import Entry
 from service.cache.redis.l2 import L2
 from service.errors import NotCached, PredictionFailed, StoreUnavailable
@@ -20,9 +20,6 @@ from service.lookup import Answer, Lookup, Model
 from service.metrics import Metrics
 
 TICK_SECONDS = 1.0
-
-Find: TypeAlias = Callable[[str], tuple[bytes | None, Entry | None]]
-"""From a key to the payload of its question, and to its entry."""
 
 logger = logging.getLogger(__name__)
 
@@ -60,11 +57,11 @@ class Account:
         self.new_hits += count
 
     def add(self, lookup: Lookup, answer: Answer) -> None:
-        self.add_many(answer.source, (answer.key,), lookup.budget.spent)
+        self.new_spent += lookup.budget.spent
+        self.add_many(answer.source, (answer.key,))
 
-    def add_many(self, source: str, keys: Collection[str], spent: float) -> None:
-        """Answers that came in the same way. ``spent``: how long they waited for Redis."""
-        self.new_spent += spent
+    def add_many(self, source: str, keys: Collection[str]) -> None:
+        """Answers that came in the same way."""
         if source in ("l1", "l2"):
             self.add_hits(len(keys))
         else:
@@ -174,17 +171,22 @@ class AnswerObserver:
         result = "not_cached" if isinstance(error, NotCached) else result
         self.metrics.resolved(lookup.model.name, result, seconds)
 
-    def many(
-        self, model: Model, source: str, keys: Collection[str], find: Find, seconds: float, spent: float = 0.0
-    ) -> None:
-        """Answers of a batch that came in the same way, and have no spans. ``find``: a key's payload and its entry.
-        ``spent``: how long they waited for Redis."""
-        if not keys:
-            return
-        self.metrics.resolved(model.name, source, seconds, len(keys))
-        if source != "computed":
-            self.auditor.observe_hits(model, keys, find)
-        self.economics.accounts[model.name].add_many(source, keys, spent)
+    def many(self, model: Model, source: str, hits: Mapping[str, Entry], seconds: float, payloads: Payloads) -> None:
+        """Hits of a batch that came in the same way, and have no spans."""
+        if hits:
+            self.metrics.resolved(model.name, source, seconds, len(hits))
+            self.auditor.observe_hits(model, hits, payloads)
+            self.economics.accounts[model.name].add_many(source, hits)
+
+    def computed(self, model: Model, keys: Collection[str], seconds: float) -> None:
+        """As ``many``, of what was computed."""
+        if keys:
+            self.metrics.resolved(model.name, "computed", seconds, len(keys))
+            self.economics.accounts[model.name].add_many("computed", keys)
+
+    def waited(self, model: Model, seconds: float) -> None:
+        """A batch has waited so long for Redis."""
+        self.economics.accounts[model.name].new_spent += seconds
 
     def hits_below_asgi(self, route: str, model: str, status: int, body_size: int, count: int) -> None:
         """So many answers of the hit path. They have no latencies, being too short to measure."""

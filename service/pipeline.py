@@ -12,7 +12,8 @@ import logging
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Hashable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -112,7 +113,9 @@ class Pipeline:
         if computed is None:
             return Answer(lookup.key, resolved.entry, "l2" if resolved.source == "stored" else "collapsed", stored=True)
         computed.entry, computed.stored = resolved.entry, resolved.stored
-        return self._keep_here(computed, lookup.l2) if resolved.down else computed
+        if resolved.down:
+            self._keep_here([computed], lookup.l2)
+        return computed
 
     async def _refresh(self, lookup: Lookup, call: Call[Answer]) -> Answer:
         """Compute without look-up and lease, and overwrite what is stored."""
@@ -148,7 +151,7 @@ class Pipeline:
             answer.cache_seconds = self._clock() - started - answer.queue_seconds - answer.model_seconds
             return answer
 
-        answer, led = await self._flights.do(flight, fly, precheck, self.settings.deadline_seconds)
+        answer, led = await self._flights.do(flight, fly, precheck, lookup.deadline - started)
         return answer if led or answer.hit else replace(answer, source="collapsed")
 
     async def _compute(self, lookup: Lookup, call: Call[Answer] | None = None) -> Answer:
@@ -161,7 +164,7 @@ class Pipeline:
                 deadline=lookup.deadline,
                 reservation=lookup.reservation,
             )
-            computed = await (submitted if call else self._flights.alone(submitted, self.settings.deadline_seconds))
+            computed = await (submitted if call else self._flights.alone(submitted, lookup.deadline - self._clock()))
             if not lookup.model.is_answer(computed.prediction):
                 raise PredictionFailed from ValueError("the model's answer does not look like its example's")
         except PredictionFailed as error:
@@ -174,30 +177,30 @@ class Pipeline:
 
     async def _store(self, lookup: Lookup, answer: Answer, overwrite: bool = False) -> Answer:
         """Store it in Redis, and answer with what was committed first: batches may move an answer's last bits."""
-        if lookup.l2 is None:
-            return self._keep_here(answer, None)
-        try:
-            answer.entry = await lookup.l2.put(
-                lookup.key, answer.entry, overwrite=overwrite, budget=lookup.budget, accepts=lookup.model.is_answer
-            )
-        except StoreUnavailable:
-            return self._keep_here(answer, lookup.l2)
-        answer.stored = True
-        if overwrite and self.l1.get(lookup.key) is not None:
+        with suppress(StoreUnavailable):
+            if lookup.l2 is not None:
+                answer.entry = await lookup.l2.put(
+                    lookup.key, answer.entry, overwrite=overwrite, budget=lookup.budget, accepts=lookup.model.is_answer
+                )
+                answer.stored = True
+        if not answer.stored:
+            self._keep_here([answer], lookup.l2)
+        elif overwrite and self.l1.get(lookup.key) is not None:
             self.l1.put(lookup.key, answer.entry, self.settings.l1_max_seconds)
         return answer
 
-    def _keep_here(self, answer: Answer, l2: RedisCache | None) -> Answer:
-        """Without a usable Redis, L1 admits an answer at once and for its whole lifetime.
+    def _keep_here(self, answers: Collection[Answer], l2: RedisCache | None) -> None:
+        """Without a usable Redis, L1 admits answers at once and for their whole lifetimes.
 
         No purge can reach an answer without a generation. Such an answer stays no longer than a purge may take.
         """
-        stay = math.inf
-        if l2 is None and self.l2.state != "off":
-            stay = VALID_SECONDS - answer.queue_seconds - answer.model_seconds
-        answer.stored = self.l1.put(answer.key, answer.entry, stay)
-        answer.l2_down = self.l2.state != "off"
-        return answer
+        stay, l2_down = math.inf, self.l2.state != "off"
+        if l2 is None and l2_down:
+            taken = (answer.queue_seconds + answer.model_seconds for answer in answers)
+            stay = VALID_SECONDS - max(taken, default=0.0)
+        kept = self.l1.put_many({answer.key: answer.entry for answer in answers}, stay)
+        for answer in answers:
+            answer.stored, answer.l2_down = answer.key in kept, l2_down
 
     def _suits(self, answer: Answer, directives: CacheDirectives) -> bool:
         return not answer.hit or directives.accepts(answer.entry, self._clock())
@@ -205,7 +208,8 @@ class Pipeline:
     def _lookup(self, model: Model, question: Question) -> Lookup:
         generation, l2 = self._key_space(model)
         key = cache_key(model.label, model.predictor.fingerprint, generation, question.identity)
-        return self._lookup_of(model, question, key, l2)
+        seconds = self.settings.deadline_seconds
+        return Lookup(model, question, key, l2, self._clock() + seconds, DeadlineBudget(seconds))
 
     def _key_space(self, model: Model) -> tuple[bytes, RedisCache | None]:
         """The generation in the model's keys, and the L2 that has them, if any. Decided together: a key without a
@@ -213,10 +217,6 @@ class Pipeline:
         generation = self.l2.generation(model.name)
         l2 = None if generation is None or self.l2.state == "off" else self.l2
         return of_tenant(generation or NO_GENERATION), l2
-
-    def _lookup_of(self, model: Model, question: Question, key: str, l2: RedisCache | None) -> Lookup:
-        seconds = self.settings.deadline_seconds
-        return Lookup(model, question, key, l2, self._clock() + seconds, DeadlineBudget(seconds))
 
     async def _observed(self, lookup: Lookup, answering: Coroutine[Any, Any, Answer]) -> Answer:
         started = self._clock()

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import struct
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
 
-from service.audit import Auditor, Countdown
-from service.batches import BatchPipeline
+from service.audit import MAX_WAITING, Auditor, Countdown
+from service.batches import ROWS_AT_ONCE, BatchPipeline, _Batch
 from service.cache.entry import Accepts, Entry, anything
 from service.cache.generations import VALID_SECONDS
 from service.cache.memory import MemoryCache
@@ -113,9 +114,10 @@ class House:
 
 
 class Shared(NoRedis):
-    """A Redis that answers when its gate is open. It counts."""
+    """A Redis that answers when its gate is open. It counts. ``seconds``: what many keys cost their budget."""
 
     state = "up"
+    seconds = 0.01
 
     def __init__(self) -> None:
         super().__init__(lambda: None)
@@ -143,12 +145,13 @@ class Shared(NoRedis):
         self.kept[key] = entry
         return entry
 
-    async def get_many(self, keys: Sequence[str], *_: Any) -> dict[str, Entry]:
-        self.looks += 1
-        await self.gate.wait()
-        return {key: self.kept[key] for key in keys if key in self.kept}
+    async def get_many(self, keys: Sequence[str], budget: DeadlineBudget, _: Accepts) -> dict[str, Entry]:
+        found = [await self.get(key, budget) for key in keys[:1]]  # they share one round trip
+        budget.left -= self.seconds
+        return {key: self.kept[key] for key in keys if key in self.kept} if found else {}
 
-    async def put_many(self, entries: Mapping[str, Entry], **_: Any) -> Mapping[str, Entry]:
+    async def put_many(self, entries: Mapping[str, Entry], *, budget: DeadlineBudget, **_: Any) -> Mapping[str, Entry]:
+        budget.left -= self.seconds
         self.kept |= entries
         return entries
 
@@ -438,14 +441,81 @@ async def test_batches_and_all_who_ask_meanwhile_cost_one_computation_of_each_ro
     leaves.cancel()
     for answer in await asyncio.gather(*others):
         assert all(isinstance(one, Answer) for one in (answer if isinstance(answer, list) else [answer]))
-    await becomes(lambda: len(on_loop.predictor.computed) == 700)
-    assert sorted(on_loop.predictor.computed) == list(range(700))
+    asked = [*range(ROWS_AT_ONCE), *range(500, 700)]  # of the batch that left, what was under way and nothing more
+    await becomes(lambda: len(on_loop.predictor.computed) == len(asked))
+    assert sorted(on_loop.predictor.computed) == asked
     assert (
         {key: unpack(entry.value).tolist() for key, entry in shared.kept.items()}
-        == {on_loop.pipeline.key(on_loop.model, question(x)): [x] for x in range(700)}
+        == {on_loop.pipeline.key(on_loop.model, question(x)): [x] for x in asked}
         if with_redis
         else True
     )
+
+
+async def test_who_asks_for_a_row_of_a_large_batch_waits_for_its_part_alone(on_loop: House) -> None:
+    class StopsAfterOne(Shared):
+        async def get_many(self, keys: Sequence[str], *more: Any) -> dict[str, Entry]:
+            if self.looks:
+                await asyncio.Event().wait()
+            return await super().get_many(keys, *more)
+
+    on_loop.pipeline.l2 = shared = StopsAfterOne()
+    shared.gate.clear()
+    batch = asyncio.create_task(on_loop.pipeline.answer_many(on_loop.model, [question(x) for x in range(600)]))
+    await becomes(lambda: shared.looks)
+    alone = asyncio.create_task(on_loop.ask(5))
+    await asyncio.sleep(0)
+    shared.gate.set()
+    assert (await asyncio.wait_for(alone, 5)).source == "collapsed"
+    assert not batch.done()
+    batch.cancel()
+
+
+@pytest.mark.parametrize("runs_on_loop", [True, False])
+async def test_the_deadline_holds_for_all_rows_of_a_batch_together(
+    house: House, on_loop: House, runs_on_loop: bool
+) -> None:
+    """And Redis, which has used it up, is not asked again."""
+    settings, shared = load_settings({"PREDICT_DEADLINE_SECONDS": "0.1"}), Shared()
+    asked = on_loop if runs_on_loop else house
+    asked.batcher._max_queue_size = ROWS_AT_ONCE
+    hurried = BatchPipeline(settings, MemoryCache(0, 1), shared, asked.pipeline.observer)
+    shared.gate.clear()
+    outcomes = await hurried.answer_many(asked.model, [question(x) for x in range(2000)])
+    assert {type(outcome) for outcome in outcomes} == {DeadlineExceeded}
+    assert shared.looks == 1
+    await hurried.aclose()
+
+
+async def test_what_a_batch_waits_for_redis_is_counted_once(house: House, on_loop: House) -> None:
+    for asked, trips in ((on_loop, 4), (house, 2)):
+        asked.pipeline.l2, asked.batcher._max_queue_size = Shared(), ROWS_AT_ONCE
+        model = Model("echo", MANIFEST, asked.predictor, asked.batcher, leased=False)
+        await asked.pipeline.answer_many(model, [question(x) for x in range(2 * ROWS_AT_ONCE)])
+        spent = asked.pipeline.observer.economics.accounts["echo"].new_spent
+        assert spent == pytest.approx(trips * Shared.seconds)
+
+
+async def test_to_find_the_hits_to_audit_compares_not_each_row_of_a_batch_with_each(house: House) -> None:
+    class Key(str):
+        compared = 0
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            Key.compared += 1
+            return str.__eq__(self, other)
+
+    rows = [question(x) for x in range(1000)]
+    keys = cast("list[str]", [Key(x) for x in range(len(rows))])
+    for x, key in enumerate(keys):
+        house.pipeline.l1.put(Key(key), Entry(b"%d" % x, 100, house.clock() + 100))
+    auditor = house.pipeline.observer.auditor
+    auditor.countdown = Countdown(1)
+    Key.compared = 0
+    house.pipeline._in_l1_many(_Batch(house.model, rows, DEFAULT, b"", None, math.inf), keys, 0, lambda found: found)
+    assert len(auditor._waiting) == MAX_WAITING
+    assert all(sample.payload == rows[int(sample.value)].payload for sample in auditor._waiting)
+    assert Key.compared <= 10 * len(keys)
 
 
 async def test_a_row_that_fails_on_the_loop_fails_alone_and_is_not_kept(on_loop: House) -> None:

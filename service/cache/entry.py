@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b, sha256
@@ -54,12 +54,16 @@ class Entry:
 
 
 def new_entry(value: bytes, ttl: float, now: float, random: Callable[[], float]) -> Entry:
-    """A new entry. It lives for ``ttl`` less up to a tenth, so that answers computed together do not expire together.
+    return new_entries([value], ttl, now, random)[0]
+
+
+def new_entries(values: Collection[bytes], ttl: float, now: float, random: Callable[[], float]) -> list[Entry]:
+    """New entries. Each lives for ``ttl`` less up to a tenth, so that answers computed together do not expire together.
 
     The lifetime is in whole milliseconds, as in Redis: what is read back is what was written.
     """
-    ttl_ms = max(1, int(ttl * (1 - JITTER * random()) * 1000))
-    return Entry(value, ttl_ms / 1000, now + ttl_ms / 1000)
+    lifetimes = [(int(ttl * (1 - JITTER * random()) * 1000) or 1) / 1000 for _ in values]
+    return [Entry(value, seconds, now + seconds, {}) for value, seconds in zip(values, lifetimes, strict=True)]
 
 
 def seal(key: str, value: bytes, ttl_ms: int, secret: bytes) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 from typing import TypeVar
 
 from service.cache.entry import Entry
@@ -28,9 +28,12 @@ class Memo(dict[K, V]):
         self._most = most
 
     def keep(self, key: K, result: V) -> None:
-        if len(self) >= self._most:
+        self.keep_many({key: result})
+
+    def keep_many(self, results: Mapping[K, V]) -> None:
+        if len(self) + len(results) > self._most:
             self.clear()
-        self[key] = result
+        self.update(results)
 
 
 class Slot:
@@ -96,16 +99,23 @@ class MemoryCache:
         return asked
 
     def put(self, key: str, entry: Entry, seconds: float = math.inf) -> bool:
-        """Keep the entry until it expires, for ``seconds`` at most; whether it is kept. What was kept under the key
-        goes in any case."""
-        self.delete(key)
-        cost, now = _cost(key, entry), self._clock()
-        if cost > self._max_bytes or entry.expires <= now:
-            return False
-        self._entries[key] = Slot(entry, min(entry.expires, now + seconds), cost)
-        self.bytes_used += cost
+        """As ``put_many`` of one; whether it is kept."""
+        return key in self.put_many({key: entry}, seconds)
+
+    def put_many(self, entries: Mapping[str, Entry], seconds: float = math.inf) -> Set[str]:
+        """Keep entries until they expire, for ``seconds`` at most; the keys of those that are kept. What was kept
+        under a key goes in any case."""
+        now = self._clock()
+        for key, entry in entries.items():
+            if key in self._entries:
+                self.delete(key)
+            cost = _cost(key, entry)
+            if cost > self._max_bytes or entry.expires <= now:
+                continue
+            self._entries[key] = Slot(entry, min(entry.expires, now + seconds), cost)
+            self.bytes_used += cost
         self._evict()
-        return key in self._entries
+        return entries.keys() & self._entries.keys()
 
     def add_rendering(self, key: str, view: Hashable, body: bytes) -> None:
         """Keep a body that was rendered from the key's entry with that entry, unless it is too large."""

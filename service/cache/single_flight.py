@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, KeysView
 from typing import Any, Generic, TypeVar
 
 from service.errors import DeadlineExceeded, NoWaiters
@@ -90,14 +90,15 @@ class SingleFlight:
     that leaves ends none of them."""
 
     def __init__(self) -> None:
-        self._calls: dict[Hashable, Call[Any]] = {}
+        self._calls: dict[Hashable, Call[Any] | None] = {}  # None: of a batch's row, which nobody has joined
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.get_running_loop()
         self._deadlines = Deadlines()
         self._closed = False
 
-    def is_under_way(self, key: Hashable) -> bool:
-        return key in self._calls
+    @property
+    def under_way(self) -> KeysView[Hashable]:
+        return self._calls.keys()
 
     async def do(
         self,
@@ -118,9 +119,10 @@ class SingleFlight:
         until = self._loop.time() + seconds
         while True:
             call: Call[T] | None = self._calls.get(key)
-            led = call is None
+            led = call is None and key not in self._calls
             if call is None:
                 call = self._calls[key] = Call()
+            if led:
                 if precheck is not None:
                     found = await self._precheck(key, call, precheck, fn)
                     if found is not None:
@@ -143,31 +145,34 @@ class SingleFlight:
         return self._deadlines.wait(future, self._loop.time() + seconds)
 
     async def do_many(
-        self, keys: Iterable[Hashable], fn: Callable[[], Coroutine[Any, Any, dict[Any, T]]]
+        self, keys: Iterable[Hashable], flying: Coroutine[Any, Any, dict[Any, T]], seconds: float = math.inf
     ) -> dict[Any, T]:
-        """The outcomes that ``fn`` has, which runs in one flight of all these keys, none of which may be under way.
+        """The outcomes of one flight of all these keys, none of which may be under way; raises what ``flying`` does,
+        and DeadlineExceeded after so many ``seconds``.
 
         Who waits for a key that it has no outcome for starts a flight of its own.
         """
-        calls: dict[Hashable, Call[T]] = {key: Call() for key in keys}
-        self._calls.update(calls)
+        self._calls |= dict.fromkeys(keys)
 
         def ended(task: asyncio.Task[dict[Any, T]]) -> None:
             self._tasks.discard(task)
             found = {} if task.cancelled() or task.exception() is not None else task.result()
-            for key, call in calls.items():
-                self._end(key, call)
-                if not call.waiters:
+            for key in keys:
+                if (call := self._calls.pop(key)) is None:
                     continue
                 if key in found:
                     call.land(found[key])
                 else:
                     call.fail(NoWaiters())
+            _hand_on(task, own)
 
-        task = asyncio.create_task(fn())
+        own: Call[dict[Any, T]] = Call()
+        future: asyncio.Future[dict[Any, T]] = self._loop.create_future()
+        own.join(future)
+        task = self._loop.create_task(flying)
         self._tasks.add(task)
         task.add_done_callback(ended)
-        return await asyncio.shield(task)
+        return await self._deadlines.wait(future, self._loop.time() + seconds)
 
     async def close(self) -> None:
         """Cancel the flights under way and their waiters, and return when they have ended."""
@@ -175,7 +180,7 @@ class SingleFlight:
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
-        for call in self._calls.values():
+        for call in filter(None, self._calls.values()):
             call.cancel()
         if tasks:
             await asyncio.wait(tasks)
@@ -212,12 +217,7 @@ class SingleFlight:
         def ended(task: asyncio.Task[T]) -> None:
             self._tasks.discard(task)
             self._end(key, call)
-            if task.cancelled():
-                call.cancel()
-            elif (error := task.exception()) is not None:  # read even if nobody waits, or asyncio would log it
-                call.fail(error)
-            else:
-                call.land(task.result())
+            _hand_on(task, call)
 
         task = self._loop.create_task(fn(call))
         self._tasks.add(task)
@@ -226,3 +226,12 @@ class SingleFlight:
     def _end(self, key: Hashable, call: Call[Any]) -> None:
         if self._calls.get(key) is call:  # a flight removes only its own entry
             del self._calls[key]
+
+
+def _hand_on(task: asyncio.Task[T], call: Call[T]) -> None:
+    if task.cancelled():
+        call.cancel()
+    elif (error := task.exception()) is not None:  # read even if nobody waits, or asyncio would log it
+        call.fail(error)
+    else:
+        call.land(task.result())
