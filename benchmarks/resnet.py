@@ -18,6 +18,7 @@ from benchmarks import machine, runtimes, wrk
 from benchmarks.client import Connection, Reply, closed_loop, post
 from benchmarks.figures import replace_block, write_json
 from benchmarks.inputs import jpeg, small_png
+from benchmarks.machine import SERVER_CORE
 from benchmarks.ours import RESULTS, ROOT, TABLES, Service, serving
 from benchmarks.peers.environments import interpreter, requirements
 from benchmarks.peers.results import Results, Sample
@@ -69,6 +70,7 @@ def take_turns(directory: Path, rounds: int, seconds: float) -> Results:
     with (
         # Without audits, which compute hits again: here each computation must be one of a request.
         serving(redis="embedded", models=models, settings={"device": "cpu", "audit_share": 0}) as service,
+        serving(models=models, cores=SERVER_CORE, settings={"device": "cpu", "audit_share": 0}) as pinned,
         tqdm(total=rounds * (1 + len(pythons))) as bar,
     ):
         _ask(service, pictures(chance, WARM_UP), CONNECTIONS, seconds)
@@ -77,7 +79,7 @@ def take_turns(directory: Path, rounds: int, seconds: float) -> Results:
             for connections in (1, CONNECTIONS):
                 results.samples[f"ours-{connections}"].append(serve(service, chance, connections, number, seconds))
             for title, (file, kind) in zip(HITS, hot_files(chance), strict=True):
-                results.samples[title].append(hit(service, directory / "hot", file, kind, number, seconds))
+                results.samples[title].append(hit(pinned, directory / "hot", file, kind, number, seconds))
             took = json.loads(_run(sys.executable, SCRIPT, "decode", directory, str(DECODE_SECONDS)))
             results.samples["decoding"].append(Sample(number, 1 / took, took, 0))
             bar.update()

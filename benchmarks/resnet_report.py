@@ -20,7 +20,7 @@ HITS = {"a hit of a JPEG of 135 kB, by POST": 11_100, "a hit of a PNG of 8 × 8 
 """What is asked again and again -> the answers per second that are the target."""
 FOOT = (
     "One at a time: the median of the times; 32 at once: images per second; both within one round. "
-    "Hits: by wrk, which shares the cores with the service.\n"
+    "Hits: one worker on one core, asked by wrk on another.\n"
     "The runtimes are called with inputs that are ready, for 32 at once with the faster of batches of 8 and 32.\n"
     "Decoding and resizing a picture, which only ours does, takes {decoding} of a core.\n"
     "Medians of rounds taken in turns; the spread is the fastest and the slowest."
