@@ -111,9 +111,9 @@ class Codec:
     def close(self) -> None:
         self._corrupt.close()
 
-    def seal(self, key: str, entry: Entry) -> tuple[bytes, int]:
+    def seal(self, key: str, entry: Entry, now: float) -> tuple[bytes, int]:
         """The sealed entry and the milliseconds it has left; raises ValueError when it is too large or has expired."""
-        left_ms = int(entry.left(self.clock()) * 1000)
+        left_ms = int((entry.expires - now) * 1000)
         if left_ms <= 0:
             raise ValueError("expired")
         return seal(key, entry.value, round(entry.ttl * 1000), self._secret), left_ms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from binascii import b2a_base64
+from collections.abc import Iterable
 from contextvars import ContextVar
 from hashlib import sha256
 
@@ -68,7 +69,10 @@ class RedisKeys:
         self.hints = f"{prefix}:hints"
 
     def entry(self, key: str) -> str:
-        return f"{self.prefix}:{{{key}}}:v"
+        return self.entries([key])[0]
+
+    def entries(self, keys: Iterable[str]) -> list[str]:
+        return [f"{self.prefix}:{{{key}}}:v" for key in keys]
 
     def lease(self, key: str) -> tuple[str, str, str, str]:
         """The entry, the lease, the mark that a worker waits, and the number of claims."""

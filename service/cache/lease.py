@@ -185,7 +185,7 @@ class Leases:
 
     async def _commit(self, key: str, token: bytes, entry: Entry, budget: DeadlineBudget, accepts: Accepts) -> Entry:
         """The entry that is stored now: this one, or the one committed first. Raises ValueError if it is too large."""
-        blob, left_ms = self._codec.seal(key, entry)
+        blob, left_ms = self._codec.seal(key, entry, self._codec.clock())
         command = COMMIT(self._keys.lease(key), (token, LEASE_MS, blob, left_ms, self._keys.hints, key))
         for _ in range(ATTEMPTS):
             asked = self._codec.clock()

@@ -84,6 +84,8 @@ async def _bodies(request: Request, rows: Batch, answers: Sequence[bytes | Answe
     if are_bytes(answers):
         return answers
     bodies, began = [], monotonic()
+    known: dict[bytes, bytes] = {}  # value -> body
+    named, add = (rows.model.name, rows.view), request.runtime.pipeline.l1.add_rendering
     for row, answer in enumerate(answers):
         if isinstance(answer, bytes):
             bodies.append(answer)
@@ -91,8 +93,14 @@ async def _bodies(request: Request, rows: Batch, answers: Sequence[bytes | Answe
         if isinstance(answer, ServiceError):
             request.refused(answer)
             bodies.append(orjson.dumps({"error": describe(answer)}))
+        elif body := known.get(answer.entry.value):
+            add(answer.key, named, body)
+            bodies.append(body)
         else:
-            bodies.append(rendering(request.runtime, answer, rows.model, rows.view, partial(rows.question, row)))
+            body = rendering(request.runtime, answer, rows.model, rows.view, partial(rows.question, row))
+            bodies.append(body)
+            if not rows.view.domain:  # other cells have another domain
+                known[answer.entry.value] = body
         if monotonic() - began > TURN_SECONDS:  # a row of a thousand classes takes a third of a millisecond
             await asyncio.sleep(0)
             began = monotonic()

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from contextvars import Context
 from typing import Any, Literal, TypeAlias
 
@@ -112,10 +112,12 @@ class RedisCache:
     ) -> dict[str, Entry]:
         """As ``get`` of each key, all in one command: those that there are."""
         self._require(self._client.breaker.closed)
-        asked, pending = self._codec.clock(), self._pipeline.ask(Read([*map(self._keys.entry, keys)]))
-        replies = zip(keys, await (budget or DeadlineBudget()).wait(pending), strict=True)
-        found = {key: self._codec.open(key, blob, left_ms, asked, accepts) for key, (blob, left_ms) in replies}
-        return {key: entry for key, entry in found.items() if entry is not None}
+        asked, pending = self._codec.clock(), self._pipeline.ask(Read(self._keys.entries(keys)))
+        found = {}
+        for key, (blob, left_ms) in zip(keys, await (budget or DeadlineBudget()).wait(pending), strict=True):
+            if blob is not None and (entry := self._codec.open(key, blob, left_ms, asked, accepts)):
+                found[key] = entry
+        return found
 
     async def put(
         self,
@@ -146,12 +148,15 @@ class RedisCache:
         stored, written, arguments = dict(entries), [], list[Argument]()
         asked = self._codec.clock()
         for key, entry in entries.items():
-            with suppress(ValueError):
-                arguments += (*self._codec.seal(key, entry), int(overwrite))
-                written.append(key)
+            try:
+                blob, left_ms = self._codec.seal(key, entry, asked)
+            except ValueError:
+                continue
+            arguments += (blob, -left_ms if overwrite else left_ms)
+            written.append(key)
         if not written:
             return stored
-        pending = self._pipeline.ask(Write([*map(self._keys.entry, written)], arguments))
+        pending = self._pipeline.ask(Write(self._keys.entries(written), arguments))
         for key, (first, left_ms) in zip(written, await budget.wait(pending), strict=True):
             if first is None:
                 continue

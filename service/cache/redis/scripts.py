@@ -62,9 +62,9 @@ PUT = Script(
     + """
 local first = {}
 for i, key in ipairs(KEYS) do
-  local blob, ttl, overwrite = ARGV[3 * i - 2], ARGV[3 * i - 1], ARGV[3 * i]
-  if overwrite == '1' then
-    redis.call('SET', key, blob, 'PX', ttl)
+  local blob, ttl = ARGV[2 * i - 1], ARGV[2 * i]
+  if string.byte(ttl) == 45 then  -- a minus
+    redis.call('SET', key, blob, 'PX', string.sub(ttl, 2))
     first[2 * i - 1], first[2 * i] = false, false
   elseif redis.call('SET', key, blob, 'PX', ttl, 'NX') then
     first[2 * i - 1], first[2 * i] = false, false
@@ -75,7 +75,7 @@ end
 return first
 """
 )
-"""Keys, and for each blob, ttl in ms and 0 or 1 (overwrite) -> as READ, for a value that was there first; nil: ours."""
+"""Keys, and of each what a Write has -> as READ, for a value that was there first; nil: ours."""
 
 
 class Read(NamedTuple):
@@ -85,7 +85,7 @@ class Read(NamedTuple):
 
 
 class Write(NamedTuple):
-    """What one PUT shares with others. ``arguments``: of each key blob, lifetime in ms, 1 if it overwrites."""
+    """What one PUT shares with others. ``arguments``: of each key blob and lifetime in ms, negative if it overwrites."""
 
     keys: Sequence[str]
     arguments: Sequence[Argument]
