@@ -40,8 +40,7 @@ class CpuRunner:
             self._lone = self._many = compute(restore(artifact), threads)
             self.kernels, self.chunk = "torch", 1  # its kernels are not batch-invariant
         self.libraries: tuple[str, ...] = (self.kernels,)
-        # One place for every batch: the kernel would clear new pages for each, in a two-hundredth of the time.
-        self._batch = np.empty((self.chunk, *spec.size, len(spec.mode)), np.float32)
+        self._batch = np.empty((self.chunk, *spec.size, len(spec.mode)), np.float32)  # to clear new pages takes long
 
     def load(self, file: bytes, max_pixels: int) -> Array:
         """What ``run`` wants of an image file; raises InvalidInput. Any thread may call it."""
