@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from service.errors import ConfigurationError
-from service.inference.manifest import Feature
+from service.inference.manifest import MAX_EXACT, Feature
 from service.inference.tabular.features import TABLES, Value
 from service.inference.tabular.splits import feature_count
 
@@ -196,7 +196,8 @@ def choose_form(model: Any, features: Sequence[Feature], rows: list[list[Value]]
     one_text = [f.type for f in features] == ["text"] and not names and not feature_count(model)
     if takes_texts(model) or (one_text and not isinstance(_answers(model, "texts", features, rows), Exception)):
         return "texts"
-    if dropped(model) or (names and are_texts):
+    inexact = any(f.type == "integer" and max(map(abs, f.seen or (0,))) > MAX_EXACT for f in features)
+    if dropped(model) or (names and (are_texts or inexact)):  # an array is of float64
         return "frame"
     simple: Form = "objects" if are_texts else "array"
     if not names and not any(f.dtype for f in features):

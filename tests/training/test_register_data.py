@@ -244,6 +244,14 @@ def test_what_cannot_be_served_is_refused_in_a_sentence(tmp_path: Path, model: A
         registered(tmp_path, model, X, y)
 
 
+def test_whole_numbers_that_no_float64_holds_are_given_in_their_own_column(tmp_path: Path) -> None:
+    X = pd.DataFrame({"id": np.arange(2**63 - 75, 2**63 + 75, dtype=np.uint64) + np.uint64(2**62)})
+    model = RandomForestClassifier(3, random_state=0).fit(X, IRIS_Y)
+    assert registered(tmp_path, model, X, IRIS_Y).rows == "frame"
+    for row in (0, 149):
+        assert answer(tmp_path, [int(X.id[row])]) == model.predict_proba(X[row : row + 1])[0].tolist()
+
+
 def test_no_infinite_row_is_the_example_and_no_row_without_a_target_is_scored(tmp_path: Path) -> None:
     X, y = FLOWERS.copy(), FOREST.predict(FLOWERS).astype(float)
     X.iloc[0, 0], y[::2] = np.inf, np.nan
