@@ -192,7 +192,7 @@ class Connection(RequestReader):
         else:
             self.transport.write(answer[sent:])
         if identifier is None:
-            hits.spell(hit, self._spelling, b"%b %b HTTP/1.1\r\n" % (self.parser.get_method(), self.url), body_size)
+            hits.spell(hit, self._spelling, self.parser.get_method(), self.url, body_size)
         self._set_deadline(self.loop.time() + self.settings.keep_alive_seconds)
         return True
 

@@ -173,15 +173,16 @@ class HitTable:
             self.known[hit.start] = body  # the last to go
         return hit
 
-    def spell(self, hit: Hit, received: bytes, line: bytes, body_size: int) -> None:
-        """Let these bytes find the hit from now on. They have come again, or are the first that its key has found.
+    def spell(self, hit: Hit, received: bytes, method: bytes, target: bytes, body_size: int) -> None:
+        """Let these bytes find the hit from now on, if they have come before, or are the first that its key has found.
 
-        ``line``: the request line. What was received besides this request must not come to stand for it.
+        What was received besides this request must not come to stand for it.
         """
         if body_size > SMALL_BODY_BYTES or len(received) > MAX_HEAD_BYTES + body_size or received in self.by_spelling:
             return
         if hit.spellings and self._is_new(received, self._new_spellings):
             return
+        line = b"%b %b HTTP/1.1\r\n" % (method, target)
         if received.startswith(line) and received.find(b"\r\n\r\n") + 4 + body_size == len(received):
             self.bytes_used -= hit.cost
             for old in hit.spellings[: 1 - MAX_SPELLINGS]:
