@@ -32,6 +32,7 @@ from benchmarks.ours import MODELS, RESULTS, ROOT, serving
 from benchmarks.peers import nginx
 from benchmarks.peers.contestant import Contestant, Model, alone, script
 from benchmarks.processes import StartFailed
+from benchmarks.stored import STORED, stored_rates
 from benchmarks.wrk import Shape
 
 INFER = "/v2/models/iris/infer"
@@ -110,7 +111,7 @@ BESIDE = {
     "QUERY, JSON": "GET",
     "/v2, JSON": "Triton, JSON",
     "/v2, binary": "Triton, binary",
-    **dict.fromkeys(("/predict_batch", "/predict_batch, computed"), "predict_proba"),
+    **dict.fromkeys(("/predict_batch", "/predict_batch, computed", *STORED), "predict_proba"),
     **dict.fromkeys(("/v2, JSON, 256 rows", "/v2, binary, 256 rows"), "predict_proba"),
 }
 """Form -> what it is compared with."""
@@ -167,6 +168,8 @@ def measure(model: Model, rounds: int, seconds: float, reasons: dict[str, str]) 
         for name, server, form in tqdm(turns, unit=" turns"):
             with suppress(OSError):
                 rates.setdefault(name, []).append(_rate(addresses[server], name, form, seconds))
+        batch = asked["/predict_batch"][1].request()
+        rates |= stored_rates(model.directory.parent, batch, ROWS, seconds, rounds)
         rates["predict_proba"] = [_loop(model, seconds) for _ in range(rounds)]
         rates["p99 beside large batches"] = [_beside_batches(addresses["ours"], seconds) for _ in range(rounds)]
     return rates
@@ -229,10 +232,8 @@ def _loop(model: Model, seconds: float) -> float:
 def _beside_batches(address: Address, seconds: float) -> float:
     """The 99th percentile of hits by GET while another client sends batches of 10,000 rows, in seconds."""
     batch = json.dumps({"inputs": list(islice(iris_rows(random.Random(1)), MANY_ROWS))}).encode()
-    request, stop = (
-        Form("POST", "/predict_batch", ("Content-Type: application/json",), batch).request(),
-        threading.Event(),
-    )
+    request = Form("POST", "/predict_batch", ("Content-Type: application/json",), batch).request()
+    stop = threading.Event()
 
     def send_batches() -> None:
         with Connection(address) as connection:
