@@ -85,7 +85,7 @@ class Read(NamedTuple):
 
 
 class Write(NamedTuple):
-    """What one PUT shares with others. ``arguments``: of each key blob and lifetime in ms, negative if it overwrites."""
+    """What one PUT shares with others. ``arguments``: each key's blob and lifetime in ms, negative if it overwrites."""
 
     keys: Sequence[str]
     arguments: Sequence[Argument]
