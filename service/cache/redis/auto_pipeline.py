@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from itertools import accumulate, takewhile
+from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
 from service.errors import StoreUnavailable
@@ -202,8 +203,8 @@ class AutoPipeline(Generic[Item, Reply]):
             self._scheduled.cancel()
             self._scheduled = None
         while self._waiting and self._free:
-            weights = accumulate(self._weigh(item) for item, _, _ in self._waiting)
-            count = max(1, sum(1 for _ in takewhile(self._size.__ge__, weights)))
+            weights = accumulate(map(self._weigh, map(itemgetter(0), self._waiting)))
+            count = len([*takewhile(self._size.__ge__, weights)]) or 1
             batch, self._waiting = self._waiting[:count], self._waiting[count:]
             self._free -= 1
             task = asyncio.create_task(self._round_trip(batch))

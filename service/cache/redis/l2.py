@@ -201,7 +201,7 @@ class RedisCache:
         read = [key for item in reads for key in item.keys]
         written = [key for item in writes for key in item.keys]
         arguments = [argument for item in writes for argument in item.arguments]
-        others = [item for item in items if not isinstance(item, Read | Write)]
+        others = [item for item in items if not isinstance(item, (Read, Write))]
         commands = [*([READ(read)] if read else ()), *([PUT(written, arguments)] if written else ()), *others]
         replies = iter(await self._client.run(commands, seconds))
         found = of_each(next(replies) if read else [], reads)

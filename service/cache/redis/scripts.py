@@ -93,7 +93,7 @@ class Write(NamedTuple):
 
 def weight(item: Read | Write | Command) -> int:
     """How many keys Redis looks up for it."""
-    return len(item.keys) if isinstance(item, Read | Write) else 1
+    return len(item.keys) if isinstance(item, (Read, Write)) else 1
 
 
 def of_each(
