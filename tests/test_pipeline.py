@@ -104,6 +104,10 @@ class House:
     async def ask(self, x: float, directives: CacheDirectives = DEFAULT, **more: Any) -> Answer:
         return await self.pipeline.answer(self.model, question(x, **more), directives)
 
+    def allow(self, seconds: float) -> None:
+        """From now on so much time for each request."""
+        self.pipeline.settings = self.pipeline.settings.model_copy(update={"deadline_seconds": seconds})
+
     def count(self, result: str) -> float:
         self.metrics.flush()
         return self.metrics.cache_results.labels("echo", result)._value.get()
@@ -284,14 +288,32 @@ async def test_a_deadline_that_passes_in_the_queue_means_no_computation(house: H
     house.predictor.gate.clear()
     busy = asyncio.create_task(house.ask(1))
     await house.dispatched()
-    late = asyncio.create_task(house.ask(5))
-    await becomes(lambda: house.batcher.queued)
-    house.clock.now += 31
+    house.allow(0.05)
+    for directives in (DEFAULT, CacheDirectives(store=False)):
+        with pytest.raises(DeadlineExceeded):
+            await house.ask(5, directives)
     house.predictor.gate.set()
-    with pytest.raises(DeadlineExceeded):
-        await late
     await busy
+    await becomes(lambda: house.batcher.idle)
     assert house.predictor.computed == [1]
+
+
+async def test_who_joins_late_is_answered_though_the_time_of_who_came_first_is_over(house: House) -> None:
+    house.predictor.gate.clear()
+    busy = asyncio.create_task(house.ask(1))
+    await house.dispatched()
+    longest = house.pipeline.settings.deadline_seconds
+    house.allow(0.05)
+    first = asyncio.create_task(house.ask(5))
+    await becomes(lambda: house.batcher.queued)
+    house.allow(longest)
+    joined = asyncio.create_task(house.ask(5))
+    with pytest.raises(DeadlineExceeded):
+        await first
+    house.clock.now += 1
+    house.predictor.gate.set()
+    assert (await joined).source == "collapsed"
+    await busy
 
 
 async def test_no_cache_computes_overwrites_and_does_not_share_with_ordinary_askers(house: House) -> None:
