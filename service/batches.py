@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import count
 from typing import Any, TypeAlias, TypeGuard, cast
 
@@ -20,10 +19,9 @@ from service.cache.entry import Entry, new_entries
 from service.cache.keys import cache_key, cache_keys
 from service.cache.memory import Memo
 from service.cache.redis.auto_pipeline import DeadlineBudget
-from service.cache.redis.l2 import RedisCache
 from service.errors import DeadlineExceeded, Overloaded, ServiceError, StoreUnavailable
 from service.inference.predictor import Question, Questions
-from service.lookup import DEFAULT, Answer, CacheDirectives, Lookup, Model
+from service.lookup import DEFAULT, Answer, BatchLookup, CacheDirectives, Lookup, Model
 from service.pipeline import Pipeline
 
 ROWS_AT_ONCE = 256
@@ -39,33 +37,6 @@ MAX_KNOWN_MODELS = 8
 
 Ready: TypeAlias = Callable[[Sequence[Entry | None]], Sequence[bytes | None]]
 Said: TypeAlias = bytes | Answer | ServiceError
-
-
-@dataclass(slots=True)
-class _Batch:
-    """``rows``: no two of a list are equal. ``generation``: as in its keys. ``l2``: as a Lookup's.
-    ``deadline``: a reading of the clock."""
-
-    model: Model
-    rows: Questions | list[Question]
-    directives: CacheDirectives
-    generation: bytes
-    l2: RedisCache | None
-    deadline: float
-
-    @property
-    def is_computed_here(self) -> bool:
-        """Whether the event loop itself computes what is missing, many rows in a call."""
-        model, directives = self.model, self.directives
-        usual = directives is DEFAULT or (directives.compute and not directives.store)
-        return usual and model.batcher.runs_on_loop and not (model.leased and self.l2 is not None)
-
-    def payloads(self, rows: Mapping[str, int], keys: Iterable[str]) -> list[bytes]:
-        """Of the rows with these keys."""
-        wanted = [rows[key] for key in keys]
-        if isinstance(self.rows, Questions):
-            return self.rows.payloads_of(wanted)
-        return [cast("bytes", self.rows[row].payload) for row in wanted]
 
 
 class BatchPipeline(Pipeline):
@@ -91,13 +62,13 @@ class BatchPipeline(Pipeline):
         chosen = {} if isinstance(asked, Questions) else _distinct(asked)
         rows = asked if isinstance(asked, Questions) else list(chosen.values())
         deadline = self._clock() + self.settings.deadline_seconds
-        said = await self._answer_rows(_Batch(model, rows, directives, generation, l2, deadline), ready)
+        said = await self._answer_rows(BatchLookup(model, rows, directives, generation, l2, deadline), ready)
         if isinstance(asked, Questions):
             return said
         by_identity = dict(zip(chosen, said, strict=True))
         return [by_identity[one.identity] if isinstance(one, Question) else one for one in asked]
 
-    async def _answer_rows(self, batch: _Batch, ready: Ready) -> list[Said]:
+    async def _answer_rows(self, batch: BatchLookup, ready: Ready) -> list[Said]:
         """Some at a time, so that nobody else waits for a large batch."""
         all_keys: list[str] = []
         said: list[Said | None] = []
@@ -130,7 +101,7 @@ class BatchPipeline(Pipeline):
         await asyncio.sleep(0)
         return self._clock()
 
-    def _in_l1_many(self, batch: _Batch, keys: Sequence[str], start: int, ready: Ready) -> Sequence[Said | None]:
+    def _in_l1_many(self, batch: BatchLookup, keys: Sequence[str], start: int, ready: Ready) -> Sequence[Said | None]:
         """Of each key what is ready with its entry, or the entry as an answer. ``start``: the first one's row."""
         if not batch.directives.reads:
             return [None] * len(keys)
@@ -150,7 +121,7 @@ class BatchPipeline(Pipeline):
         places = zip(keys, entries, said, strict=True)
         return [one if one or entry is None else Answer(key, entry, "l1") for key, entry, one in places]
 
-    async def _fly_many(self, batch: _Batch, rows: Mapping[str, int]) -> dict[str, Answer]:
+    async def _fly_many(self, batch: BatchLookup, rows: Mapping[str, int]) -> dict[str, Answer]:
         """Answers to these rows (key -> row), but none where another flight is under way, the computation fails, or
         the deadline passes.
 
@@ -165,7 +136,7 @@ class BatchPipeline(Pipeline):
             return await self._flights.do_many(free, self._lead_many(batch, free), seconds) if free else {}
         return {}
 
-    async def _lead_many(self, batch: _Batch, rows: Mapping[str, int]) -> dict[str, Answer]:
+    async def _lead_many(self, batch: BatchLookup, rows: Mapping[str, int]) -> dict[str, Answer]:
         """One read from Redis, and one store of what is computed."""
         budget = DeadlineBudget(batch.deadline - self._clock())
         stored = await self._in_l2_many(batch, rows, budget)
@@ -176,7 +147,7 @@ class BatchPipeline(Pipeline):
         self.observer.waited(batch.model, budget.spent)
         return answers | {key: Answer(key, entry, "l2") for key, entry in stored.items()}
 
-    async def _compute_many(self, batch: _Batch, rows: Mapping[str, int]) -> dict[str, Answer]:
+    async def _compute_many(self, batch: BatchLookup, rows: Mapping[str, int]) -> dict[str, Answer]:
         """As many in each call as a batch of the model's has."""
         model, answers, keys = batch.model, dict[str, Answer](), list(rows)
         ttl, fresh = model.ttl(self.settings), not batch.directives.store
@@ -194,7 +165,7 @@ class BatchPipeline(Pipeline):
         self.observer.computed(model, answers, self._clock() - started)
         return answers
 
-    async def _store_many(self, batch: _Batch, answers: Mapping[str, Answer], budget: DeadlineBudget) -> None:
+    async def _store_many(self, batch: BatchLookup, answers: Mapping[str, Answer], budget: DeadlineBudget) -> None:
         """As ``_store`` of each."""
         stored: Mapping[str, Entry] = {}
         if answers and batch.l2 is not None:
@@ -206,7 +177,7 @@ class BatchPipeline(Pipeline):
         if not stored:
             self._keep_here(answers.values(), batch.l2)
 
-    async def _in_l2_many(self, batch: _Batch, keys: Iterable[str], budget: DeadlineBudget) -> dict[str, Entry]:
+    async def _in_l2_many(self, batch: BatchLookup, keys: Iterable[str], budget: DeadlineBudget) -> dict[str, Entry]:
         """As ``_in_l2`` of each: those that there are."""
         entries: dict[str, Entry] = {}
         if batch.l2 is not None:
@@ -215,7 +186,7 @@ class BatchPipeline(Pipeline):
         self.l1.put_many(entries, self.settings.l1_max_seconds)
         return entries
 
-    async def _one_by_one(self, batch: _Batch, rows: Mapping[str, int]) -> dict[str, Said]:
+    async def _one_by_one(self, batch: BatchLookup, rows: Mapping[str, int]) -> dict[str, Said]:
         """One read from Redis for each ROWS_AT_ONCE rows. Then each is answered like a question of its own."""
         model, directives, found = batch.model, batch.directives, dict[str, Entry]()
         lookups = [
@@ -230,10 +201,7 @@ class BatchPipeline(Pipeline):
             self.observer.waited(model, budget.spent)
             for row in part:
                 row.budget = DeadlineBudget(budget.left)
-        missing = [row for row in lookups if row.key not in found and row.may_be_computed(directives)]
-        if directives.reads:  # what others have computed meanwhile, or compute now, needs no place in the queue
-            local = zip(missing, self.l1.get_many([row.key for row in missing]), strict=True)
-            missing = [row for row, entry in local if not entry and row.key not in self._flights.under_way]
+        missing = [] if self._clock() >= batch.deadline else self._to_compute(lookups, directives, found)
         said: dict[str, Said] = {}
         with model.batcher.reserve(min(ROWS_AT_ONCE, len(missing))) as reservation:
             for row in missing:
@@ -245,6 +213,19 @@ class BatchPipeline(Pipeline):
                 said |= {row.key: row_error(outcome) for row, outcome in zip(part, outcomes, strict=True)}
         return said
 
+    def _to_compute(
+        self, lookups: Sequence[Lookup], directives: CacheDirectives, found: dict[str, Entry]
+    ) -> list[Lookup]:
+        """Those that need a place in the queue: no cache has an answer that suits, and no flight brings one."""
+        rows = [row for row in lookups if row.may_be_computed(directives)]
+        if not directives.reads:
+            return rows
+        unknown = [row.key for row in rows if row.key not in found]
+        local = zip(unknown, self.l1.get_many(unknown), strict=True)  # others may have had it computed meanwhile
+        known, now = found | {key: entry for key, entry in local if entry}, self._clock()
+        flying, accepts = self._flights.under_way, directives.accepts
+        return [row for row in rows if not (accepts(known[row.key], now) if row.key in known else row.key in flying)]
+
     async def _row(self, lookup: Lookup, directives: CacheDirectives, found: Entry | None) -> Answer:
         if found is not None and self._suits(answer := Answer(lookup.key, found, "l2"), directives):
             return answer
@@ -254,7 +235,7 @@ class BatchPipeline(Pipeline):
             return await self._answer(lookup, directives)
         return await self._recompute(lookup, directives)
 
-    def _keys(self, batch: _Batch, start: int) -> list[str]:
+    def _keys(self, batch: BatchLookup, start: int) -> list[str]:
         """Of the rows of one turn. Those of arrays are remembered, since a hash is half of what a hit costs here."""
         model, rows, generation = batch.model, batch.rows, batch.generation
         fingerprint = model.predictor.fingerprint

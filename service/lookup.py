@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 from service.cache.entry import Entry
 from service.cache.memory import Memo
@@ -13,7 +13,7 @@ from service.cache.redis.l2 import RedisCache
 from service.config import Settings
 from service.inference.batcher import Batcher, Reservation
 from service.inference.manifest import Manifest
-from service.inference.predictor import Predictor, Question, answer_check
+from service.inference.predictor import Predictor, Question, Questions, answer_check
 
 MAX_CHECKED = 4096
 MAX_CHECKED_BYTES = 256
@@ -126,3 +126,30 @@ class Lookup:
 
     def may_be_computed(self, directives: CacheDirectives) -> bool:
         return directives.compute and self.question.payload is not None
+
+
+@dataclass(slots=True)
+class BatchLookup:
+    """A batch on its way. ``rows``: no two of a list are equal. ``generation``: as in its keys. ``l2``: as a Lookup's.
+    ``deadline``: a reading of the clock."""
+
+    model: Model
+    rows: Questions | list[Question]
+    directives: CacheDirectives
+    generation: bytes
+    l2: RedisCache | None
+    deadline: float
+
+    @property
+    def is_computed_here(self) -> bool:
+        """Whether the event loop itself computes what is missing, many rows in a call."""
+        model, directives = self.model, self.directives
+        usual = directives is DEFAULT or (directives.compute and not directives.store)
+        return usual and model.batcher.runs_on_loop and not (model.leased and self.l2 is not None)
+
+    def payloads(self, rows: Mapping[str, int], keys: Iterable[str]) -> list[bytes]:
+        """Of the rows with these keys."""
+        wanted = [rows[key] for key in keys]
+        if isinstance(self.rows, Questions):
+            return self.rows.payloads_of(wanted)
+        return [cast("bytes", self.rows[row].payload) for row in wanted]

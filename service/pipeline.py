@@ -155,13 +155,14 @@ class Pipeline:
         return answer if led or answer.hit else replace(answer, source="collapsed")
 
     async def _compute(self, lookup: Lookup, call: Call[Answer] | None = None) -> Answer:
-        """For one request, or for a call: raises NoWaiters when nobody waits for it any more when its turn comes."""
+        """For one request until its deadline, or for a call: raises NoWaiters when nobody waits for it when its turn
+        comes. Who joins a call late may wait for longer than who started it, so a call has no deadline."""
         assert lookup.question.payload is not None
         try:
             submitted = lookup.model.batcher.submit(
                 lookup.question.payload,
                 wanted=lambda: call is None or call.waiters > 0,
-                deadline=lookup.deadline,
+                deadline=math.inf if call else lookup.deadline,
                 reservation=lookup.reservation,
             )
             computed = await (submitted if call else self._flights.alone(submitted, lookup.deadline - self._clock()))

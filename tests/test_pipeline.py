@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from service.audit import MAX_WAITING, Auditor, Countdown
-from service.batches import ROWS_AT_ONCE, BatchPipeline, _Batch
+from service.batches import ROWS_AT_ONCE, BatchPipeline
 from service.cache.entry import Accepts, Entry, anything
 from service.cache.generations import VALID_SECONDS
 from service.cache.memory import MemoryCache
@@ -25,7 +25,7 @@ from service.errors import DeadlineExceeded, InvalidInput, NotCached, OnlyIfCach
 from service.inference.batcher import Batcher
 from service.inference.manifest import Manifest
 from service.inference.predictor import Prediction, Question, pack, unpack
-from service.lookup import DEFAULT, Answer, CacheDirectives, Model
+from service.lookup import DEFAULT, Answer, BatchLookup, CacheDirectives, Model
 from service.metrics import Metrics
 from service.observer import Account, AnswerObserver, Economics
 from tests.support.process import becomes
@@ -103,6 +103,10 @@ class House:
 
     async def ask(self, x: float, directives: CacheDirectives = DEFAULT, **more: Any) -> Answer:
         return await self.pipeline.answer(self.model, question(x, **more), directives)
+
+    def allow(self, seconds: float) -> None:
+        """From now on so much time for each request."""
+        self.pipeline.settings = self.pipeline.settings.model_copy(update={"deadline_seconds": seconds})
 
     def count(self, result: str) -> float:
         self.metrics.flush()
@@ -284,14 +288,32 @@ async def test_a_deadline_that_passes_in_the_queue_means_no_computation(house: H
     house.predictor.gate.clear()
     busy = asyncio.create_task(house.ask(1))
     await house.dispatched()
-    late = asyncio.create_task(house.ask(5))
-    await becomes(lambda: house.batcher.queued)
-    house.clock.now += 31
+    house.allow(0.05)
+    for directives in (DEFAULT, CacheDirectives(store=False)):
+        with pytest.raises(DeadlineExceeded):
+            await house.ask(5, directives)
     house.predictor.gate.set()
-    with pytest.raises(DeadlineExceeded):
-        await late
     await busy
+    await becomes(lambda: house.batcher.idle)
     assert house.predictor.computed == [1]
+
+
+async def test_who_joins_late_is_answered_though_the_time_of_who_came_first_is_over(house: House) -> None:
+    house.predictor.gate.clear()
+    busy = asyncio.create_task(house.ask(1))
+    await house.dispatched()
+    longest = house.pipeline.settings.deadline_seconds
+    house.allow(0.05)
+    first = asyncio.create_task(house.ask(5))
+    await becomes(lambda: house.batcher.queued)
+    house.allow(longest)
+    joined = asyncio.create_task(house.ask(5))
+    with pytest.raises(DeadlineExceeded):
+        await first
+    house.clock.now += 1
+    house.predictor.gate.set()
+    assert (await joined).source == "collapsed"
+    await busy
 
 
 async def test_no_cache_computes_overwrites_and_does_not_share_with_ordinary_askers(house: House) -> None:
@@ -403,6 +425,25 @@ async def test_a_batch_is_admitted_to_the_queue_whole_or_not_at_all(house: House
     assert sorted(house.predictor.computed) == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("l1_bytes", [0, 10**6])
+async def test_so_is_a_batch_whose_stored_answers_are_too_old_for_it(house: House, l1_bytes: int) -> None:
+    house.pipeline.l1, house.pipeline.l2 = MemoryCache(l1_bytes, 100, house.clock), Shared()
+    house.model = Model("echo", MANIFEST, house.predictor, house.batcher, leased=False)
+    for x in range(5):
+        await house.ask(x)
+    house.clock.now += 40
+    house.predictor.gate.clear()
+    busy = asyncio.create_task(house.ask(9))
+    await house.dispatched()
+    house.allow(0.1)
+    rows = [question(x) for x in range(5)]
+    with pytest.raises(Overloaded):
+        await house.pipeline.answer_many(house.model, rows, CacheDirectives(max_age=39))
+    assert not house.batcher.queued
+    house.predictor.gate.set()
+    await busy
+
+
 async def test_what_a_batch_has_in_the_cache_needs_no_place_in_the_queue(house: House) -> None:
     for x in range(8):
         await house.ask(x)
@@ -475,10 +516,9 @@ async def test_who_asks_for_a_row_of_a_large_batch_waits_for_its_part_alone(on_l
 async def test_the_deadline_holds_for_all_rows_of_a_batch_together(
     house: House, on_loop: House, runs_on_loop: bool
 ) -> None:
-    """And Redis, which has used it up, is not asked again."""
+    """And Redis, which has used it up, is not asked again, nor the queue for places."""
     settings, shared = load_settings({"PREDICT_DEADLINE_SECONDS": "0.1"}), Shared()
     asked = on_loop if runs_on_loop else house
-    asked.batcher._max_queue_size = ROWS_AT_ONCE
     hurried = BatchPipeline(settings, MemoryCache(0, 1), shared, asked.pipeline.observer)
     shared.gate.clear()
     outcomes = await hurried.answer_many(asked.model, [question(x) for x in range(2000)])
@@ -512,7 +552,9 @@ async def test_to_find_the_hits_to_audit_compares_not_each_row_of_a_batch_with_e
     auditor = house.pipeline.observer.auditor
     auditor.countdown = Countdown(1)
     Key.compared = 0
-    house.pipeline._in_l1_many(_Batch(house.model, rows, DEFAULT, b"", None, math.inf), keys, 0, lambda found: found)
+    house.pipeline._in_l1_many(
+        BatchLookup(house.model, rows, DEFAULT, b"", None, math.inf), keys, 0, lambda found: found
+    )
     assert len(auditor._waiting) == MAX_WAITING
     assert all(sample.payload == rows[int(sample.value)].payload for sample in auditor._waiting)
     assert Key.compared <= 10 * len(keys)
