@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from starlette.middleware import Middleware
 from starlette.routing import Route, compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -71,7 +72,7 @@ class Service(FastAPI):
         await app(scope, receive, send)
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Called for the lifespan, and again when there are settings; without a lifespan, for the first request.
+        """Called for the lifespan, and again if the settings add middleware; without a lifespan, for the first request.
 
         OpenTelemetry's instrumentation is no middleware but has replaced this method. FastAPI's own tracing is neither.
         """
@@ -134,19 +135,33 @@ async def _lifespan(app: Service) -> AsyncIterator[dict[str, Any]]:
     settings: Settings = app.state.settings or settings_of_process()
     async with open_runtime(settings, app.state.lost) as runtime:
         app.state.runtime = runtime
-        app.middleware_stack = None  # It was built for the lifespan, before there were settings.
-        if settings.cors_origins:
-            app.add_middleware(
+        owners, ours = app.user_middleware, _middleware(settings, runtime)
+        if ours:  # The layers were built for the lifespan, before there were settings.
+            app.user_middleware = [*ours, *owners]
+            app.middleware_stack = app.build_middleware_stack()
+        try:
+            yield {"runtime": runtime}
+        finally:
+            if ours:
+                app.user_middleware, app.middleware_stack = owners, None
+
+
+def _middleware(settings: Settings, runtime: Runtime) -> list[Middleware]:
+    """What the settings ask for, the outermost first."""
+    found: list[Middleware] = []
+    if runtime.traces is not None:
+        found.append(Middleware(runtime.traces.around, route_of=lambda scope: scope[CURRENT].route))
+    if settings.cors_origins:
+        found.append(
+            Middleware(
                 CORSMiddleware,
                 allow_origins=names(settings.cors_origins),
                 allow_methods=CORS_METHODS,
                 allow_headers=CORS_HEADERS,
                 expose_headers=CORS_EXPOSED,
             )
-        if runtime.traces is not None:
-            app.add_middleware(runtime.traces.around, route_of=lambda scope: scope[CURRENT].route)
-        app.middleware_stack = app.build_middleware_stack()
-        yield {"runtime": runtime}
+        )
+    return found
 
 
 def _end_process(reason: str) -> None:

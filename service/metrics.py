@@ -24,6 +24,9 @@ BYTES = 256 * 2**10
 BYTES_OF_A_MODEL = 32 * 2**10
 """Generous bounds of a file: for all routes and statuses, and for what one model adds."""
 
+NO_ROUTE = "unknown"
+"""The route of a request that no route has answered."""
+
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 """Upper bounds in seconds: a hit in this process is well below a millisecond."""
 
@@ -215,7 +218,7 @@ class Metrics:
 
     def refused(self, status: int) -> None:
         """A request that was refused before it had a route."""
-        child(self.requests, "unknown", status).inc()
+        child(self.requests, NO_ROUTE, status).inc()
 
     def resolved(self, model: str, result: str, seconds: float, count: int = 1) -> None:
         child(self.cache_results, model, result).inc(count)

@@ -20,6 +20,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.lookup import Answer, Lookup
+from service.metrics import NO_ROUTE
 
 _W3C = TraceContextTextMapPropagator()
 _current: ContextVar[Context | None] = ContextVar("current_trace", default=None)
@@ -42,7 +43,7 @@ class Traces:
             if scope["type"] != "http" or trace.get_current_span().get_span_context().is_valid:
                 await app(scope, receive, send)
                 return
-            span, method = self._begin(scope), scope["method"]
+            span = self._begin(scope)
 
             async def observed_send(message: Message) -> None:
                 if message["type"] == "http.response.start":
@@ -53,8 +54,13 @@ class Traces:
 
             try:
                 await app(scope, receive, observed_send)
+            except Exception:  # Starlette answers it, outside all middleware
+                span.set_attribute("http.response.status_code", 500)
+                span.set_status(StatusCode.ERROR)
+                raise
             finally:
-                span.update_name(f"{method} {route_of(scope)}")
+                if (route := route_of(scope)) != NO_ROUTE:
+                    span.update_name(f"{scope['method']} {route}")
                 span.end()
 
         return traced

@@ -26,6 +26,7 @@ from service.errors import (
 from service.http.directives import RETRIEVALS, check_if_match, parse_cache_control
 from service.logs import RequestId, current_request
 from service.lookup import DEFAULT, CacheDirectives
+from service.metrics import NO_ROUTE
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -81,7 +82,7 @@ class Request:
         *("given_id", "header", "method", "name", "path", "query", "route", "runtime", "scope", "sent"),
     )
 
-    def __init__(self, scope: Scope, receive: Receive, route: str = "unknown") -> None:
+    def __init__(self, scope: Scope, receive: Receive, route: str = NO_ROUTE) -> None:
         self.scope = scope
         self.route = route
         self.method: str = scope["method"]
@@ -235,6 +236,8 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
         request = Request(scope, receive, self.route)
+        if (current := scope.get(CURRENT)) is not None:
+            current.route = self.route
         request.enter()
         try:
             reply = await self._reply(request)
@@ -253,11 +256,8 @@ class Endpoint:
         if reply.status >= 400 or "respond" not in scope or not scope["respond"](reply.status, headers, reply.body):
             await send({"type": "http.response.start", "status": reply.status, "headers": headers})
             await send({"type": "http.response.body", "body": reply.body})
-        current = scope.get(CURRENT)
-        if current is None:
+        if current is None:  # Otherwise it is counted there, with the time of its middleware.
             request.answered(reply.status, headers, time.perf_counter() - started)
-        else:  # where the time of its middleware is counted, too
-            current.route = self.route
 
     async def _reply(self, request: Request) -> Reply:
         handler = self.handlers.get(request.method)

@@ -16,6 +16,7 @@ from opentelemetry import trace
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from service import traces
 from service.app import create_app
 from service.config import load_settings
 from service.server.connection import protocol_class
@@ -37,6 +38,11 @@ FIELDS = [
 IRIS_FORM = b"".join(FIELDS) + b"--b--\r\n"
 TARGETS = [*5 * [HIT], *5 * [HIT.replace("/predict", "/models/iris/predict")], "/livez", "/v2/models/iris", "/nothing"]
 ROUTES = ["/predict", "/models/{name}/predict", "/livez", "/v2/models/{name}", "unknown"]
+
+
+class NoSpans(trace.NoOpTracerProvider):
+    def shutdown(self) -> None:
+        """Nothing is exported."""
 
 
 class Tracing:
@@ -137,6 +143,29 @@ async def test_starlettes_cors_middleware_sees_every_answer(iris_models: Path) -
     async with served(app, {}) as client:
         for target in TARGETS:
             assert (await client.get(target, {"Origin": PAGE})).headers["access-control-allow-origin"] == PAGE
+
+
+@pytest.mark.parametrize("asked", [{}, {"PREDICT_CORS_ORIGINS": PAGE, "PREDICT_TRACES": "on"}])
+async def test_every_lifespan_of_an_app_has_each_middleware_once(
+    asked: dict[str, str], iris_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the settings' own, the layers are made once more for each lifespan, since they are not known before it."""
+    monkeypatch.setattr(traces, "_exporting", NoSpans)
+    app = create_app(load_settings({"PREDICT_MODELS_DIR": str(iris_models)} | asked))
+    made: list[Any] = []
+
+    def keep(inner: Any) -> Any:
+        made.append(inner)
+        return inner
+
+    app.add_middleware(keep)
+    for count in (2, 4) if asked else (1, 1):
+        async with served(app, {}) as client:
+            assert (await client.get(HIT)).status == 200
+            ours = [CORSMiddleware] if asked else []
+            assert [one.cls for one in app.user_middleware][-2:] == [*ours, keep]
+            assert len(app.user_middleware) == (3 if asked else 1)
+        assert len(made) == count
 
 
 async def test_pages_of_the_allowed_origins_alone_may_ask(iris_models: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from fastapi.testclient import TestClient
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, TraceFlags, Tracer, TracerProvider
+from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, StatusCode, TraceFlags, Tracer, TracerProvider
 
 from service import traces
 from service.app import create_app
@@ -32,6 +33,7 @@ class Recorded(NonRecordingSpan):
         super().__init__(SpanContext(parent.trace_id or number, number, False, TraceFlags(TraceFlags.SAMPLED)))
         self.name, self.parent, self._spans = name, parent, spans
         self.attributes: dict[str, Any] = {}
+        self.is_error = False
 
     def update_name(self, name: str) -> None:
         self.name = name
@@ -41,6 +43,9 @@ class Recorded(NonRecordingSpan):
 
     def set_attributes(self, attributes: Any) -> None:
         self.attributes |= attributes
+
+    def set_status(self, status: Any, description: str | None = None) -> None:
+        self.is_error = status is StatusCode.ERROR
 
     def end(self, end_time: int | None = None) -> None:
         self._spans.append(self)
@@ -69,11 +74,14 @@ class Memory(TracerProvider, Tracer):
         """Nothing is exported."""
 
 
-def test_each_request_and_question_has_spans_under_the_callers(
-    iris_models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
     memory = Memory()
     monkeypatch.setattr(traces, "_exporting", lambda: memory)
+    return memory
+
+
+def test_each_request_and_question_has_spans_under_the_callers(iris_models: Path, memory: Memory) -> None:
     with TestClient(create_app(Settings(models_dir=iris_models, traces=True, audit_share=0))) as client:
         client.get(ASKED, headers={"traceparent": f"00-{TRACE}-{PARENT}-01"})
         computed = list(memory.spans)
@@ -90,6 +98,35 @@ def test_each_request_and_question_has_spans_under_the_callers(
     hit = memory.spans[len(computed) :]
     assert [span.name for span in hit] == ["look-up", "question", "GET /predict", "GET /models"]
     assert hit[1].attributes["predict.cache"] == "l1"
+
+
+def test_a_failure_and_a_request_that_is_cancelled_or_has_no_route_have_spans_too(
+    iris_models: Path, memory: Memory
+) -> None:
+    app = create_app(Settings(models_dir=iris_models, traces=True, cors_origins="https://page.example"))
+
+    @app.get("/broken")
+    async def broken() -> None:
+        raise RuntimeError
+
+    async def cancel(client: TestClient) -> None:
+        """A question whose body never comes."""
+        scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "state": client.app_state}
+        scope["headers"] = [(b"content-type", b"application/json")]
+        asking = asyncio.ensure_future(app(scope, asyncio.Event().wait, print))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.wait([asking])
+
+    with TestClient(app, raise_server_exceptions=False) as client:
+        client.get("/broken")
+        assert client.portal is not None
+        client.portal.call(cancel, client)
+        client.get("/nothing")
+        client.options("/predict", headers={"Origin": "https://page.example", "Access-Control-Request-Method": "POST"})
+    told = [(span.name, span.attributes.get("http.response.status_code"), span.is_error) for span in memory.spans]
+    cancelled, preflight = ("POST /predict", None, False), ("OPTIONS", 200, False)
+    assert told == [("GET /broken", 500, True), cancelled, ("GET", 404, False), preflight]
 
 
 class Collector(BaseHTTPRequestHandler):
