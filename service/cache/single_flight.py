@@ -117,7 +117,7 @@ class SingleFlight:
         3. The task ends and the flight is removed. The caller wakes with NoWaiters, finds no flight, and starts one.
         """
         until = self._loop.time() + seconds
-        while True:
+        while not self._closed:
             call: Call[T] | None = self._calls.get(key)
             led = call is None and key not in self._calls
             if call is None:
@@ -128,7 +128,7 @@ class SingleFlight:
                     if found is not None:
                         return found, True
                     if self._closed:
-                        raise asyncio.CancelledError
+                        break
                 self._start(key, call, fn)
             future: asyncio.Future[T] = self._loop.create_future()
             call.join(future)
@@ -138,6 +138,7 @@ class SingleFlight:
                 continue
             finally:
                 call.waiters -= 1
+        raise asyncio.CancelledError
 
     def alone(self, future: asyncio.Future[T], seconds: float) -> Awaitable[T]:
         """The outcome of what is computed for one caller, who leaves by cancelling the future; raises DeadlineExceeded

@@ -237,8 +237,17 @@ class Manifest(Part):
         return self.classes[int(answer[0])]
 
 
+_PLAIN = {
+    "model_type": "It must be an object",
+    "too_short": "There must be at least {min_length}",
+    "too_long": "There may be at most {max_length}",
+}
+"""What pydantic would say in words of Python, by its names of the errors."""
+
+
 def reason(error: ValidationError) -> str:
     """The first thing that is wrong, and where, in a few words."""
     first = error.errors()[0]
     where = "".join(f"{part}: " for part in (".".join(map(str, first["loc"])),) if part)
-    return where + first["msg"].removeprefix("Value error, ")
+    plain = _PLAIN.get(first["type"])
+    return where + (plain.format(**first["ctx"]) if plain else first["msg"].removeprefix("Value error, "))

@@ -177,7 +177,7 @@ def unpack(prediction: bytes) -> NDArray[Any]:
 
 def answer_check(manifest: Manifest) -> Callable[[bytes], bool]:
     """Whether a value is an answer like the example's: packed, as long and of the same dtype, finite, in the range that
-    ``output`` says, and with probabilities if the example has such. Each hit in Redis is checked, in a microsecond."""
+    ``output`` says, and with probabilities if the example has such. Each hit in Redis is checked, in 1.5 µs."""
     example, start, dtype = np.array(manifest.example.golden), manifest.output.probabilities_from, manifest.dtype
     head = pack(np.zeros(len(example), dtype))[: -np.dtype(dtype).itemsize * len(example)]
     ones, itemsize = np.ones(len(example), dtype), np.dtype(dtype).itemsize

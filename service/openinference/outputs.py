@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from service.errors import MalformedRequest
 from service.inference.manifest import Class, Manifest
 from service.inference.predictor import unpack
-from service.openinference.schemas import Parameters, RequestedOutput
-from service.openinference.tensors import BYTES, NONE, Inference
+from service.openinference.schemas import OutputParameters, RequestedOutput
+from service.openinference.tensors import BYTES, Inference
 
 PROBABILITIES, LABEL, PREDICTION = ("probabilities", "label", "prediction")
+
+NONE, BINARY = OutputParameters(), OutputParameters(binary_data=True)
 
 
 def describe_outputs(manifest: Manifest) -> list[dict[str, Any]]:
@@ -38,7 +40,7 @@ def wanted_outputs(manifest: Manifest, inference: Inference) -> list[RequestedOu
             raise MalformedRequest(f"There is no output {output.name!r:.80}; there are {', '.join(names)}.")
         if (output.parameters or NONE).classification and output.name != PROBABILITIES:
             raise MalformedRequest(f"The output {output.name!r} cannot be classified; {PROBABILITIES!r} can.")
-    alike = Parameters(binary_data=inference.parameters.binary_data_output)
+    alike = BINARY if inference.binary else NONE
     return inference.outputs or [RequestedOutput.model_construct(name=name, parameters=alike) for name in names]
 
 
@@ -72,7 +74,8 @@ def _tensor(manifest: Manifest, answers: NDArray[Any], output: RequestedOutput) 
         return _numbers(output.name, answers if kind.kind == "numbers" else answers.astype(np.int64))
     probabilities = answers[:, kind.probabilities_from :]
     if output.name != PROBABILITIES:
-        rows = [[one.label if output.name == LABEL else one.value] for one in _best(manifest, answers)]
+        best = _best(manifest, answers)
+        rows = [[one.label] for one in best] if output.name == LABEL else [[one.value] for one in best]
     elif count := (output.parameters or NONE).classification:
         rows = _classified(manifest, probabilities, count)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, PositiveInt, SkipValidation, model_validator
@@ -84,15 +85,7 @@ class IndexRequest(BaseModel, strict=True):
 
 
 class Parameters(BaseModel, strict=True):
-    """Of an input, of an output or of the request. Unknown ones are passed over.
-
-    ``classification``: so many of the most probable classes.
-    """
-
-    binary_data_size: Count | None = None
-    binary_data: bool | None = None
-    binary_data_output: bool | None = None
-    classification: Count | None = None
+    """Of an input, of an output or of the request. Unknown ones, and those of another place, are passed over."""
 
     @model_validator(mode="before")
     @classmethod
@@ -102,8 +95,24 @@ class Parameters(BaseModel, strict=True):
         return given
 
 
+class InputParameters(Parameters):
+    binary_data_size: Count | None = None
+
+
+class OutputParameters(Parameters):
+    """``classification``: so many of the most probable classes."""
+
+    binary_data: bool | None = None
+    classification: Count | None = None
+
+
+class RequestParameters(Parameters):
+    binary_data_output: bool | None = None
+
+
 def _as_list(items: Any) -> Any:
-    return list(items) if isinstance(items, LargeArray) and len(items) <= MAX_TENSORS else items
+    """As many as are needed to see that there are too many."""
+    return list(islice(items, MAX_TENSORS + 1)) if isinstance(items, LargeArray) else items
 
 
 AS_LIST = BeforeValidator(_as_list)
@@ -112,19 +121,19 @@ AS_LIST = BeforeValidator(_as_list)
 class InputTensor(TensorMetadata, strict=True):
     shape: Annotated[list[PositiveInt], Field(min_length=1, max_length=MAX_DIMENSIONS, fail_fast=True)]
     data: SkipValidation[list[Any] | None] = None  # tensors.py checks them, since they may be a LargeArray
-    parameters: Parameters | None = None
+    parameters: InputParameters | None = None
 
 
 class RequestedOutput(BaseModel, strict=True):
     name: str
-    parameters: Parameters | None = None
+    parameters: OutputParameters | None = None
 
 
 class InferRequest(BaseModel, strict=True):
     id: str | None = None
     inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=MAX_TENSORS, fail_fast=True), AS_LIST]
     outputs: Annotated[list[RequestedOutput], Field(max_length=MAX_TENSORS, fail_fast=True), AS_LIST] | None = None
-    parameters: Parameters | None = None
+    parameters: RequestParameters | None = None
 
 
 class OutputTensor(TensorMetadata):

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from service.errors import MalformedRequest
 from service.inference.manifest import reason
 from service.large_json import LargeArray, LargeString, is_array, load_object
-from service.openinference.schemas import InferRequest, InputTensor, Parameters, RequestedOutput
+from service.openinference.schemas import InferRequest, InputTensor, RequestedOutput
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -30,8 +30,6 @@ JSON_TYPES = {name: {int, float, type(None)} for name in FLOATS} | {"BOOL": {boo
 """The Python types that a datatype's values have in JSON, where these are not just int. null is NaN."""
 BF16, BYTES = "BF16", "BYTES"
 """BF16 is the upper half of a float32; NumPy has no such type. BYTES are strings of any bytes."""
-
-NONE = Parameters()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +45,12 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """A request. ``outputs`` None: all of them, as ``parameters`` say."""
+    """A request. ``outputs`` None: all of them, in binary if ``binary``."""
 
     id: str | None
     inputs: list[Tensor]
     outputs: list[RequestedOutput] | None
-    parameters: Parameters
+    binary: bool
 
 
 def read_inference(body: bytes, header_length: bytes | None, max_rows: float = math.inf) -> Inference:
@@ -70,7 +68,8 @@ def read_inference(body: bytes, header_length: bytes | None, max_rows: float = m
     for tensors in (inputs, request.outputs or ()):
         if len({tensor.name for tensor in tensors}) < len(tensors):
             raise MalformedRequest("An input or an output is given twice.")
-    return Inference(request.id, inputs, request.outputs or None, request.parameters or NONE)
+    binary_outputs = request.parameters is not None and bool(request.parameters.binary_data_output)
+    return Inference(request.id, inputs, request.outputs or None, binary_outputs)
 
 
 def load_as(model: type[Model], text: bytes) -> Model:
@@ -96,7 +95,7 @@ def _read_tensor(given: InputTensor, binary: memoryview, max_rows: float) -> tup
         raise MalformedRequest(f"A request has at most {max_rows} rows.")
     if datatype == BYTES and math.prod(shape) > max_rows:
         raise MalformedRequest(f"Input {name!r:.80} has more than {max_rows} strings.")
-    size = (given.parameters or NONE).binary_data_size
+    size = given.parameters.binary_data_size if given.parameters else None
     if (size is None) == (given.data is None):
         raise MalformedRequest(f"Input {name!r:.80} must have either data or a binary_data_size.")
     if size is None:

@@ -114,9 +114,11 @@ class Supervision:
         signal.signal(signal.SIGCHLD, partial(self._child_ended, arbiter.signal_chld))
 
     def _child_ended(self, reap: Callable[[int, Any], None], signum: int, frame: Any) -> None:
-        if self._directory is not None:
-            self._directory.child_ended()
-        reap(signum, frame)
+        try:
+            if self._directory is not None:
+                self._directory.child_ended()
+        finally:
+            reap(signum, frame)
 
     def on_reload(self, arbiter: Any) -> None:
         """SIGHUP: all workers are about to be replaced."""

@@ -98,6 +98,10 @@ def same(left: Inference, right: Inference) -> bool:
 def test_unknown_members_and_parameters_are_accepted() -> None:
     document = request(INPUT | {"new": 1, "parameters": {"a": None}}, new={}, parameters={"priority": 1}, outputs=[])
     assert read_inference(document, None).outputs is None
+    inputs = {"binary_data": "x", "binary_data_output": "x", "classification": "x"}
+    outputs = [{"name": "a", "parameters": {"binary_data_size": "x", "binary_data_output": "x"}}]
+    whole = {"binary_data": "x", "binary_data_size": "x", "classification": "x"}
+    read_inference(request(INPUT | {"parameters": inputs}, outputs=outputs, parameters=whole), None)
 
 
 DEEP = b'{"inputs":' + b"[" * 50_000 + b"]" * 50_000 + b"}"
@@ -167,6 +171,20 @@ BAD = {
 def test_what_is_no_request_is_refused(body: bytes) -> None:
     with pytest.raises(MalformedRequest):
         read_inference(body, None, MAX_ROWS)
+
+
+@pytest.mark.parametrize("padding", [b"", b'"more": "%b", ' % (b"x" * 2**20)], ids=["small", "large"])
+def test_refusals_do_not_speak_python(padding: bytes) -> None:
+    told = {
+        request(): "inputs: There must be at least 1.",
+        request(1): "inputs.0: It must be an object.",
+        request(*[INPUT] * 1025): "inputs: There may be at most 1024.",
+        request(INPUT, outputs=[{"name": "a"}] * 1025): "outputs: There may be at most 1024.",
+    }
+    for body, sentence in told.items():
+        with pytest.raises(MalformedRequest) as refused:
+            read_inference(body[:1] + padding + body[1:], None, MAX_ROWS)
+        assert str(refused.value) == sentence
 
 
 FOUR = np.zeros(4, "<f4").tobytes()
