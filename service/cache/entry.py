@@ -54,6 +54,7 @@ class Entry:
 
 
 def new_entry(value: bytes, ttl: float, now: float, random: Callable[[], float]) -> Entry:
+    """As ``new_entries`` of one value."""
     return new_entries([value], ttl, now, random)[0]
 
 

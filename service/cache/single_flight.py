@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, KeysView
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Hashable, KeysView
 from typing import Any, Generic, TypeVar
 
 from service.errors import DeadlineExceeded, NoWaiters
@@ -146,7 +146,7 @@ class SingleFlight:
         return self._deadlines.wait(future, self._loop.time() + seconds)
 
     async def do_many(
-        self, keys: Iterable[Hashable], flying: Coroutine[Any, Any, dict[Any, T]], seconds: float = math.inf
+        self, keys: Collection[Hashable], flying: Coroutine[Any, Any, dict[Any, T]], seconds: float = math.inf
     ) -> dict[Any, T]:
         """The outcomes of one flight of all these keys, none of which may be under way; raises what ``flying`` does,
         and DeadlineExceeded after so many ``seconds``.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -144,9 +145,9 @@ class Upload:
         if self.is_hashed:
             self._hash.update(part)
 
-    @property
+    @cached_property
     def digest(self) -> bytes | None:
-        """The SHA-256, if it is in the key."""
+        """The SHA-256, if it is in the key. Read it once the body has arrived."""
         known = self._equal
         if known is None:
             return self._hash.digest() if self.is_hashed else None
