@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import count
-from typing import Any, TypeAlias, TypeGuard, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
@@ -19,9 +20,9 @@ from service.cache.entry import Entry, new_entries
 from service.cache.keys import cache_key, cache_keys
 from service.cache.memory import Memo
 from service.cache.redis.auto_pipeline import DeadlineBudget
-from service.errors import DeadlineExceeded, Overloaded, ServiceError, StoreUnavailable
+from service.errors import DeadlineExceeded, ServiceError, StoreUnavailable
 from service.inference.predictor import Question, Questions
-from service.lookup import DEFAULT, Answer, BatchLookup, CacheDirectives, Lookup, Model
+from service.lookup import DEFAULT, Answer, BatchAnswer, BatchLookup, CacheDirectives, Lookup, Model
 from service.pipeline import Pipeline
 
 ROWS_AT_ONCE = 256
@@ -36,7 +37,28 @@ MAX_KNOWN_MODELS = 8
 """Of as many models' arrays so many keys are remembered: 4 MB each."""
 
 Ready: TypeAlias = Callable[[Sequence[Entry | None]], Sequence[bytes | None]]
-Said: TypeAlias = bytes | Answer | ServiceError
+Said: TypeAlias = bytes | Entry | ServiceError
+
+
+@dataclass(slots=True)
+class Flown:
+    """What a flight of many keys found in Redis, and what it computed in so many seconds, by key. ``kept``: the keys of
+    the computed entries that a cache keeps. ``l2_down``: as of an Answer."""
+
+    stored: Mapping[str, Entry]
+    computed: dict[str, Entry]
+    seconds: float = 0.0
+    kept: Collection[str] = ()
+    l2_down: bool = False
+
+    def answer(self, key: str) -> Answer | None:
+        """For somebody who asked for this key alone meanwhile."""
+        if (entry := self.stored.get(key)) is not None:
+            return Answer(key, entry, "l2")
+        if (entry := self.computed.get(key)) is None:
+            return None
+        kept, down = key in self.kept, self.l2_down
+        return Answer(key, entry, "computed", stored=kept, l2_down=down, model_seconds=self.seconds)
 
 
 class BatchPipeline(Pipeline):
@@ -52,29 +74,27 @@ class BatchPipeline(Pipeline):
         asked: Questions | Sequence[Question | ServiceError],
         directives: CacheDirectives = DEFAULT,
         ready: Ready = lambda entries: [None] * len(entries),
-    ) -> list[Said]:
-        """An answer, or the row's own error, for each row in order. Equal rows are looked up once.
+    ) -> BatchAnswer:
+        """An answer, or the row's own error, for each row in order. Equal rows are computed once.
 
         Of a hit in L1 just the bytes that ``ready`` finds with its entry, if any. The queue admits all rows that must
         be computed, or none: raises Overloaded.
         """
         generation, l2 = self._key_space(model)
-        chosen = {} if isinstance(asked, Questions) else _distinct(asked)
-        rows = asked if isinstance(asked, Questions) else list(chosen.values())
+        rows = asked if isinstance(asked, Questions) else _with_payloads(asked)
         deadline = self._clock() + self.settings.deadline_seconds
-        said = await self._answer_rows(BatchLookup(model, rows, directives, generation, l2, deadline), ready)
-        if isinstance(asked, Questions):
-            return said
-        by_identity = dict(zip(chosen, said, strict=True))
-        return [by_identity[one.identity] if isinstance(one, Question) else one for one in asked]
+        answer = await self._answer_rows(BatchLookup(model, rows, directives, generation, l2, deadline), ready)
+        if isinstance(asked, Questions) or len(rows) == len(asked):
+            return answer
+        said = iter(answer.rows)
+        return answer._replace(rows=[one if isinstance(one, ServiceError) else next(said) for one in asked])
 
-    async def _answer_rows(self, batch: BatchLookup, ready: Ready) -> list[Said]:
+    async def _answer_rows(self, batch: BatchLookup, ready: Ready) -> BatchAnswer:
         """Some at a time, so that nobody else waits for a large batch."""
         all_keys: list[str] = []
         said: list[Said | None] = []
-        found: dict[str, Said] = {}
         left: dict[str, int] = {}
-        turn = self._clock()
+        found, turn = batch.found, self._clock()
         for start in range(0, len(batch.rows), ROWS_AT_ONCE):
             turn = await self._let_others_run(turn)
             keys = self._keys(batch, start)
@@ -86,13 +106,16 @@ class BatchPipeline(Pipeline):
             places = zip(count(start), keys, local, strict=False)
             missing = {key: row for row, key, one in places if one is None and key not in found}
             if batch.is_computed_here:
-                found |= await self._fly_many(batch, missing)
+                await self._fly_many(batch, missing)
             left |= missing
         if left := {key: row for key, row in left.items() if key not in found}:
-            found |= await self._one_by_one(batch, left)
+            await self._one_by_one(batch, left)
         if not found:
-            return cast("list[Said]", said)
-        return [found[key] if one is None else one for key, one in zip(all_keys, said, strict=True)]
+            return BatchAnswer(cast("list[Said]", said), len(said), 0)
+        waited = [key for key, one in zip(all_keys, said, strict=True) if one is None]
+        hits = len(said) - len(waited) + (sum(map(batch.stored.__contains__, waited)) if batch.stored else 0)
+        entries = map(found.__getitem__, waited)
+        return BatchAnswer([next(entries) if one is None else one for one in said], hits, batch.computed)
 
     async def _let_others_run(self, turn: float) -> float:
         """If this turn of the loop, which began at ``turn``, has been long enough; when the one under way now began."""
@@ -116,66 +139,67 @@ class BatchPipeline(Pipeline):
         seconds, rows = self._clock() - started, zip(keys, count(start), strict=False)
         self.observer.many(batch.model, "l1", hits, seconds, lambda picked: batch.payloads(dict(rows), picked))
         said = ready(entries)
-        if None not in said:
-            return said
-        places = zip(keys, entries, said, strict=True)
-        return [one if one or entry is None else Answer(key, entry, "l1") for key, entry, one in places]
+        return said if None not in said else [one or entry for one, entry in zip(said, entries, strict=True)]
 
-    async def _fly_many(self, batch: BatchLookup, rows: Mapping[str, int]) -> dict[str, Answer]:
-        """Answers to these rows (key -> row), but none where another flight is under way, the computation fails, or
-        the deadline passes.
+    async def _fly_many(self, batch: BatchLookup, rows: Mapping[str, int]) -> None:
+        """Find these rows (key -> row), but none where another flight is under way, the computation fails, or the
+        deadline passes.
 
         Between the look into L1 and the flight there is no await, so no other flight for these keys can end meanwhile.
         """
         if (seconds := batch.deadline - self._clock()) <= 0:
-            return {}
+            return
         if not batch.directives.store:
-            return await self._compute_many(batch, rows)
-        free = {key: row for key, row in rows.items() if key not in self._flights.under_way}
-        with suppress(DeadlineExceeded):
-            return await self._flights.do_many(free, self._lead_many(batch, free), seconds) if free else {}
-        return {}
+            batch.add((await self._compute_many(batch, rows)).computed, {})
+            return
+        under_way = self._flights.under_way
+        free = {key: row for key, row in rows.items() if key not in under_way}
+        if free:
+            with suppress(DeadlineExceeded):
+                flown = await self._flights.do_many(free, self._lead_many(batch, free), Flown.answer, seconds)
+                batch.add(flown.computed, flown.stored)
 
-    async def _lead_many(self, batch: BatchLookup, rows: Mapping[str, int]) -> dict[str, Answer]:
+    async def _lead_many(self, batch: BatchLookup, rows: Mapping[str, int]) -> Flown:
         """One read from Redis, and one store of what is computed."""
         budget = DeadlineBudget(batch.deadline - self._clock())
         stored = await self._in_l2_many(batch, rows, budget)
         self.observer.many(batch.model, "l2", stored, budget.spent, lambda picked: batch.payloads(rows, picked))
         missing = {key: row for key, row in rows.items() if key not in stored} if stored else rows
-        answers = await self._compute_many(batch, missing)
-        await self._store_many(batch, answers, budget)
+        flown = await self._compute_many(batch, missing)
+        flown.stored = stored
+        await self._store_many(batch, flown, budget)
         self.observer.waited(batch.model, budget.spent)
-        return answers | {key: Answer(key, entry, "l2") for key, entry in stored.items()}
+        return flown
 
-    async def _compute_many(self, batch: BatchLookup, rows: Mapping[str, int]) -> dict[str, Answer]:
+    async def _compute_many(self, batch: BatchLookup, rows: Mapping[str, int]) -> Flown:
         """As many in each call as a batch of the model's has."""
-        model, answers, keys = batch.model, dict[str, Answer](), list(rows)
-        ttl, fresh = model.ttl(self.settings), not batch.directives.store
-        started = turn = self._clock()
+        model, entries, keys = batch.model, dict[str, Entry](), list(rows)
+        ttl, started = model.ttl(self.settings), self._clock()
+        turn = started
         for start in range(0, len(keys), step := model.batcher.max_batch_size):
             turn = await self._let_others_run(turn)
-            part, began = keys[start : start + step], self._clock()
+            part = keys[start : start + step]
             outcomes = model.batcher.compute_at_once(batch.payloads(rows, part))
-            now = self._clock()
-            sound = {value for value in set(outcomes) if isinstance(value, bytes) and model.is_answer(value)}
-            said = {key: value for key, value in zip(part, outcomes, strict=True) if value in sound}
-            entries = new_entries(cast("Collection[bytes]", said.values()), ttl, now, self._random)
-            for key, entry in zip(said, entries, strict=True):
-                answers[key] = Answer(key, entry, "computed", fresh=fresh, model_seconds=now - began)
-        self.observer.computed(model, answers, self._clock() - started)
-        return answers
+            distinct = set(outcomes)
+            sound = {value for value in distinct if isinstance(value, bytes) and model.is_answer(value)}
+            if len(sound) < len(distinct):
+                part = [key for key, value in zip(part, outcomes, strict=True) if value in sound]
+                outcomes = [value for value in outcomes if value in sound]
+            values = cast("list[bytes]", outcomes)
+            entries |= zip(part, new_entries(values, ttl, self._clock(), self._random), strict=True)
+        self.observer.computed(model, entries, self._clock() - started)
+        return Flown({}, entries, self._clock() - started)
 
-    async def _store_many(self, batch: BatchLookup, answers: Mapping[str, Answer], budget: DeadlineBudget) -> None:
+    async def _store_many(self, batch: BatchLookup, flown: Flown, budget: DeadlineBudget) -> None:
         """As ``_store`` of each."""
-        stored: Mapping[str, Entry] = {}
-        if answers and batch.l2 is not None:
-            entries = {key: answer.entry for key, answer in answers.items()}
+        entries = flown.computed
+        if entries and batch.l2 is not None:
             with suppress(StoreUnavailable):
-                stored = await batch.l2.put_many(entries, budget=budget, accepts=batch.model.is_answer)
-        for key, entry in stored.items():
-            answers[key].entry, answers[key].stored = entry, True
-        if not stored:
-            self._keep_here(answers.values(), batch.l2)
+                flown.kept = stored = await batch.l2.put_many(entries, budget=budget, accepts=batch.model.is_answer)
+                entries |= stored
+        if not flown.kept:
+            flown.kept = self._keep_here_many(entries, batch.l2, flown.seconds)
+            flown.l2_down = self._is_l2_down
 
     async def _in_l2_many(self, batch: BatchLookup, keys: Iterable[str], budget: DeadlineBudget) -> dict[str, Entry]:
         """As ``_in_l2`` of each: those that there are."""
@@ -186,7 +210,7 @@ class BatchPipeline(Pipeline):
         self.l1.put_many(entries, self.settings.l1_max_seconds)
         return entries
 
-    async def _one_by_one(self, batch: BatchLookup, rows: Mapping[str, int]) -> dict[str, Said]:
+    async def _one_by_one(self, batch: BatchLookup, rows: Mapping[str, int]) -> None:
         """One read from Redis for each ROWS_AT_ONCE rows. Then each is answered like a question of its own."""
         model, directives, found = batch.model, batch.directives, dict[str, Entry]()
         lookups = [
@@ -202,7 +226,6 @@ class BatchPipeline(Pipeline):
             for row in part:
                 row.budget = DeadlineBudget(budget.left)
         missing = [] if self._clock() >= batch.deadline else self._to_compute(lookups, directives, found)
-        said: dict[str, Said] = {}
         with model.batcher.reserve(min(ROWS_AT_ONCE, len(missing))) as reservation:
             for row in missing:
                 row.reservation = reservation
@@ -210,8 +233,8 @@ class BatchPipeline(Pipeline):
                 reservation.places = sum(1 for row in part if row.reservation)
                 answering = (self._observed(row, self._row(row, directives, found.get(row.key))) for row in part)
                 outcomes = await asyncio.gather(*answering, return_exceptions=True)
-                said |= {row.key: row_error(outcome) for row, outcome in zip(part, outcomes, strict=True)}
-        return said
+                for row, outcome in zip(part, outcomes, strict=True):
+                    batch.add_row(row.key, outcome)
 
     def _to_compute(
         self, lookups: Sequence[Lookup], directives: CacheDirectives, found: dict[str, Entry]
@@ -257,22 +280,8 @@ class BatchPipeline(Pipeline):
         return [key or found[identity] for identity, key in zip(identities, keys, strict=True)]
 
 
-def _distinct(asked: Sequence[Question | ServiceError]) -> dict[bytes, Question]:
-    """Identity -> question. Of two equal ones the one that has a payload: the other may be a digest alone."""
-    chosen: dict[bytes, Question] = {}
-    for question in asked:
-        if isinstance(question, Question) and (question.payload is not None or question.identity not in chosen):
-            chosen[question.identity] = question
-    return chosen
-
-
-def are_bytes(said: Sequence[Said]) -> TypeGuard[list[bytes]]:
-    """Whether all rows were hits whose bytes were ready."""
-    return set(map(type, said)) == {bytes}
-
-
-def row_error(outcome: Answer | BaseException) -> Answer | ServiceError:
-    """A row's own error stays in its row. Any other error is raised for the whole request."""
-    if isinstance(outcome, Overloaded) or not isinstance(outcome, Answer | ServiceError):
-        raise outcome
-    return outcome
+def _with_payloads(asked: Sequence[Question | ServiceError]) -> list[Question]:
+    """The questions. One that is a digest alone is replaced by an equal one that has its payload, if there is one."""
+    questions = [one for one in asked if isinstance(one, Question)]
+    payloads = {one.identity: one for one in questions if one.payload is not None}
+    return [payloads.get(one.identity, one) for one in questions]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Literal, NamedTuple, TypeGuard, cast
 
 from service.cache.entry import Entry
 from service.cache.memory import Memo
 from service.cache.redis.auto_pipeline import DeadlineBudget
 from service.cache.redis.l2 import RedisCache
 from service.config import Settings
+from service.errors import Overloaded, ServiceError
 from service.inference.batcher import Batcher, Reservation
 from service.inference.manifest import Manifest
 from service.inference.predictor import Predictor, Question, Questions, answer_check
@@ -130,8 +131,11 @@ class Lookup:
 
 @dataclass(slots=True)
 class BatchLookup:
-    """A batch on its way. ``rows``: no two of a list are equal. ``generation``: as in its keys. ``l2``: as a Lookup's.
-    ``deadline``: a reading of the clock."""
+    """A batch on its way. ``generation``: as in its keys. ``l2``: as a Lookup's. ``deadline``: a reading of the clock.
+
+    ``found``: key -> entry or error, of those that were not in L1. ``stored``: the keys of those that Redis had.
+    ``computed``: how many a model computed.
+    """
 
     model: Model
     rows: Questions | list[Question]
@@ -139,6 +143,28 @@ class BatchLookup:
     generation: bytes
     l2: RedisCache | None
     deadline: float
+    found: dict[str, Entry | ServiceError] = field(default_factory=dict)
+    stored: set[str] = field(default_factory=set)
+    computed: int = 0
+
+    def add(self, computed: Mapping[str, Entry], stored: Mapping[str, Entry]) -> None:
+        """What a flight of many has brought."""
+        self.found |= computed
+        self.found |= stored
+        self.stored.update(stored)
+        self.computed += len(computed)
+
+    def add_row(self, key: str, outcome: Answer | BaseException) -> None:
+        """A row's answer, or its own error. Any other error is raised for the whole request."""
+        if isinstance(outcome, Answer):
+            self.found[key] = outcome.entry
+            self.computed += outcome.source == "computed"
+            if outcome.hit:
+                self.stored.add(key)
+        elif isinstance(outcome, Overloaded) or not isinstance(outcome, ServiceError):
+            raise outcome
+        else:
+            self.found[key] = outcome
 
     @property
     def is_computed_here(self) -> bool:
@@ -153,3 +179,17 @@ class BatchLookup:
         if isinstance(self.rows, Questions):
             return self.rows.payloads_of(wanted)
         return [cast("bytes", self.rows[row].payload) for row in wanted]
+
+
+class BatchAnswer(NamedTuple):
+    """``rows``: of each row in order the bytes that were ready, or its entry, or its own error. ``hits``: how many rows
+    were hits. ``computed``: how many distinct ones a model has computed for this batch."""
+
+    rows: list[bytes | Entry | ServiceError]
+    hits: int
+    computed: int
+
+
+def are_bytes(rows: Sequence[object]) -> TypeGuard[list[bytes]]:
+    """Whether all rows were hits whose bytes were ready."""
+    return set(map(type, rows)) == {bytes}

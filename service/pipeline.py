@@ -12,7 +12,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Hashable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping, Set
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -114,7 +114,7 @@ class Pipeline:
             return Answer(lookup.key, resolved.entry, "l2" if resolved.source == "stored" else "collapsed", stored=True)
         computed.entry, computed.stored = resolved.entry, resolved.stored
         if resolved.down:
-            self._keep_here([computed], lookup.l2)
+            self._keep_here(computed, lookup.l2)
         return computed
 
     async def _refresh(self, lookup: Lookup, call: Call[Answer]) -> Answer:
@@ -185,23 +185,29 @@ class Pipeline:
                 )
                 answer.stored = True
         if not answer.stored:
-            self._keep_here([answer], lookup.l2)
+            self._keep_here(answer, lookup.l2)
         elif overwrite and self.l1.get(lookup.key) is not None:
             self.l1.put(lookup.key, answer.entry, self.settings.l1_max_seconds)
         return answer
 
-    def _keep_here(self, answers: Collection[Answer], l2: RedisCache | None) -> None:
-        """Without a usable Redis, L1 admits answers at once and for their whole lifetimes.
+    def _keep_here(self, answer: Answer, l2: RedisCache | None) -> None:
+        taken = answer.queue_seconds + answer.model_seconds
+        answer.stored = bool(self._keep_here_many({answer.key: answer.entry}, l2, taken))
+        answer.l2_down = self._is_l2_down
 
-        No purge can reach an answer without a generation. Such an answer stays no longer than a purge may take.
+    def _keep_here_many(self, entries: Mapping[str, Entry], l2: RedisCache | None, taken: float) -> Set[str]:
+        """Without a usable Redis, L1 admits answers at once and for their whole lifetimes; the keys of those it keeps.
+
+        No purge can reach an answer without a generation. Such an answer stays no longer than a purge may take, less
+        the seconds that the computation has ``taken``.
         """
-        stay, l2_down = math.inf, self.l2.state != "off"
-        if l2 is None and l2_down:
-            taken = (answer.queue_seconds + answer.model_seconds for answer in answers)
-            stay = VALID_SECONDS - max(taken, default=0.0)
-        kept = self.l1.put_many({answer.key: answer.entry for answer in answers}, stay)
-        for answer in answers:
-            answer.stored, answer.l2_down = answer.key in kept, l2_down
+        stay = VALID_SECONDS - taken if l2 is None and self._is_l2_down else math.inf
+        return self.l1.put_many(entries, stay)
+
+    @property
+    def _is_l2_down(self) -> bool:
+        """Where an answer is not stored in Redis: whether a Redis is configured."""
+        return self.l2.state != "off"
 
     def _suits(self, answer: Answer, directives: CacheDirectives) -> bool:
         return not answer.hit or directives.accepts(answer.entry, self._clock())

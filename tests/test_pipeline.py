@@ -25,7 +25,7 @@ from service.errors import DeadlineExceeded, InvalidInput, NotCached, OnlyIfCach
 from service.inference.batcher import Batcher
 from service.inference.manifest import Manifest
 from service.inference.predictor import Prediction, Question, pack, unpack
-from service.lookup import DEFAULT, Answer, BatchLookup, CacheDirectives, Model
+from service.lookup import DEFAULT, Answer, BatchAnswer, BatchLookup, CacheDirectives, Model
 from service.metrics import Metrics
 from service.observer import Account, AnswerObserver, Economics
 from tests.support.process import becomes
@@ -397,17 +397,17 @@ async def test_a_failure_reaches_all_who_wait_and_is_not_kept(house: House) -> N
 async def test_a_batch_folds_duplicates_and_keeps_a_bad_row_in_its_place(house: House) -> None:
     await house.ask(1)
     rows = [question(1), question(2), InvalidInput("bad"), question(2), question(-1)]
-    results = await house.pipeline.answer_many(house.model, rows)
-    kinds = [result.source if isinstance(result, Answer) else type(result).__name__ for result in results]
-    assert kinds == ["l1", "computed", "InvalidInput", "computed", "InvalidInput"]
-    assert results[1] is results[3]
+    batch = await house.pipeline.answer_many(house.model, rows)
+    assert [type(row) for row in batch.rows] == [Entry, Entry, InvalidInput, Entry, InvalidInput]
+    assert (batch.hits, batch.computed) == (1, 1)
+    assert batch.rows[1] is batch.rows[3]
     assert sorted(house.predictor.computed) == [-1, 1, 2]
 
 
 async def test_a_digest_beside_its_input_in_one_batch_is_answered_with_it(house: House) -> None:
     rows = [question(1, digest_only=True), question(1), question(1, digest_only=True)]
-    results = await house.pipeline.answer_many(house.model, rows)
-    assert [type(result) for result in results] == [Answer] * 3
+    batch = await house.pipeline.answer_many(house.model, rows)
+    assert [type(row) for row in batch.rows] == [Entry] * 3
     assert house.predictor.computed == [1]
 
 
@@ -420,7 +420,7 @@ async def test_a_batch_is_admitted_to_the_queue_whole_or_not_at_all(house: House
     fits = asyncio.create_task(house.pipeline.answer_many(house.model, [question(x) for x in range(1, 5)]))
     await becomes(lambda: house.batcher.queued == 4)
     house.predictor.gate.set()
-    assert [type(result) for result in await fits] == [Answer] * 4
+    assert [type(row) for row in (await fits).rows] == [Entry] * 4
     await busy
     assert sorted(house.predictor.computed) == [0, 1, 2, 3, 4]
 
@@ -447,8 +447,8 @@ async def test_so_is_a_batch_whose_stored_answers_are_too_old_for_it(house: Hous
 async def test_what_a_batch_has_in_the_cache_needs_no_place_in_the_queue(house: House) -> None:
     for x in range(8):
         await house.ask(x)
-    results = await house.pipeline.answer_many(house.model, [question(x) for x in range(8)])
-    assert {result.source for result in results if isinstance(result, Answer)} == {"l1"}
+    batch = await house.pipeline.answer_many(house.model, [question(x) for x in range(8)])
+    assert (batch.hits, batch.computed) == (8, 0)
 
 
 @pytest.fixture
@@ -481,7 +481,8 @@ async def test_batches_and_all_who_ask_meanwhile_cost_one_computation_of_each_ro
     await asyncio.sleep(0)
     leaves.cancel()
     for answer in await asyncio.gather(*others):
-        assert all(isinstance(one, Answer) for one in (answer if isinstance(answer, list) else [answer]))
+        rows = answer.rows if isinstance(answer, BatchAnswer) else [answer.entry]
+        assert {type(row) for row in rows} == {Entry}
     asked = [*range(ROWS_AT_ONCE), *range(500, 700)]  # of the batch that left, what was under way and nothing more
     await becomes(lambda: len(on_loop.predictor.computed) == len(asked))
     assert sorted(on_loop.predictor.computed) == asked
@@ -521,8 +522,8 @@ async def test_the_deadline_holds_for_all_rows_of_a_batch_together(
     asked = on_loop if runs_on_loop else house
     hurried = BatchPipeline(settings, MemoryCache(0, 1), shared, asked.pipeline.observer)
     shared.gate.clear()
-    outcomes = await hurried.answer_many(asked.model, [question(x) for x in range(2000)])
-    assert {type(outcome) for outcome in outcomes} == {DeadlineExceeded}
+    batch = await hurried.answer_many(asked.model, [question(x) for x in range(2000)])
+    assert {type(row) for row in batch.rows} == {DeadlineExceeded}
     assert shared.looks == 1
     await hurried.aclose()
 
@@ -562,16 +563,16 @@ async def test_to_find_the_hits_to_audit_compares_not_each_row_of_a_batch_with_e
 
 async def test_a_row_that_fails_on_the_loop_fails_alone_and_is_not_kept(on_loop: House) -> None:
     for _ in range(2):
-        results = await on_loop.pipeline.answer_many(on_loop.model, [question(x) for x in (1, -1, 2)])
-        assert [type(result) for result in results] == [Answer, InvalidInput, Answer]
+        batch = await on_loop.pipeline.answer_many(on_loop.model, [question(x) for x in (1, -1, 2)])
+        assert [type(row) for row in batch.rows] == [Entry, InvalidInput, Entry]
     assert [x for x in on_loop.predictor.computed if x > 0] == [1, 2]
 
 
 async def test_no_store_computes_a_batch_and_keeps_nothing(on_loop: House) -> None:
     for _ in range(2):
         rows = [question(x) for x in (1, 2, 1)]
-        results = await on_loop.pipeline.answer_many(on_loop.model, rows, CacheDirectives(store=False))
-        assert [result.fresh and not result.stored for result in results if isinstance(result, Answer)] == [True] * 3
+        batch = await on_loop.pipeline.answer_many(on_loop.model, rows, CacheDirectives(store=False))
+        assert (len(batch.rows), batch.hits, batch.computed) == (3, 0, 2)
     assert (on_loop.predictor.computed, len(on_loop.pipeline.l1)) == ([1, 2, 1, 2], 0)
 
 

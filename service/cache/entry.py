@@ -36,13 +36,18 @@ Accepts: TypeAlias = Callable[[bytes], bool]
 class Entry:
     """``value``: the packed array. ``ttl``: its lifetime in seconds. ``expires``: the clock's reading at its end.
 
-    ``renderings``: view -> body. Only L1 uses them, and only ``MemoryCache.add_rendering`` adds one.
+    Only L1 changes the rest. ``renderings``: view -> body. ``kept_as``: the key under which L1 keeps the entry, if it
+    does. ``until``: the clock's reading at which the entry must go. ``cost``: bytes, with its renderings. The hit path
+    holds entries, and so knows without a look-up whether L1 still has them.
     """
 
     value: bytes
     ttl: float
     expires: float
     renderings: dict[Hashable, bytes] = field(default_factory=dict)
+    kept_as: str | None = None
+    until: float = 0.0
+    cost: int = 0
 
     def left(self, now: float) -> float:
         """Seconds until it expires; not positive once it has."""

@@ -36,19 +36,6 @@ class Memo(dict[K, V]):
         self.update(results)
 
 
-class Slot:
-    """An entry's place in L1. ``until``: the clock's reading at which it must go. ``cost``: bytes, with its renderings.
-
-    ``evicted``: the entry has left L1. The hit path holds slots, and so knows without a look-up.
-    """
-
-    __slots__ = ("cost", "entry", "evicted", "until")
-
-    def __init__(self, entry: Entry, until: float, cost: int) -> None:
-        self.entry, self.until, self.cost = entry, until, cost
-        self.evicted = False
-
-
 class MemoryCache:
     """The least recently used entry goes first. An entry larger than the bound is not kept. ``max_bytes`` 0: off."""
 
@@ -56,7 +43,7 @@ class MemoryCache:
         self._max_bytes = max_bytes
         self._max_entries = max_entries
         self._clock = clock
-        self._entries: OrderedDict[str, Slot] = OrderedDict()
+        self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._asked: set[str] = set()
         self.bytes_used = 0
 
@@ -65,27 +52,22 @@ class MemoryCache:
 
     def get(self, key: str) -> Entry | None:
         """The entry, which is now the most recently used; None when there is none, or it has expired."""
-        kept = self.find(key)
-        return None if kept is None else kept.entry
-
-    def find(self, key: str) -> Slot | None:
-        """As ``get``, but returns the slot."""
-        kept = self._entries.get(key)
-        if kept is None:
+        entry = self._entries.get(key)
+        if entry is None:
             return None
-        if kept.until <= self._clock():
+        if entry.until <= self._clock():
             self.delete(key)
             return None
         self._entries.move_to_end(key)
         if len(self._asked) < MAX_ASKED:
             self._asked.add(key)
-        return kept
+        return entry
 
     def get_many(self, keys: Sequence[str]) -> list[Entry | None]:
         """As ``get`` of each key."""
         now = self._clock()
-        slots = map(self._entries.get, keys)
-        found = [None if slot is None or slot.until <= now else slot.entry for slot in slots]
+        entries = map(self._entries.get, keys)
+        found = [None if entry is None or entry.until <= now else entry for entry in entries]
         known = (
             keys if None not in found else [key for key, entry in zip(keys, found, strict=True) if entry is not None]
         )
@@ -106,43 +88,41 @@ class MemoryCache:
         """Keep entries until they expire, for ``seconds`` at most; the keys of those that are kept. What was kept
         under a key goes in any case."""
         now = self._clock()
+        latest = now + seconds
         for key, entry in entries.items():
             if key in self._entries:
                 self.delete(key)
-            cost = _cost(key, entry)
+            cost = ENTRY_OVERHEAD + len(key) + len(entry.value)
             if cost > self._max_bytes or entry.expires <= now:
                 continue
-            self._entries[key] = Slot(entry, min(entry.expires, now + seconds), cost)
+            kept = entry if entry.kept_as is None else Entry(entry.value, entry.ttl, entry.expires)
+            kept.kept_as, kept.cost, kept.until = key, cost, entry.expires if entry.expires < latest else latest
+            self._entries[key] = kept
             self.bytes_used += cost
         self._evict()
         return entries.keys() & self._entries.keys()
 
-    def add_rendering(self, key: str, view: Hashable, body: bytes) -> None:
-        """Keep a body that was rendered from the key's entry with that entry, unless it is too large."""
-        kept = self._entries.get(key)
-        if kept is None or view in kept.entry.renderings:
-            return
+    def add_rendering(self, entry: Entry, view: Hashable, body: bytes) -> None:
+        """Keep a body that was rendered from an entry with it, unless it is too large, or the entry has left L1."""
         cost = RENDERING_OVERHEAD + len(body)
-        if kept.cost + cost > self._max_bytes:
+        if entry.kept_as is None or view in entry.renderings or entry.cost + cost > self._max_bytes:
             return
-        kept.entry.renderings[view] = body
-        kept.cost += cost
+        entry.renderings[view] = body
+        entry.cost += cost
         self.bytes_used += cost
         if self.bytes_used > self._max_bytes:
-            self._entries.move_to_end(key)  # so that _evict spares this entry
+            self._entries.move_to_end(entry.kept_as)  # so that _evict spares this entry
             self._evict()
 
     def delete(self, key: str) -> None:
-        kept = self._entries.pop(key, None)
-        if kept is not None:
-            kept.evicted = True
-            kept.entry.renderings.clear()  # a request may still hold the entry; its renderings are counted no more
-            self.bytes_used -= kept.cost
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self.bytes_used -= entry.cost
+            _leave(entry)
 
     def clear(self) -> None:
-        for kept in self._entries.values():
-            kept.evicted = True
-            kept.entry.renderings.clear()
+        for entry in self._entries.values():
+            _leave(entry)
         self._entries.clear()
         self.bytes_used = 0
 
@@ -151,8 +131,7 @@ class MemoryCache:
             self.delete(next(iter(self._entries)))
 
 
-def _cost(key: str, entry: Entry) -> int:
-    cost = ENTRY_OVERHEAD + len(key) + len(entry.value)
-    for body in entry.renderings.values():
-        cost += RENDERING_OVERHEAD + len(body)
-    return cost
+def _leave(entry: Entry) -> None:
+    """A request may still hold the entry. Its renderings are counted no more."""
+    entry.kept_as = None
+    entry.renderings.clear()

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from service.errors import DeadlineExceeded, NoWaiters
 
+R = TypeVar("R")
 T = TypeVar("T")
 
 
@@ -146,29 +147,34 @@ class SingleFlight:
         return self._deadlines.wait(future, self._loop.time() + seconds)
 
     async def do_many(
-        self, keys: Collection[Hashable], flying: Coroutine[Any, Any, dict[Any, T]], seconds: float = math.inf
-    ) -> dict[Any, T]:
-        """The outcomes of one flight of all these keys, none of which may be under way; raises what ``flying`` does,
-        and DeadlineExceeded after so many ``seconds``.
+        self,
+        keys: Collection[Hashable],
+        flying: Coroutine[Any, Any, R],
+        outcome_of: Callable[[R, Any], T | None],
+        seconds: float = math.inf,
+    ) -> R:
+        """The outcome of one flight of all these keys, none of which may be under way; raises what ``flying`` does, and
+        DeadlineExceeded after so many ``seconds``.
 
-        Who waits for a key that it has no outcome for starts a flight of its own.
+        Who waits for one key gets what ``outcome_of`` makes of it. If that is None, it starts a flight of its own.
         """
         self._calls |= dict.fromkeys(keys)
 
-        def ended(task: asyncio.Task[dict[Any, T]]) -> None:
+        def ended(task: asyncio.Task[R]) -> None:
             self._tasks.discard(task)
-            found = {} if task.cancelled() or task.exception() is not None else task.result()
+            landed = not task.cancelled() and task.exception() is None
             for key in keys:
                 if (call := self._calls.pop(key)) is None:
                     continue
-                if key in found:
-                    call.land(found[key])
-                else:
+                outcome = outcome_of(task.result(), key) if landed else None
+                if outcome is None:
                     call.fail(NoWaiters())
+                else:
+                    call.land(outcome)
             _hand_on(task, own)
 
-        own: Call[dict[Any, T]] = Call()
-        future: asyncio.Future[dict[Any, T]] = self._loop.create_future()
+        own: Call[R] = Call()
+        future: asyncio.Future[R] = self._loop.create_future()
         own.join(future)
         task = self._loop.create_task(flying)
         self._tasks.add(task)

@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from service.batches import TURN_SECONDS, are_bytes
+from service.batches import TURN_SECONDS
 from service.cache.entry import Entry
 from service.errors import InvalidInput, ServiceError
 from service.http.caching import batch_status
@@ -28,7 +28,7 @@ from service.http.render import View, take_view
 from service.inference.manifest import MAX_EXACT
 from service.inference.predictor import Question, Questions, parse_table
 from service.large_json import LargeArray, LargeString, is_array, load_object
-from service.lookup import Answer, Model
+from service.lookup import Model, are_bytes
 from service.runtime import Runtime
 
 MAX_BATCH_BYTES = 32 * 2**20
@@ -71,36 +71,35 @@ async def batch(request: Request) -> Reply:
         size = max(len(body), rows.count * BYTES_PER_ROW)
         rows.asked = await request.runtime.bodies.work(rows.read_each, size)
     assert rows.asked is not None
-    answers = await request.runtime.pipeline.answer_many(rows.model, rows.asked, request.directives, rows.ready)
-    bodies = await _bodies(request, rows, answers)
-    headers = [(b"cache-status", batch_status(answers))]
+    answer = await request.runtime.pipeline.answer_many(rows.model, rows.asked, request.directives, rows.ready)
+    bodies = await _bodies(request, rows, answer.rows)
+    headers = [(b"cache-status", batch_status(answer))]
     if request.accepts(CSV):
         text = await request.runtime.bodies.work(partial(write_csv, rows.model, bodies), sum(map(len, bodies)))
         return Reply(text, content_type=b"text/csv; charset=utf-8", headers=headers)
     return Reply(b'{"results":[%s]}' % b",".join(bodies), headers=headers)
 
 
-async def _bodies(request: Request, rows: Batch, answers: Sequence[bytes | Answer | ServiceError]) -> list[bytes]:
-    if are_bytes(answers):
-        return answers
+async def _bodies(request: Request, batch: Batch, rows: Sequence[bytes | Entry | ServiceError]) -> list[bytes]:
+    if are_bytes(rows):
+        return rows
     bodies, began = [], monotonic()
     known: dict[bytes, bytes] = {}  # value -> body
-    named, add = (rows.model.name, rows.view), request.runtime.pipeline.l1.add_rendering
-    for row, answer in enumerate(answers):
-        if isinstance(answer, bytes):
-            bodies.append(answer)
-            continue
-        if isinstance(answer, ServiceError):
-            request.refused(answer)
-            bodies.append(orjson.dumps({"error": describe(answer)}))
-        elif body := known.get(answer.entry.value):
-            add(answer.key, named, body)
-            bodies.append(body)
+    named, add = (batch.model.name, batch.view), request.runtime.pipeline.l1.add_rendering
+    for row, said in enumerate(rows):
+        if isinstance(said, bytes):
+            body = said
+        elif isinstance(said, ServiceError):
+            request.refused(said)
+            body = orjson.dumps({"error": describe(said)})
+        elif said.value in known:
+            body = known[said.value]
+            add(said, named, body)
         else:
-            body = rendering(request.runtime, answer, rows.model, rows.view, partial(rows.question, row))
-            bodies.append(body)
-            if not rows.view.domain:  # other cells have another domain
-                known[answer.entry.value] = body
+            body = rendering(request.runtime, said, batch.model, batch.view, partial(batch.question, row))
+            if not batch.view.domain:  # other cells have another domain
+                known[said.value] = body
+        bodies.append(body)
         if monotonic() - began > TURN_SECONDS:  # a row of a thousand classes takes a third of a millisecond
             await asyncio.sleep(0)
             began = monotonic()

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from base64 import urlsafe_b64encode
-from collections.abc import Sequence
 from hashlib import sha256
 
-from service.batches import are_bytes
 from service.config import Settings
-from service.errors import ServiceError
 from service.http.endpoint import Headers
 from service.inference.predictor import Question
-from service.lookup import Answer, Model
+from service.lookup import Answer, BatchAnswer, Model
 
 
 def entity_tag(model: Model, generation: bytes, question: Question, rendering: str) -> bytes:
@@ -30,13 +27,11 @@ def cache_status(answer: Answer, now: float) -> bytes:
     return b"predict; fwd=%s%s%s" % (reason, kept, b"; detail=L2-DOWN" if answer.l2_down else b"")
 
 
-def batch_status(answers: Sequence[bytes | Answer | ServiceError]) -> bytes:
-    """The Cache-Status member of a batch, which is a hit when every row is one. Bytes are one, too."""
-    others = [] if are_bytes(answers) else [answer for answer in answers if not isinstance(answer, bytes)]
-    hits = len(answers) - len(others) + sum(1 for answer in others if isinstance(answer, Answer) and answer.hit)
-    computed = len({answer.key for answer in others if isinstance(answer, Answer) and answer.source == "computed"})
-    how = b"hit" if hits == len(answers) else b"fwd=partial"
-    return b'predict; %s; detail="rows=%d hits=%d computed=%d"' % (how, len(answers), hits, computed)
+def batch_status(batch: BatchAnswer) -> bytes:
+    """The Cache-Status member of a batch, which is a hit when every row is one."""
+    size = len(batch.rows)
+    how = b"hit" if batch.hits == size else b"fwd=partial"
+    return b'predict; %s; detail="rows=%d hits=%d computed=%d"' % (how, size, batch.hits, batch.computed)
 
 
 def cache_control(settings: Settings, max_age: float) -> tuple[bytes, bytes]:

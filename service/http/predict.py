@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from service.bodies import FILES_WORTH, HashedFile
+from service.cache.entry import Entry
 from service.cache.keys import of_tenant
 from service.errors import InvalidInput, NotCached, PreconditionFailed, UnsupportedContent
 from service.http.caching import cache_control, cache_status, entity_tag, response_headers, server_timing
@@ -233,17 +234,17 @@ def _reply(request: Request, answer: Answer, parsed: Parsed, varying: Callable[[
     headers = varying(runtime.clock())
     if not answer.hit and runtime.settings.server_timing:
         headers.append(server_timing(answer))
-    body = rendering(runtime, answer, parsed.model, parsed.view, lambda: parsed.question)
+    body = rendering(runtime, answer.entry, parsed.model, parsed.view, lambda: parsed.question)
     reply = Reply(body, headers=headers)
     if answer.source == "l1" and request.content_type != FORM:  # a form's answer depends on where it comes from
         reply.hot = Hot(parsed.model.name, answer.key, answer.entry, varying)
     return reply
 
 
-def rendering(runtime: Runtime, answer: Answer, model: Model, view: View, question: Callable[[], Question]) -> bytes:
+def rendering(runtime: Runtime, entry: Entry, model: Model, view: View, question: Callable[[], Question]) -> bytes:
     """The body: kept with the entry in L1, or remembered from an equal array (a forest has few), or new."""
-    value, named = answer.entry.value, (model.name, view)
-    body = answer.entry.renderings.get(named)
+    value, named = entry.value, (model.name, view)
+    body = entry.renderings.get(named)
     if body is None:
         remembered = (named, value)
         body = None if view.domain else runtime.rendered.get(remembered)  # other cells have another domain
@@ -251,7 +252,7 @@ def rendering(runtime: Runtime, answer: Answer, model: Model, view: View, questi
             body = render(value, model, view, question())
             if not view.domain and len(value) + len(body) <= MAX_REMEMBERED_BYTES:
                 runtime.rendered.keep(remembered, body)
-        runtime.pipeline.l1.add_rendering(answer.key, named, body)
+        runtime.pipeline.l1.add_rendering(entry, named, body)
     return body
 
 

@@ -11,14 +11,14 @@ from typing import Any, cast
 
 import orjson
 
-from service.batches import are_bytes
 from service.cache.entry import Entry
 from service.errors import InvalidInput, MalformedRequest, ServiceError, UnknownModel
 from service.http.batch import BYTES_PER_ROW, MAX_BATCH_BYTES
 from service.http.caching import batch_status
 from service.http.coding import encode, negotiate, read_content
 from service.http.endpoint import Endpoint, Hot, Reply, Request, error_headers
-from service.lookup import Answer, Model
+from service.inference.predictor import Question, Questions
+from service.lookup import Answer, BatchAnswer, Model, are_bytes
 from service.openinference.outputs import render_outputs, wanted_outputs
 from service.openinference.rows import bad_row, questions
 from service.openinference.schemas import RequestedOutput
@@ -53,32 +53,43 @@ async def infer(request: Request) -> Reply:
     size = max(len(body), inference.inputs[0].shape[0] * BYTES_PER_ROW)
     asked = await bodies.work(partial(questions, model, inference.inputs), size)
     wanted = wanted_outputs(model.manifest, inference)
-    pipeline, directives = request.runtime.pipeline, request.directives
-    answers = await pipeline.answer_many(model, asked, directives, _values)
-    predictions = _predictions(answers)
+    batch, hit = await _answer(request, model, asked)
+    predictions = _predictions(batch)
     render = partial(_inferred, model, inference, wanted, predictions)
     reply = await bodies.work(render, len(predictions) * len(predictions[0]))
-    reply.headers.append((b"cache-status", batch_status(answers)))
-    if len(answers) == 1 and isinstance(answer := answers[0], Answer) and answer.source == "l1":
-        reply.hot = Hot(model.name, answer.key, answer.entry, id_at=_place_of_id(inference, body, length, reply))
+    reply.headers.append((b"cache-status", batch_status(batch)))
+    if hit is not None:
+        reply.hot = Hot(model.name, hit.key, hit.entry, id_at=_place_of_id(inference, body, length, reply))
     return await _encoded(request, reply)
 
 
+async def _answer(
+    request: Request, model: Model, asked: list[Question] | Questions
+) -> tuple[BatchAnswer, Answer | None]:
+    """The answers of all rows, and of a request for one row its hit in L1."""
+    pipeline, directives = request.runtime.pipeline, request.directives
+    if len(asked) > 1:
+        return await pipeline.answer_many(model, asked, directives, _values), None
+    try:
+        answer = await pipeline.answer(model, asked[0], directives)
+    except InvalidInput as error:
+        raise bad_row(0, error) from None
+    batch = BatchAnswer([answer.entry], int(answer.hit), int(answer.source == "computed"))
+    return batch, answer if answer.source == "l1" else None
+
+
 def _values(entries: Sequence[Entry | None]) -> Sequence[bytes | None]:
-    """Those of many rows. A single hit may enter the hit path, which needs the whole answer."""
-    return [None if entry is None else entry.value for entry in entries] if len(entries) > 1 else [None]
+    return [None if entry is None else entry.value for entry in entries]
 
 
-def _predictions(answers: Sequence[bytes | Answer | ServiceError]) -> list[bytes]:
-    """The answers of all rows. Raises the first row's error, since the protocol has no errors of single rows."""
-    if are_bytes(answers):
-        return answers
-    others = {row: answer for row, answer in enumerate(answers) if not isinstance(answer, bytes)}
-    for row, answer in others.items():
-        if isinstance(answer, ServiceError):
-            raise bad_row(row, answer) if isinstance(answer, InvalidInput) else answer
-    said = [answer.entry.value if isinstance(answer, Answer) else answer for answer in answers]
-    return cast("list[bytes]", said)
+def _predictions(batch: BatchAnswer) -> list[bytes]:
+    """The answers to all rows. Raises the first row's error, since the protocol has no errors of single rows."""
+    if are_bytes(batch.rows):
+        return batch.rows
+    for row, said in enumerate(batch.rows):
+        if isinstance(said, ServiceError):
+            raise bad_row(row, said) if isinstance(said, InvalidInput) else said
+    return [said.value if isinstance(said, Entry) else cast("bytes", said) for said in batch.rows]
 
 
 def _inferred(model: Model, inference: Inference, wanted: list[RequestedOutput], predictions: list[bytes]) -> Reply:

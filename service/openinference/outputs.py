@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import MalformedRequest
-from service.inference.manifest import Class, Manifest
+from service.inference.manifest import Manifest
 from service.inference.predictor import unpack
 from service.openinference.schemas import OutputParameters, RequestedOutput
 from service.openinference.tensors import BYTES, Inference
@@ -74,21 +74,21 @@ def _tensor(manifest: Manifest, answers: NDArray[Any], output: RequestedOutput) 
         return _numbers(output.name, answers if kind.kind == "numbers" else answers.astype(np.int64))
     probabilities = answers[:, kind.probabilities_from :]
     if output.name != PROBABILITIES:
-        best = _best(manifest, answers)
-        rows = [[one.label] for one in best] if output.name == LABEL else [[one.value] for one in best]
+        data = _best(manifest, answers, output.name)
     elif count := (output.parameters or NONE).classification:
-        rows = _classified(manifest, probabilities, count)
+        data = _classified(manifest, probabilities, count)
     else:
         return _numbers(output.name, probabilities)
-    data = [text for row in rows for text in row]
-    return {"name": output.name, "datatype": BYTES, "shape": [len(rows), len(rows[0])], "data": data}
+    rows = len(answers)
+    return {"name": output.name, "datatype": BYTES, "shape": [rows, len(data) // rows], "data": data}
 
 
-def _best(manifest: Manifest, answers: NDArray[Any]) -> list[Class]:
-    """As ``best_class`` of each row."""
+def _best(manifest: Manifest, answers: NDArray[Any], name: str) -> list[str]:
+    """Of each row's ``best_class`` the label, or the value."""
+    texts = [one.label if name == LABEL else one.value for one in manifest.classes]
     probable = manifest.output.kind == "probabilities"
     indices = answers.argmax(axis=1) if probable else answers[:, 0].astype(np.intp)
-    return [manifest.classes[index] for index in indices.tolist()]
+    return [texts[index] for index in indices.tolist()]
 
 
 def _numbers(name: str, table: NDArray[Any]) -> dict[str, Any]:
@@ -96,12 +96,13 @@ def _numbers(name: str, table: NDArray[Any]) -> dict[str, Any]:
     return {"name": name, "datatype": datatype, "shape": list(table.shape), "data": table.ravel()}
 
 
-def _classified(manifest: Manifest, probabilities: NDArray[Any], count: int) -> list[list[str]]:
-    """The texts of the classification extension: ``probability:index:label``."""
+def _classified(manifest: Manifest, probabilities: NDArray[Any], count: int) -> list[str]:
+    """The texts of the classification extension, ``probability:index:label``, row after row."""
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :count]
     return [
-        [f"{row[index]:f}:{index}:{manifest.classes[index].label}" for index in indices]
+        f"{row[index]:f}:{index}:{manifest.classes[index].label}"
         for row, indices in zip(probabilities, order.tolist(), strict=True)
+        for index in indices
     ]
 
 
@@ -109,5 +110,9 @@ def _to_binary(data: NDArray[Any] | list[str]) -> bytes:
     """Little-endian numbers; or each text after its length in bytes, u32."""
     if isinstance(data, np.ndarray):
         return data.astype(data.dtype.newbyteorder("<"), copy=False).tobytes()
-    texts = [text.encode() for text in data]
-    return b"".join(struct.pack("<I", len(text)) + text for text in texts)
+    framed = {text: _framed(text.encode()) for text in set(data)}  # many rows have one class
+    return b"".join([framed[text] for text in data])
+
+
+def _framed(text: bytes) -> bytes:
+    return struct.pack("<I", len(text)) + text

@@ -101,7 +101,7 @@ class Connection(RequestReader):
             # What HitTable.current and _answer_at_once do, written out here: calls would be a tenth of a hit's cost.
             now, tally = monotonic(), hit.tally
             left = tally.left
-            if left and now < hit.until and not hit.slot.evicted:
+            if left and now < hit.until and hit.entry.kept_as is not None:
                 tally.left = left - 1
                 self._deadline = now + self._idle_offset
                 response = hit.response

@@ -6,9 +6,9 @@ any parsing. If they differ in every request, arrive in several reads, or the re
 hit by the parsed request. Every other request takes the ordinary path. While the service drains all of them do, because
 every answer then says that its connection closes.
 
-L1 stays the authority. A hit holds its entry's slot, and the table drops what was evicted, purged or replaced or has
-expired; while purges cannot reach this worker, it drops everything. The functions of the ordinary path make the bytes,
-again whenever Age, the time left or the date has changed. Each time L1 is asked, which updates its LRU order.
+L1 stays the authority. A hit holds its entry, and the table drops what was evicted, purged or replaced or has expired;
+while purges cannot reach this worker, it drops everything. The functions of the ordinary path make the bytes, again
+whenever Age, the time left or the date has changed. Each time L1 is asked, which updates its LRU order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from service.cache.memory import Slot
+from service.cache.entry import Entry
 from service.http.endpoint import Headers, Hot, Reply, Request
 from service.runtime import Runtime
 from service.server.request_key import MAX_HEAD_BYTES, SMALL_BODY_BYTES, START_BYTES, KnownBody, is_hashed, mask_id
@@ -82,7 +82,7 @@ class Hit:
     awaited: bytes
     start: bytes
     hot: Hot
-    slot: Slot
+    entry: Entry
     status: int
     fixed: Headers
     body: bytes
@@ -96,7 +96,7 @@ class Hit:
     @property
     def cost(self) -> int:
         received = sum(map(len, self.spellings))
-        return OVERHEAD + len(self.slot.entry.value) + len(self.key) + 2 * len(self.body) + len(self.start) + received
+        return OVERHEAD + len(self.entry.value) + len(self.key) + 2 * len(self.body) + len(self.start) + received
 
     def answer_to(self, identifier: bytes) -> bytes:
         """The bytes with the id of this request in the place of the one they were made with."""
@@ -142,27 +142,27 @@ class HitTable:
         if identifier is not None and hot.id_at is None:
             return
         key = head + name
-        hit, slot = self.by_key.get(key), self._l1.find(hot.key)
-        if slot is None or (hot.entry is not None and slot.entry is not hot.entry):
+        hit, entry = self.by_key.get(key), self._l1.get(hot.key)
+        if entry is None or hot.entry not in (None, entry):
             return
         if self._clock() >= self._l2.valid_until:  # the key may have no generation; then no purge would reach the hit
             return
-        if self._is_new(key, self._new_keys) if hit is None else hit.slot is slot:
+        if self._is_new(key, self._new_keys) if hit is None else hit.entry is entry:
             return
         self._forget(key)
-        hit = self._hit(request, reply, hot, slot, head, name)
+        hit = self._hit(request, reply, hot, entry, head, name)
         hit.id_size = len(identifier or b"")
         self._remember(hit)
         if is_hashed(head) and key in self.by_key:
             self._know(hit, KnownBody(request.sent, name))
 
-    def _hit(self, request: Request, reply: Reply, hot: Hot, slot: Slot, head: bytes, name: bytes) -> Hit:
+    def _hit(self, request: Request, reply: Reply, hot: Hot, entry: Entry, head: bytes, name: bytes) -> Hit:
         varying = {name for name, _ in hot.varying(self._clock())}
         fixed = [header for header in reply.headers if header[0] not in varying]
         body = b"" if request.method == "HEAD" else reply.body
         size, start = (0, request.sent[:START_BYTES]) if is_hashed(head) else (len(request.sent), b"")
         tally = self._tally(request.route, hot.model, reply.status, size)
-        return Hit(head + name, head if name else b"", start, hot, slot, reply.status, fixed, body, tally)
+        return Hit(head + name, head if name else b"", start, hot, entry, reply.status, fixed, body, tally)
 
     def find(self, key: bytes, identifier: bytes | None) -> Hit | None:
         """The hit of a request with this id, or without one. A body that has zeros where keys have them has no id."""
@@ -195,8 +195,8 @@ class HitTable:
         """Whether to answer with this hit. If so, its bytes are up to date and it has been counted."""
         now = self._clock()
         server_headers = self.server_state.default_headers
-        if now >= hit.until or hit.slot.evicted or hit.server_headers is not server_headers:
-            if self._l1.find(hit.hot.key) is not hit.slot or now >= self._l2.valid_until:
+        if now >= hit.until or hit.entry.kept_as is None or hit.server_headers is not server_headers:
+            if self._l1.get(hit.hot.key) is not hit.entry or now >= self._l2.valid_until:
                 self._forget(hit.key)
                 return False
             self._render(hit, now, server_headers)
@@ -287,9 +287,9 @@ class HitTable:
                 self.by_spelling.pop(received, None)
 
     def _render(self, hit: Hit, now: float, server_headers: Headers) -> None:
-        entry = hit.slot.entry
+        entry = hit.entry
         headers = [*server_headers, *hit.hot.varying(now), *hit.fixed]
         fields = b"".join(b"%b: %b\r\n" % header for header in headers)
         hit.response = STATUS_LINE[hit.status] + fields + b"\r\n" + hit.body
         hit.server_headers = server_headers
-        hit.until = min(hit.slot.until, self._l2.valid_until, now + min(1 - entry.age(now) % 1, entry.left(now) % 1))
+        hit.until = min(entry.until, self._l2.valid_until, now + min(1 - entry.age(now) % 1, entry.left(now) % 1))

@@ -31,46 +31,57 @@ def test_entries_are_bounded_in_number(clock: Clock) -> None:
 
 def test_renderings_count_and_push_others_out(clock: Clock) -> None:
     cache = MemoryCache(cost(10) + cost(10, 100) - 1, 100, clock)
-    cache.put("a", entry(bytes(10), clock=clock))
+    cache.put("a", kept := entry(bytes(10), clock=clock))
     cache.put("b", entry(bytes(10), clock=clock))
-    cache.add_rendering("a", "view", bytes(100))
+    cache.add_rendering(kept, "view", bytes(100))
     assert cache.bytes_used == cost(10, 100)
     assert cache.get("b") is None
-    kept = cache.get("a")
-    assert kept is not None
+    assert cache.get("a") is kept
     assert kept.renderings == {"view": bytes(100)}
 
 
 def test_a_rendering_that_would_make_its_entry_too_large_is_refused_quietly(clock: Clock) -> None:
     cache = MemoryCache(cost(10, 100), 100, clock)
-    cache.put("a", entry(bytes(10), clock=clock))
-    cache.add_rendering("a", "view", bytes(101))
-    kept = cache.get("a")
-    assert kept is not None
+    cache.put("a", kept := entry(bytes(10), clock=clock))
+    cache.add_rendering(kept, "view", bytes(101))
     assert kept.renderings == {}
     assert cache.bytes_used == cost(10)
 
 
 def test_a_rendering_of_an_entry_that_has_left_meanwhile_goes_nowhere(clock: Clock) -> None:
-    cache = MemoryCache(1000, 100, clock)
-    cache.add_rendering("a", "view", b"body")
-    assert (len(cache), cache.bytes_used) == (0, 0)
+    cache = MemoryCache(1000, 1, clock)
+    cache.put("a", gone := entry(clock=clock))
+    cache.put("b", entry(clock=clock))
+    used = cache.bytes_used
+    cache.add_rendering(gone, "view", b"body")
+    assert (len(cache), cache.bytes_used, gone.renderings) == (1, used, {})
 
 
-def test_who_holds_the_place_of_an_entry_that_was_taken_out_sees_that_and_holds_no_renderings(clock: Clock) -> None:
+def test_one_entry_may_be_kept_under_two_keys(clock: Clock) -> None:
+    cache = MemoryCache(10_000, 100, clock)
+    cache.put("a", one := entry(bytes(10), clock=clock))
+    cache.put("b", one)
+    cache.add_rendering(one, "view", b"body")
+    cache.delete("a")
+    other = cache.get("b")
+    assert other is not None and (other.value, other.expires) == (one.value, one.expires)
+    cache.delete("b")
+    assert cache.bytes_used == 0
+
+
+def test_who_holds_an_entry_that_has_left_sees_that_and_holds_no_renderings(clock: Clock) -> None:
     for take_out in (
         lambda cache: cache.delete("a"),
         lambda cache: cache.clear(),
         lambda cache: cache.put("a", entry()),
     ):
         cache = MemoryCache(10_000, 100, clock)
-        cache.put("a", entry(bytes(10), clock=clock))
-        cache.add_rendering("a", "view", b"body")
-        kept = cache.find("a")
-        assert kept is not None and not kept.evicted
+        cache.put("a", held := entry(bytes(10), clock=clock))
+        cache.add_rendering(held, "view", b"body")
+        assert held.kept_as == "a"
         take_out(cache)
-        assert kept.evicted
-        assert not kept.entry.renderings
+        assert held.kept_as is None
+        assert not held.renderings
 
 
 def test_an_entry_stays_no_longer_than_it_was_allowed_to(clock: Clock) -> None:
@@ -116,14 +127,15 @@ def test_the_account_is_right_and_within_the_bound_whatever_happens(steps: list[
         if step == "put":
             cache.put(key, entry(bytes(number), ttl=30, clock=clock))
         elif step == "add":
-            cache.add_rendering(key, number % 3, bytes(number))
+            if (found := cache._entries.get(key)) is not None:
+                cache.add_rendering(found, number % 3, bytes(number))
         elif step == "get":
             cache.get(key)
         elif step == "delete":
             cache.delete(key)
         else:
             clock.now += number
-        kept = [kept.entry for kept in cache._entries.values()]
+        kept = cache._entries.values()
         assert cache.bytes_used == sum(cost(len(e.value), *map(len, e.renderings.values())) for e in kept) <= 2500
         assert len(cache) <= 3
 
