@@ -11,13 +11,12 @@ import logging
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from service.cache.entry import Entry
 from service.cache.memory import MemoryCache
 from service.cache.redis.l2 import L2
 from service.errors import NoWaiters, StoreUnavailable
@@ -41,8 +40,8 @@ TIME_SHARE = 0.01
 At 60,000 hits a second, a thousandth of them is 60 calls of ``predict_proba``: a third of a core.
 """
 
-Payloads: TypeAlias = Callable[[Collection[str]], Sequence[bytes | None]]
-"""The payloads of a batch's questions with these keys."""
+Find: TypeAlias = Callable[[str], tuple[bytes | None, bytes]]
+"""Of a batch's hit by its key the payload of the question, and the value."""
 
 logger = logging.getLogger(__name__)
 
@@ -61,12 +60,19 @@ class Countdown:
         """Hits from one that is picked to the next. Random, so no pattern in the traffic keeps in step with it."""
         return 1 + 2 * (self._mean - 1) * self._random() if self.share else math.inf
 
-    def picked(self, keys: Collection[str]) -> list[str]:
-        """Count these hits; those of them to audit."""
-        if self._forced or self._left - len(keys) < 1:
-            return [key for key in keys if self.picks(key)]
-        self._left -= len(keys)
-        return []
+    def picked(self, keys: Sequence[str]) -> list[int]:
+        """Count these hits; the places of those to audit."""
+        if self._forced:
+            return [place for place, key in enumerate(keys) if self.picks(key)]
+        places: list[int] = []
+        uncounted = len(keys)
+        while self._left - uncounted < 1:
+            step = max(1, int(self._left))
+            self._left += self.gap() - step
+            uncounted -= step
+            places.append(len(keys) - uncounted - 1)
+        self._left -= uncounted
+        return places
 
     def force_sample(self, key: str) -> None:
         """Pick the next hit of this key. The hit path, which counts for itself, has found it due."""
@@ -124,13 +130,12 @@ class Auditor:
         if self.countdown.picks(answer.key) and lookup.question.payload is not None:
             self._offer(Sample(lookup.model, answer.key, lookup.question.payload, answer.entry.value))
 
-    def observe_hits(self, model: Model, hits: Mapping[str, Entry], payloads: Payloads) -> None:
-        """As ``observe``, of many hits: key -> entry."""
-        picked = self.countdown.picked(hits)
-        if picked and self.has_room:  # to find a payload takes time
-            for key, payload in zip(picked, payloads(picked), strict=True):
-                if payload is not None:
-                    self._offer(Sample(model, key, payload, hits[key].value))
+    def observe_hits(self, model: Model, keys: Sequence[str], find: Find) -> None:
+        """As ``observe``, of many hits."""
+        for place in self.countdown.picked(keys):
+            payload, value = find(keys[place]) if self.has_room else (None, b"")
+            if payload is not None:
+                self._offer(Sample(model, keys[place], payload, value))
 
     async def run(self) -> None:
         """Runs until cancelled."""

@@ -8,10 +8,9 @@ keys ─ L1 ─hits────────────────────�
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import count
+from itertools import compress, count
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -22,7 +21,7 @@ from service.cache.memory import Memo
 from service.cache.redis.auto_pipeline import DeadlineBudget
 from service.errors import DeadlineExceeded, ServiceError, StoreUnavailable
 from service.inference.predictor import Question, Questions
-from service.lookup import DEFAULT, Answer, BatchAnswer, BatchLookup, CacheDirectives, Lookup, Model
+from service.lookup import DEFAULT, Answer, BatchAnswer, BatchLookup, CacheDirectives, Flown, Lookup, Model
 from service.pipeline import Pipeline
 
 ROWS_AT_ONCE = 256
@@ -40,33 +39,12 @@ Ready: TypeAlias = Callable[[Sequence[Entry | None]], Sequence[bytes | None]]
 Said: TypeAlias = bytes | Entry | ServiceError
 
 
-@dataclass(slots=True)
-class Flown:
-    """What a flight of many keys found in Redis, and what it computed in so many seconds, by key. ``kept``: the keys of
-    the computed entries that a cache keeps. ``l2_down``: as of an Answer."""
-
-    stored: Mapping[str, Entry]
-    computed: dict[str, Entry]
-    seconds: float = 0.0
-    kept: Collection[str] = ()
-    l2_down: bool = False
-
-    def answer(self, key: str) -> Answer | None:
-        """For somebody who asked for this key alone meanwhile."""
-        if (entry := self.stored.get(key)) is not None:
-            return Answer(key, entry, "l2")
-        if (entry := self.computed.get(key)) is None:
-            return None
-        kept, down = key in self.kept, self.l2_down
-        return Answer(key, entry, "computed", stored=kept, l2_down=down, model_seconds=self.seconds)
-
-
 class BatchPipeline(Pipeline):
     """The pipeline of one question, and of many at a time."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._known_keys: Memo[tuple[str, bytes, bytes], Memo[bytes, str]] = Memo(MAX_KNOWN_MODELS)
+        self._keys = BatchKeys()
 
     async def answer_many(
         self,
@@ -97,11 +75,11 @@ class BatchPipeline(Pipeline):
         found, turn = batch.found, self._clock()
         for start in range(0, len(batch.rows), ROWS_AT_ONCE):
             turn = await self._let_others_run(turn)
-            keys = self._keys(batch, start)
+            keys = self._keys.of(batch, start)
             all_keys += keys
             local = self._in_l1_many(batch, keys, start, ready)
             said += local
-            if None not in local:
+            if all(local):  # which compares nothing, as `None not in` would
                 continue
             places = zip(count(start), keys, local, strict=False)
             missing = {key: row for row, key, one in places if one is None and key not in found}
@@ -135,11 +113,14 @@ class BatchPipeline(Pipeline):
             entries = [entry if entry and accepts(entry, started) else None for entry in entries]
         if not any(entries):
             return [None] * len(keys)
-        hits = {key: entry for key, entry in zip(keys, entries, strict=True) if entry is not None}
-        seconds, rows = self._clock() - started, zip(keys, count(start), strict=False)
-        self.observer.many(batch.model, "l1", hits, seconds, lambda picked: batch.payloads(dict(rows), picked))
+
+        def find(key: str) -> tuple[bytes | None, bytes]:
+            place = keys.index(key)
+            return batch.payload(start + place), cast("Entry", entries[place]).value
+
+        self.observer.many(batch.model, "l1", list(compress(keys, entries)), self._clock() - started, find)
         said = ready(entries)
-        return said if None not in said else [one or entry for one, entry in zip(said, entries, strict=True)]
+        return said if all(said) else [one or entry for one, entry in zip(said, entries, strict=True)]
 
     async def _fly_many(self, batch: BatchLookup, rows: Mapping[str, int]) -> None:
         """Find these rows (key -> row), but none where another flight is under way, the computation fails, or the
@@ -161,14 +142,15 @@ class BatchPipeline(Pipeline):
 
     async def _lead_many(self, batch: BatchLookup, rows: Mapping[str, int]) -> Flown:
         """One read from Redis, and one store of what is computed."""
-        budget = DeadlineBudget(batch.deadline - self._clock())
+        model, budget = batch.model, DeadlineBudget(batch.deadline - self._clock())
         stored = await self._in_l2_many(batch, rows, budget)
-        self.observer.many(batch.model, "l2", stored, budget.spent, lambda picked: batch.payloads(rows, picked))
+        hits = list(stored)
+        self.observer.many(model, "l2", hits, budget.spent, lambda key: (batch.payload(rows[key]), stored[key].value))
         missing = {key: row for key, row in rows.items() if key not in stored} if stored else rows
         flown = await self._compute_many(batch, missing)
         flown.stored = stored
         await self._store_many(batch, flown, budget)
-        self.observer.waited(batch.model, budget.spent)
+        self.observer.waited(model, budget.spent)
         return flown
 
     async def _compute_many(self, batch: BatchLookup, rows: Mapping[str, int]) -> Flown:
@@ -258,20 +240,27 @@ class BatchPipeline(Pipeline):
             return await self._answer(lookup, directives)
         return await self._recompute(lookup, directives)
 
-    def _keys(self, batch: BatchLookup, start: int) -> list[str]:
-        """Of the rows of one turn. Those of arrays are remembered, since a hash is half of what a hit costs here."""
+
+class BatchKeys:
+    """The cache keys of batches. Those of arrays are remembered, since a hash is half of what a hit costs here."""
+
+    def __init__(self) -> None:
+        self._known: Memo[tuple[str, bytes, bytes], Memo[bytes, str]] = Memo(MAX_KNOWN_MODELS)
+
+    def of(self, batch: BatchLookup, start: int) -> list[str]:
+        """Of ROWS_AT_ONCE rows from ``start`` on."""
         model, rows, generation = batch.model, batch.rows, batch.generation
         fingerprint = model.predictor.fingerprint
         if isinstance(rows, list):
             part = rows[start : start + ROWS_AT_ONCE]
             return [cache_key(model.label, fingerprint, generation, question.identity) for question in part]
-        if (named := (model.name, fingerprint, generation)) not in self._known_keys:
-            self._known_keys.keep(named, Memo(MAX_KNOWN_KEYS))
-        known, size = self._known_keys[named], rows.size
+        if (named := (model.name, fingerprint, generation)) not in self._known:
+            self._known.keep(named, Memo(MAX_KNOWN_KEYS))
+        known, size = self._known[named], rows.size
         raw = rows.identities[start * size : (start + ROWS_AT_ONCE) * size]
         identities: list[bytes] = np.frombuffer(raw, f"V{size}").tolist()
         keys = list(map(known.get, identities))
-        if None not in keys:
+        if all(keys):
             return cast("list[str]", keys)
         new = list({identity for identity, key in zip(identities, keys, strict=True) if key is None})
         made = cache_keys(model.label, fingerprint, generation, rows.mark, b"".join(new), size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeGuard, cast
 
@@ -173,12 +173,36 @@ class BatchLookup:
         usual = directives is DEFAULT or (directives.compute and not directives.store)
         return usual and model.batcher.runs_on_loop and not (model.leased and self.l2 is not None)
 
+    def payload(self, row: int) -> bytes | None:
+        return self.rows[row].payload
+
     def payloads(self, rows: Mapping[str, int], keys: Iterable[str]) -> list[bytes]:
         """Of the rows with these keys."""
         wanted = [rows[key] for key in keys]
         if isinstance(self.rows, Questions):
             return self.rows.payloads_of(wanted)
         return [cast("bytes", self.rows[row].payload) for row in wanted]
+
+
+@dataclass(slots=True)
+class Flown:
+    """What a flight of many keys found in Redis, and what it computed in so many seconds, by key. ``kept``: the keys of
+    the computed entries that a cache keeps. ``l2_down``: as of an Answer."""
+
+    stored: Mapping[str, Entry]
+    computed: dict[str, Entry]
+    seconds: float = 0.0
+    kept: Collection[str] = ()
+    l2_down: bool = False
+
+    def answer(self, key: str) -> Answer | None:
+        """For somebody who asked for this key alone meanwhile."""
+        if (entry := self.stored.get(key)) is not None:
+            return Answer(key, entry, "l2")
+        if (entry := self.computed.get(key)) is None:
+            return None
+        kept, down = key in self.kept, self.l2_down
+        return Answer(key, entry, "computed", stored=kept, l2_down=down, model_seconds=self.seconds)
 
 
 class BatchAnswer(NamedTuple):

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from service.audit import Auditor, Payloads
-from service.cache.entry import Entry
+from service.audit import Auditor, Find
 from service.cache.redis.l2 import L2
 from service.errors import NotCached, PredictionFailed, StoreUnavailable
 from service.lookup import Answer, Lookup, Model
@@ -171,12 +170,12 @@ class AnswerObserver:
         result = "not_cached" if isinstance(error, NotCached) else result
         self.metrics.resolved(lookup.model.name, result, seconds)
 
-    def many(self, model: Model, source: str, hits: Mapping[str, Entry], seconds: float, payloads: Payloads) -> None:
-        """Hits of a batch that came in the same way, and have no spans."""
-        if hits:
-            self.metrics.resolved(model.name, source, seconds, len(hits))
-            self.auditor.observe_hits(model, hits, payloads)
-            self.economics.accounts[model.name].add_many(source, hits)
+    def many(self, model: Model, source: str, keys: Sequence[str], seconds: float, find: Find) -> None:
+        """Hits of a batch that came in the same way, and have no spans. Equal rows count once."""
+        if distinct := set(keys):
+            self.metrics.resolved(model.name, source, seconds, len(distinct))
+            self.auditor.observe_hits(model, keys, find)
+            self.economics.accounts[model.name].add_many(source, distinct)
 
     def computed(self, model: Model, keys: Collection[str], seconds: float) -> None:
         """As ``many``, of what was computed."""

@@ -6,6 +6,7 @@ import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Mapping, Sequence, Set
+from itertools import compress
 from typing import TypeVar
 
 from service.cache.entry import Entry
@@ -68,9 +69,7 @@ class MemoryCache:
         now = self._clock()
         entries = map(self._entries.get, keys)
         found = [None if entry is None or entry.until <= now else entry for entry in entries]
-        known = (
-            keys if None not in found else [key for key, entry in zip(keys, found, strict=True) if entry is not None]
-        )
+        known = keys if all(found) else list(compress(keys, found))
         deque(map(self._entries.move_to_end, known), maxlen=0)
         self._asked.update(known[: MAX_ASKED - len(self._asked)])
         return found

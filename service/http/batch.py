@@ -23,7 +23,7 @@ from service.http.coding import read_content
 from service.http.csv_rows import CSV, decimals, read_csv, write_csv
 from service.http.endpoint import Reply, Request, describe
 from service.http.multipart import FILE, FORM, read_files
-from service.http.predict import IMAGE_PARAMETERS, JSON, media_type, parse_query, rendering, take_model
+from service.http.predict import IMAGE_PARAMETERS, JSON, media_type, parse_query, remembered, rendering, take_model
 from service.http.render import View, take_view
 from service.inference.manifest import MAX_EXACT
 from service.inference.predictor import Question, Questions, parse_table
@@ -52,7 +52,7 @@ class Batch:
 
     def ready(self, entries: Sequence[Entry | None]) -> list[bytes | None]:
         """The renderings that L1 keeps with entries."""
-        view = (self.model.name, self.view)
+        view = self.view
         return [None if entry is None else entry.renderings.get(view) for entry in entries]
 
     def question(self, row: int) -> Question:
@@ -83,22 +83,20 @@ async def batch(request: Request) -> Reply:
 async def _bodies(request: Request, batch: Batch, rows: Sequence[bytes | Entry | ServiceError]) -> list[bytes]:
     if are_bytes(rows):
         return rows
+    runtime, model, view = request.runtime, batch.model, batch.view
     bodies, began = [], monotonic()
-    known: dict[bytes, bytes] = {}  # value -> body
-    named, add = (batch.model.name, batch.view), request.runtime.pipeline.l1.add_rendering
+    rendered, add = remembered(runtime, model, view), runtime.pipeline.l1.add_rendering
     for row, said in enumerate(rows):
         if isinstance(said, bytes):
             body = said
         elif isinstance(said, ServiceError):
             request.refused(said)
             body = orjson.dumps({"error": describe(said)})
-        elif said.value in known:
-            body = known[said.value]
-            add(said, named, body)
+        elif said.value in rendered:
+            body = rendered[said.value]
+            add(said, view, body)
         else:
-            body = rendering(request.runtime, said, batch.model, batch.view, partial(batch.question, row))
-            if not batch.view.domain:  # other cells have another domain
-                known[said.value] = body
+            body = rendering(runtime, said, model, view, partial(batch.question, row))
         bodies.append(body)
         if monotonic() - began > TURN_SECONDS:  # a row of a thousand classes takes a third of a millisecond
             await asyncio.sleep(0)

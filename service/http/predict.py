@@ -11,6 +11,7 @@ from urllib.parse import unquote_to_bytes
 from service.bodies import FILES_WORTH, HashedFile
 from service.cache.entry import Entry
 from service.cache.keys import of_tenant
+from service.cache.memory import Memo
 from service.errors import InvalidInput, NotCached, PreconditionFailed, UnsupportedContent
 from service.http.caching import cache_control, cache_status, entity_tag, response_headers, server_timing
 from service.http.coding import read_content
@@ -50,6 +51,8 @@ IMAGE_PARAMETERS = frozenset({"image", "input", "sha256"})
 MAX_PARAMETERS = 1000
 MAX_REMEMBERED_BYTES = 1024
 """Longer questions and longer answers are not remembered."""
+MAX_RENDERED = 2048
+"""Answers of one model and view whose bodies are remembered."""
 
 
 def get(request: Request) -> Awaitable[Reply]:
@@ -243,17 +246,24 @@ def _reply(request: Request, answer: Answer, parsed: Parsed, varying: Callable[[
 
 def rendering(runtime: Runtime, entry: Entry, model: Model, view: View, question: Callable[[], Question]) -> bytes:
     """The body: kept with the entry in L1, or remembered from an equal array (a forest has few), or new."""
-    value, named = entry.value, (model.name, view)
-    body = entry.renderings.get(named)
+    value, body = entry.value, entry.renderings.get(view)
     if body is None:
-        remembered = (named, value)
-        body = None if view.domain else runtime.rendered.get(remembered)  # other cells have another domain
+        known = remembered(runtime, model, view)
+        body = known.get(value)
         if body is None:
             body = render(value, model, view, question())
-            if not view.domain and len(value) + len(body) <= MAX_REMEMBERED_BYTES:
-                runtime.rendered.keep(remembered, body)
-        runtime.pipeline.l1.add_rendering(entry, named, body)
+            if not view.domain and len(value) + len(body) <= MAX_REMEMBERED_BYTES:  # other cells have another domain
+                known.keep(value, body)
+        runtime.pipeline.l1.add_rendering(entry, view, body)
     return body
+
+
+def remembered(runtime: Runtime, model: Model, view: View) -> Memo[bytes, bytes]:
+    """Answer -> body."""
+    named = (model.label, view)
+    if named not in runtime.rendered:
+        runtime.rendered.keep(named, Memo(MAX_RENDERED))
+    return runtime.rendered[named]
 
 
 def _located(reply: Reply, parsed: Parsed) -> Reply:

@@ -106,7 +106,7 @@ def _as_table(manifest: Manifest, tensors: Sequence[Tensor]) -> NDArray[np.float
     if any(f.type != "number" or f.name == tensor.name for f in features):
         return None
     _check_type_and_shape(tensor, features)
-    return tensor.values.reshape(-1, len(features)).astype(np.float64)
+    return tensor.values.reshape(-1, len(features)).astype(np.float64, copy=False)
 
 
 def _table_rows(manifest: Manifest, tensors: Sequence[Tensor]) -> Iterator[Row]:
