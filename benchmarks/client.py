@@ -46,15 +46,15 @@ def get(target: str, headers: str = "") -> bytes:
     return f"GET {target} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n".encode()
 
 
-def post(target: str, body: bytes, content_type: str = "application/json") -> bytes:
-    """The bytes of a POST."""
+def post(target: str, body: bytes, content_type: str = "application/json", headers: str = "") -> bytes:
+    """The bytes of a POST. ``headers``: as of ``get``."""
     lines = [
         f"POST {target} HTTP/1.1",
         "Host: localhost",
         f"Content-Type: {content_type}",
         f"Content-Length: {len(body)}",
     ]
-    return "\r\n".join([*lines, "", ""]).encode() + body
+    return ("\r\n".join([*lines, headers]) + "\r\n").encode() + body
 
 
 def address_of(url: str) -> Address:

@@ -168,8 +168,7 @@ def measure(model: Model, rounds: int, seconds: float, reasons: dict[str, str]) 
         for name, server, form in tqdm(turns, unit=" turns"):
             with suppress(OSError):
                 rates.setdefault(name, []).append(_rate(addresses[server], name, form, seconds))
-        batch = asked["/predict_batch"][1].request()
-        rates |= stored_rates(model.directory.parent, batch, ROWS, seconds, rounds)
+        rates |= stored_rates(model.directory.parent, ROWS, seconds, rounds)
         rates["predict_proba"] = [_loop(model, seconds) for _ in range(rounds)]
         rates["p99 beside large batches"] = [_beside_batches(addresses["ours"], seconds) for _ in range(rounds)]
     return rates

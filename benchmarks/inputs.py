@@ -19,7 +19,10 @@ HOT_IRIS = (5.1, 3.5, 1.4, 0.2)
 """The one input that warm measurements repeat."""
 
 
-def iris_rows(chance: random.Random) -> Iterator[tuple[float, float, float, float]]:
+Row = tuple[float, float, float, float]
+
+
+def iris_rows(chance: random.Random) -> Iterator[Row]:
     """Flowers drawn uniformly from the box of all measured ones, with more digits than any ruler gives."""
     draw = chance.uniform
     while True:

@@ -86,17 +86,18 @@ class MemoryCache:
     def put_many(self, entries: Mapping[str, Entry], seconds: float = math.inf) -> Set[str]:
         """Keep entries until they expire, for ``seconds`` at most; the keys of those that are kept. What was kept
         under a key goes in any case."""
-        now = self._clock()
+        now, kept = self._clock(), self._entries
         latest = now + seconds
         for key, entry in entries.items():
-            if key in self._entries:
+            if key in kept:
                 self.delete(key)
             cost = ENTRY_OVERHEAD + len(key) + len(entry.value)
             if cost > self._max_bytes or entry.expires <= now:
                 continue
-            kept = entry if entry.kept_as is None else Entry(entry.value, entry.ttl, entry.expires)
-            kept.kept_as, kept.cost, kept.until = key, cost, entry.expires if entry.expires < latest else latest
-            self._entries[key] = kept
+            if entry.kept_as is not None:  # under another key
+                entry = Entry(entry.value, entry.ttl, entry.expires)
+            entry.kept_as, entry.cost, entry.until = key, cost, entry.expires if entry.expires < latest else latest
+            kept[key] = entry
             self.bytes_used += cost
         self._evict()
         return entries.keys() & self._entries.keys()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, NewType, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from service.errors import DeviceLost, PredictionFailed, ServiceError
 from service.inference.manifest import Manifest
 
-Prediction = NewType("Prediction", bytes)
+Prediction: TypeAlias = bytes
 """A packed vector, read as the manifest's ``output`` says: dtype, shape and little-endian values (see ``pack``)."""
 Outcome: TypeAlias = "Prediction | Exception"
 Predict: TypeAlias = "Callable[[Sequence[bytes]], Sequence[Outcome]]"
@@ -61,7 +61,8 @@ class Questions:
         return len(self.payloads) // self.size
 
     def payloads_of(self, rows: Sequence[int]) -> list[bytes]:
-        return [self.payloads[row * self.size : (row + 1) * self.size] for row in rows]
+        found: list[bytes] = np.frombuffer(self.payloads, f"V{self.size}")[rows].tolist()
+        return found
 
     def __getitem__(self, row: int) -> Question:
         place = slice(row * self.size, (row + 1) * self.size)
@@ -161,7 +162,7 @@ def pack(vector: NDArray[Any]) -> Prediction:
     code = _CODES[vector.dtype.str[1:]]
     shape = vector.shape
     head = code + struct.pack(f"<B{len(shape)}I", len(shape), *shape)
-    return Prediction(head + vector.astype(_DTYPES[code], copy=False).tobytes())
+    return head + vector.astype(_DTYPES[code], copy=False).tobytes()
 
 
 def unpack(prediction: bytes) -> NDArray[Any]:

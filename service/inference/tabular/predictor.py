@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from service.errors import MAX_SENTENCE, InvalidInput, PredictionFailed
 from service.inference.artifact import Artifact, fingerprint, library_versions
 from service.inference.manifest import Manifest
-from service.inference.predictor import Options, Outcome, Prediction, Question, Questions, pack
+from service.inference.predictor import Options, Outcome, Question, Questions, pack
 from service.inference.tabular.cells import Interval, find_cells
 from service.inference.tabular.estimator import (
     Compute,
@@ -151,10 +151,8 @@ class TabularPredictor:
         answers = np.ascontiguousarray(said, dtype="<f8")
         if answers.shape != (count, self._width):
             return [PredictionFailed(f"the model's answer has the shape {answers.shape}") for _ in range(count)]
-        raw, size = answers.tobytes(), 8 * self._width
-        packed: list[Outcome] = [
-            Prediction(self._head + raw[start : start + size]) for start in range(0, len(raw), size)
-        ]
+        rows = np.frombuffer(answers, f"V{8 * self._width}").tolist()
+        packed: list[Outcome] = [self._head + row for row in rows]
         if not np.isfinite(answers).all():
             for index in np.flatnonzero(~np.isfinite(answers).all(axis=1)):
                 packed[index] = self._not_finite()
