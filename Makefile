@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TEST_WORKERS ?= 2
 
-.PHONY: help install train run test test-faults test-contract test-deploy test-gpu check format lock audit estimators demo bench bench-quick bench-peers bench-forms bench-hit-rate bench-resnet bench-gpu load load-ui figures up down clean
+.PHONY: help install train run test test-faults test-contract test-deploy test-gpu check format lock audit estimators demo bench bench-quick bench-peers bench-forms bench-hit-rate bench-resnet bench-gpu gpu-bundle load load-ui figures up down clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -94,8 +94,16 @@ load: install train  ## Locust: 1,000 requests a second for a minute, judged by 
 load-ui: install train  ## The same, with Locust's page on port 8089
 	$(BIN)/python -m benchmarks.load_test --ui
 
-bench-gpu: install  ## ResNets on a GPU: us against the bare model, and where the time goes
+bench-gpu: install  ## A ResNet on a GPU: us against the bare model, and what each mechanism brings
 	$(BIN)/python -m benchmarks.gpu
+
+gpu-bundle: install  ## build/gpu.tar.gz: what benchmarks/gpu.sh needs on a machine that has torch and no package index
+	mkdir -p build && rm -rf build/gpu
+	@# The machine has numpy, scipy, scikit-learn, pandas, Pillow, safetensors, tqdm and pytest beside torch and torchvision.
+	awk '/^[a-z]/ { keep = !/^(openvino|openvino-telemetry|numpy|scipy|scikit-learn|pandas|pillow)==/ } keep' requirements.lock > build/gpu.lock
+	awk '/^[a-z]/ { keep = /^http-sf==/ } keep' requirements-dev.lock >> build/gpu.lock
+	$(BIN)/uv pip install --quiet --no-deps --require-hashes --target build/gpu --python-version 3.12 --python-platform x86_64-manylinux_2_28 --requirement build/gpu.lock
+	tar -czf build/gpu.tar.gz -C build/gpu .
 
 figures: install  ## The figures of docs/reliability.md; ONLY=name takes one of them
 	$(BIN)/python -m tests.reliability $(addprefix --only=,$(ONLY))

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.models import get_model
 
 from benchmarks.inputs import jpeg
@@ -52,7 +51,7 @@ def measure(architecture: str, device: str, precision: str, batch: int, seconds:
         "seconds": {
             "inference of one": min(one.values()),
             "inference of a batch": min(many.values()),
-            **_decoding(files, place, seconds),
+            **_decoding(files, seconds),
             **_copying(batch, place, seconds),
         },
         "device": f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}" if device == "cuda" else "CPU alone",
@@ -90,8 +89,8 @@ def _graph(network: nn.Module, images: Tensor) -> Callable[[], object]:
     return graph.replay
 
 
-def _decoding(files: list[bytes], device: torch.device, seconds: float) -> dict[str, float]:
-    """Seconds for one file by one thread, and per file of many by all cores; by nvJPEG where there is a card."""
+def _decoding(files: list[bytes], seconds: float) -> dict[str, float]:
+    """Seconds for one file by one thread, and per file of many by all cores."""
 
     def pillow(file: bytes) -> object:
         return np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
@@ -101,13 +100,6 @@ def _decoding(files: list[bytes], device: torch.device, seconds: float) -> dict[
     with ThreadPoolExecutor(CORES) as pool:
         together = _time(lambda: list(pool.map(pillow, files)), cpu, seconds)
     found[f"Pillow, {CORES} threads"] = together / len(files)
-    if device.type == "cuda":
-        contents = [torch.frombuffer(bytearray(file), dtype=torch.uint8) for file in files]
-        try:
-            together = _time(lambda: decode_jpeg(contents, ImageReadMode.RGB, device), device, seconds)
-            found["nvJPEG"] = together / len(files)
-        except RuntimeError as error:
-            print(f"no nvJPEG: {error}", file=sys.stderr)
     return found
 
 

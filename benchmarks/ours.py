@@ -57,6 +57,7 @@ def serving(
     models: Path = MODELS,
     cores: tuple[int, ...] = ALL_CORES,
     settings: dict[str, object] | None = None,
+    source: Path = ROOT,
 ) -> Iterator[Service]:
     """Our service on a free port. ``settings``: names without PREDICT_. Raises StartFailed, which says what to do."""
     if not any(models.glob("*/manifest.json")):
@@ -72,6 +73,7 @@ def serving(
     env = {f"PREDICT_{name.upper()}": str(value) for name, value in chosen.items()}
     address = ("127.0.0.1", port)
     command = [sys.executable, "-m", "service"]
-    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env["PYTHONPATH"] = os.pathsep.join([str(source), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env["PYTHONSAFEPATH"] = "1"  # from there, not from the working directory
     with running(command, address=address, ready=get("/readyz"), cores=cores, env=env) as process:
         yield Service(address, process.pid)

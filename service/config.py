@@ -132,9 +132,6 @@ class Settings(BaseSettings):
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Precision of image models on a GPU; `float32` is never rounded to TF32."
     )
-    decode: Literal["pillow", "gpu"] = Field(
-        "pillow", description="What decodes JPEGs for a GPU; `gpu`: nvJPEG, whose pixels differ a little from Pillow's."
-    )
     share_device: bool = Field(False, description="Let several workers use one GPU, each with its own models.")
     threads: int = Field(
         0, ge=0, description="Most threads that one worker computes images with; 0: the CPUs shared among the workers."

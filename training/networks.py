@@ -20,7 +20,7 @@ from torch import nn
 from service.errors import ConfigurationError
 from service.inference.artifact import Artifact, library_versions
 from service.inference.manifest import PROBABILITIES, Class, Example, Image, Manifest, Output, Weights, reason
-from service.inference.vision.cpu import CHUNK, CpuRunner, has_openvino
+from service.inference.vision.cpu import CpuRunner, has_openvino
 from service.inference.vision.predictor import LIBRARIES
 from training import MODELS_DIR, command, publish
 from training.export import Files, Meaning, export, export_onnx, noise
@@ -124,12 +124,12 @@ def is_batch_invariant(made: Artifact, spec: Image) -> bool:
 def _says_the_same(made: Artifact, spec: Image, threads: int) -> bool:
     try:
         runner = CpuRunner(made, spec, threads)
-    except ConfigurationError:
+        images = list(noise(spec, runner.chunk))
+        together = np.stack(runner.run(images))
+        parts = [slice(0, 3), *(slice(row, row + 1) for row in range(runner.chunk))]
+        return all(np.array_equal(np.stack(runner.run(images[part])), together[part]) for part in parts)
+    except (ConfigurationError, RuntimeError):
         return False  # the graph takes one image at a time; if it takes none either, publishing fails with the reason
-    images = list(noise(spec, CHUNK))
-    together = np.stack(runner.run(images))
-    parts = [slice(0, 3), *(slice(row, row + 1) for row in range(CHUNK))]
-    return all(np.array_equal(np.stack(runner.run(images[part])), together[part]) for part in parts)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -82,7 +82,6 @@ class Options:
     threads: int = 1
     max_batch_size: int = 64
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    decode: Literal["pillow", "gpu"] = "pillow"
     owns_device: bool = True
     trusted_types: tuple[str, ...] = ()
     max_image_pixels: int = 50_000_000

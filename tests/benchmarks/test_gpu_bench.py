@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from itertools import islice, repeat
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,28 +72,40 @@ def test_several_clients_ask_together_and_hits_and_errors_are_failures(how: dict
 
 def rows() -> list[dict[str, Any]]:
     load = {"rate": 90.0, "p50": 0.01, "p99": 0.02, "mean": 0.012, "queue": 0.002, "model": 0.008, "batch": 7.5}
-    return [
-        {
-            "model": model,
-            "round": number,
-            "bare": {"batch": 256, "rates": {"eager": 50.0, "graph": 100.0}, "seconds": {"copy of one": 1e-5}},
-            "services": {
-                "Pillow": {"loads": dict.fromkeys((*gpu_report.LOADS, "open"), load)},
-                "nvJPEG": {"not_run": "no nvJPEG here"},
-            },
-        }
-        for model in ("resnet18", "resnet50")
-        for number in range(2)
-    ]
+    loads = dict.fromkeys((*gpu_report.LOADS, "open"), load)
+    slower = {name: {**load, "rate": 60.0 if name == "c32" else 90.0} for name in loads}
+    services: dict[str, Any] = {"as it is": {"loads": loads}, "without CUDA graphs": {"loads": slower}}
+    services |= {"one batch at a time": {"loads": loads}, "several workers": {"not_run": "no room"}}
+    bare = {"batch": 256, "rates": {"eager": 50.0, "graph": 100.0}, "seconds": {"copy of one": 1e-5}}
+    return [{"round": number, "bare": bare, "services": services} for number in range(2)]
 
 
 def test_the_report_compares_with_the_fastest_bare_model_and_names_what_did_not_run() -> None:
     text = gpu_report.report(rows())
-    assert re.search(r"resnet18, c256 ÷ bare model +\| +≥ 0.8 \| +0.9 ", text)
-    assert re.search(r"resnet18, open loop, p99 +\| +< 20 ms \| +20 ms ", text)
-    assert "nvJPEG (not run: no nvJPEG here)" in text
-    assert re.search(r"Pillow, c1: queue 2 ms, batch of 7.5 images 8 ms, HTTP and the rest +\| +2 ms", text)
-    assert "resnet50:" in text and "eager, graph" in text
+    assert re.search(r"c256 ÷ bare model, the best configuration +\| +≥ 0.8 \| +0.9 \| +met ", text)
+    assert re.search(r"open, p99, the best configuration +\| +< 20 ms \| +20 ms \| +\*\*not met\*\* ", text)
+    assert "several workers (not run: no room)" in text
+    assert re.search(r"as it is, c1: queue 2 ms, batch of 7.5 images 8 ms, HTTP and the rest +\| +2 ms", text)
+    assert "eager, graph" in text
+
+
+def test_a_mechanism_that_brings_little_goes_and_what_the_time_did_not_suffice_for_is_named() -> None:
+    measured = rows()
+    measured[1]["services"] = {}  # the minutes were over
+    text = gpu_report.report(measured)
+    assert re.search(r"CUDA graphs .* c1 1 ×, c32 1.5 ×, c256 1 × \| +earns its place", text)
+    assert re.search(r"two batches under way .*\*\*goes\*\*", text)
+    del measured[0]["services"]["one batch at a time"]
+    assert re.search(r"two batches under way .*not measured", gpu_report.report(measured))
+
+
+def test_each_mechanism_can_be_switched_off_in_a_copy_of_the_service(tmp_path: Path) -> None:
+    vision = Path("service", "inference", "vision")
+    for name, configuration in gpu.CONFIGURATIONS.items():
+        copy = gpu.copy_of_service(tmp_path / name, configuration, "cpu")
+        for edit in (*configuration.edits, *gpu.CPU_FOR_CARD):
+            assert (ROOT / vision / edit.file).read_text().count(edit.old) == 1
+            assert edit.old not in (copy / vision / edit.file).read_text()
 
 
 def test_without_a_card_nothing_is_measured_and_that_is_said(
@@ -104,11 +117,19 @@ def test_without_a_card_nothing_is_measured_and_that_is_said(
     assert "There is no CUDA device here: nothing was measured" in capsys.readouterr().out
 
 
+def test_it_ends_in_its_minutes_whatever_it_is_at() -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--quick", "--minutes", "0.02"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "not one configuration was measured in 0.02 minutes" in done.stderr
+
+
 @pytest.mark.faults
 @pytest.mark.timeout(600)
 def test_the_whole_program_runs_on_a_cpu() -> None:
     command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--quick"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"\| Pillow +\| +[\d.,]+, [\d.,]+ ms", done.stdout)
-    assert "c256 ÷ bare" in done.stdout
+    assert "not run" not in done.stdout
+    for name in gpu.CONFIGURATIONS:
+        assert re.search(rf"\| {name} +\| +[\d.,]+, [\d.,]+ ms", done.stdout)
+    assert len(re.findall("earns its place|goes\\*", done.stdout)) == 2

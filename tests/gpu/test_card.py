@@ -24,10 +24,10 @@ pytest.importorskip("pydantic", reason="pydantic is not installed")
 
 from service.errors import InvalidInput  # noqa: E402
 from service.inference.predictor import Options, unpack  # noqa: E402
-from service.inference.vision.gpu import decode_jpegs, open_gpu, suits_nvjpeg  # noqa: E402
-from service.inference.vision.images import normalise, open_image, read, read_pixels  # noqa: E402
+from service.inference.vision.gpu import open_gpu  # noqa: E402
+from service.inference.vision.images import normalise, read, read_pixels  # noqa: E402
 from service.inference.vision.predictor import TOLERANCES, VisionPredictor, load  # noqa: E402
-from tests.inference.pictures import encode, picture  # noqa: E402
+from tests.inference.pictures import encode  # noqa: E402
 from tests.inference.test_vision import JPEG, PNG, SPEC, artifact, many, untrained  # noqa: E402
 from tests.support.probe import ROOT, environment  # noqa: E402
 
@@ -36,7 +36,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here: nothing was tested"),
 ]
 
-CARD = torch.device("cuda", 0)
 OPTIONS = Options(device="cuda", threads=8, max_batch_size=64)
 LARGE = SPEC.model_copy(update={"size": (224, 224), "resize": 256})
 
@@ -207,25 +206,6 @@ def test_an_error_that_sticks_is_known_as_such() -> None:
         [sys.executable, "-c", LOSE], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
     )
     assert done.stdout == "lost\nlost\n", done.stderr
-
-
-def test_nvjpeg_decodes_much_as_pillow_does() -> None:
-    files = [encode(picture(size), "JPEG", quality=95) for size in ((96, 64), (50, 80), (640, 480), (96, 64))]
-    assert all(suits_nvjpeg(file, open_image(file), LARGE) for file in files)
-    found = decode_jpegs(files, LARGE, CARD)
-    for file, pixels in zip(files, found, strict=True):
-        distance = np.abs(pixels.cpu().numpy().astype(int) - read_pixels(file, LARGE))
-        print(f"mean {distance.mean():.2f}, largest {distance.max()}")
-        assert distance.mean() <= 2
-
-
-def test_nvjpegs_answers_are_near_and_its_bad_files_their_own() -> None:
-    house = House(replace(OPTIONS, decode="gpu"), LARGE)
-    files = [encode(picture(size), "JPEG", quality=95) for size in ((96, 64), (50, 80), (640, 480))]
-    found = house.predictor.predict([files[0], JPEG[:-20], PNG, *files[1:]])
-    assert isinstance(found[1], InvalidInput)
-    vectors = np.stack([unpack(found[index]) for index in (0, 2, 3, 4)])  # type: ignore[arg-type]
-    assert np.abs(vectors - exact([files[0], PNG, *files[1:]], LARGE)).max() <= 0.05
 
 
 def test_a_service_answers_from_the_card(tmp_path: Path) -> None:

@@ -5,38 +5,27 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from PIL import ExifTags
 from torch import nn
 
 from service.errors import ConfigurationError, DeviceLost, InvalidInput, Overloaded
 from service.inference.batcher import Batcher
-from service.inference.manifest import Image
 from service.inference.predictor import Options, Predictor, unpack
-from service.inference.vision import gpu, predictor
-from service.inference.vision.gpu import (
-    RECOVERY_SECONDS,
-    GpuRunner,
-    decode_jpegs,
-    nvjpeg,
-    open_gpu,
-    suits_nvjpeg,
-)
-from service.inference.vision.images import normalise, open_image, read_pixels
+from service.inference.vision import predictor
+from service.inference.vision.gpu import RECOVERY_SECONDS, GpuRunner, open_gpu
+from service.inference.vision.images import normalise, read_pixels
 from service.inference.vision.predictor import TOLERANCES, VisionPredictor, load
 from service.inference.vision.program import module, restore
-from tests.inference.pictures import encode, jpeg_of_scans, jpeg_of_size, picture
+from tests.inference.pictures import encode
 from tests.inference.test_vision import CLASSES, JPEG, PNG, SPEC, artifact, many
 
 OPTIONS = Options(max_batch_size=8)
 ILLEGAL_ACCESS = RuntimeError("CUDA error: an illegal memory access was encountered")
-RESIZED = SPEC.model_copy(update={"resize": 40})
 
 
 CPU = torch.device("cpu")
@@ -296,20 +285,9 @@ def test_lower_precision_is_near_and_in_the_fingerprint(precision: str, house: H
     assert lower.predictor.tolerance == TOLERANCES[precision] > house.predictor.tolerance
 
 
-def test_who_decodes_is_in_the_fingerprint(house: House) -> None:
-    assert House(replace(OPTIONS, decode="gpu")).predictor.fingerprint != house.predictor.fingerprint
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (Options(device="cpu", precision="bfloat16"), "PREDICT_PRECISION=bfloat16 needs a GPU"),
-        (Options(device="cpu", decode="gpu"), "PREDICT_DECODE=gpu needs a GPU"),
-    ],
-)
-def test_what_only_a_gpu_can_do_stops_the_start_on_a_cpu(options: Options, message: str) -> None:
-    with pytest.raises(ConfigurationError, match=message):
-        load(artifact(), options)
+def test_what_only_a_gpu_can_do_stops_the_start_on_a_cpu() -> None:
+    with pytest.raises(ConfigurationError, match="PREDICT_PRECISION=bfloat16 needs a GPU"):
+        load(artifact(), Options(device="cpu", precision="bfloat16"))
 
 
 def test_one_process_owns_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,121 +296,3 @@ def test_one_process_owns_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigurationError, match=r"PREDICT_WORKERS=1, or PREDICT_DEVICE=cpu, or PREDICT_SHARE_DEVICE"):
         load(artifact(), Options(device="auto", owns_device=False))
     load(artifact(), Options(device="cpu", owns_device=False))
-
-
-# The GPU's own decoder
-
-
-def suits(file: bytes, spec: Image = SPEC) -> bool:
-    with suppress(InvalidInput):
-        return suits_nvjpeg(file, open_image(file), spec)
-    return False
-
-
-def photograph(size: tuple[int, int] = (96, 64), **how: object) -> bytes:
-    return encode(picture(size), "JPEG", **{"quality": 95, **how})
-
-
-def turned(orientation: int) -> bytes:
-    exif = PIL.Image.Exif()
-    exif[ExifTags.Base.Orientation] = orientation
-    return photograph(exif=exif)
-
-
-def xmp() -> bytes:
-    data = b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta tiff:Orientation="6"/>'
-    file = photograph()
-    return file[:2] + b"\xff\xe1" + (len(data) + 2).to_bytes(2, "big") + data + file[2:]
-
-
-SUITED = {
-    "plain": photograph(),
-    "of another subsampling": photograph(subsampling=0),
-    "upright by its EXIF data": turned(1),
-    "with zeros at its end": photograph() + bytes(9),
-}
-UNSUITED = {
-    "short": jpeg_of_size(4000, 4000),
-    "PNG": PNG,
-    "turned": turned(6),
-    "turned by XMP": xmp(),
-    "progressive": photograph(progressive=True),
-    "of many scans": jpeg_of_scans(3),
-    "CMYK": encode(picture().convert("CMYK"), "JPEG"),
-    "grey": encode(picture().convert("L"), "JPEG"),
-    "RGB": encode(picture(), "JPEG", keep_rgb=True),
-    "truncated": photograph()[:-200],
-    "no more than its beginning": photograph()[:4],
-    "its beginning and an end": photograph()[:20] + b"\xff\xd9",
-    "nothing behind its signature": b"\xff\xd8\xff" + bytes(100) + b"\xff\xd9",
-}
-
-
-@pytest.mark.parametrize("name", SUITED)
-def test_plain_jpegs_are_decoded_and_resized_by_the_device_much_as_by_pillow(name: str) -> None:
-    file = SUITED[name]
-    assert suits(file, RESIZED)
-    (found,) = decode_jpegs([file], RESIZED, CPU)
-    assert isinstance(found, torch.Tensor)
-    assert np.abs(found.numpy().astype(int) - read_pixels(file, RESIZED)).max() <= 2
-
-
-@pytest.mark.parametrize("name", UNSUITED)
-def test_what_the_device_may_decode_otherwise_is_left_to_pillow(name: str) -> None:
-    assert not suits(UNSUITED[name], SPEC)
-
-
-def test_networks_that_want_grey_leave_everything_to_pillow() -> None:
-    assert not suits(photograph(), SPEC.model_copy(update={"mode": "L", "mean": (0.5,), "std": (0.5,)}))
-
-
-def test_a_jpeg_that_is_too_long_is_left_to_pillow_which_refuses_it() -> None:
-    assert not suits(photograph((4000, 1)), RESIZED.model_copy(update={"resize": 200}))
-
-
-def test_pictures_of_many_sizes_are_resized_in_their_own_places() -> None:
-    files = [photograph(size) for size in ((96, 64), (50, 80), (96, 64), (40, 40), (96, 64))]
-    for found, file in zip(decode_jpegs(files, RESIZED, CPU), files, strict=True):
-        (alone,) = decode_jpegs([file], RESIZED, CPU)
-        assert isinstance(found, torch.Tensor) and isinstance(alone, torch.Tensor)
-        assert torch.equal(found, alone)
-
-
-def test_a_batch_of_files_for_the_device_for_pillow_and_arrays_is_answered_in_order(cpu: Predictor) -> None:
-    house = House(replace(OPTIONS, decode="gpu", threads=2))
-    broken = bytearray(photograph())  # with a header and an end, and nothing to decode between them
-    broken[broken.index(b"\xff\xc4") + 4 :] = b"\0" * 20 + b"\xff\xd9"
-    payloads = [photograph(), PNG, bytes(broken), turned(6), array_payload(cpu, PNG), photograph((50, 80)), PNG[:-20]]
-    found, right = house.predictor.predict(payloads), cpu.predict(payloads)
-    for mine, other in zip(found, right, strict=True):
-        if isinstance(other, bytes) and isinstance(mine, bytes):
-            assert np.abs(unpack(mine) - unpack(other)).max() <= 0.02
-        else:
-            assert type(mine) is type(other) is InvalidInput
-
-
-def test_a_file_that_only_pillow_can_decode_changes_nothing_for_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
-    house = House(replace(OPTIONS, decode="gpu"))
-    odd = photograph((50, 80))
-
-    def fussy(files: list[bytes], device: torch.device) -> list[torch.Tensor]:
-        if odd in files:
-            raise RuntimeError("nvjpegDecodeBatched failed: 6")
-        return nvjpeg(files, device)
-
-    right = list(house.predictor.predict([photograph(), photograph((40, 40))]))
-    monkeypatch.setattr(gpu, "nvjpeg", fussy)
-    found = list(house.predictor.predict([photograph(), odd, photograph((40, 40))]))
-    plain = House().predictor
-    assert np.abs(unpack(found[0]) - unpack(right[0])).max() <= TOLERANCES["float32"]  # type: ignore[arg-type]
-    assert np.abs(unpack(found[1]) - vectors(plain, [odd])[0]).max() <= TOLERANCES["float32"]  # type: ignore[arg-type]
-    assert np.abs(unpack(found[2]) - unpack(right[1])).max() <= TOLERANCES["float32"]  # type: ignore[arg-type]
-
-
-def test_a_torchvision_without_a_decoder_on_the_device_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(files: list[bytes], device: torch.device) -> list[torch.Tensor]:
-        raise RuntimeError("decode_jpegs_cuda: torchvision not compiled with nvJPEG support")
-
-    monkeypatch.setattr(gpu, "nvjpeg", missing)
-    with pytest.raises(ConfigurationError, match="not compiled with nvJPEG support"):
-        open_gpu(artifact(), SPEC, replace(OPTIONS, decode="gpu"), "cpu")

@@ -19,7 +19,7 @@ from service.inference.artifact import read_artifact
 from service.inference.loading import load_model
 from service.inference.manifest import Image
 from service.inference.predictor import Options, unpack
-from service.inference.vision.cpu import CHUNK, CpuRunner
+from service.inference.vision.cpu import CHUNK, STREAMS, CpuRunner
 from service.inference.vision.program import compute, module, restore
 from tests.inference.test_vision import lively
 from training import register, register_network
@@ -64,7 +64,7 @@ def published(models: Path, net: nn.Module, size: int, channels: int = 3) -> Cpu
 def check(models: Path, net: nn.Module, size: int, channels: int = 3) -> CpuRunner:
     """Within a hundred-thousandth of torch eager, by OpenVINO and by torch; and alone as in company."""
     net = lively(net, image_spec(size, (0.5,) * channels, (0.25,) * channels))
-    images = np.random.default_rng(1).standard_normal((CHUNK, size, size, channels)).astype(np.float32)
+    images = np.random.default_rng(1).standard_normal((STREAMS * CHUNK, size, size, channels)).astype(np.float32)
     with torch.inference_mode():
         eager = torch.softmax(net(torch.from_numpy(images).permute(0, 3, 1, 2)), 1).numpy()
     runner = published(models, net, size, channels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,10 @@ from service.inference.manifest import Image
 from service.inference.vision.images import Array, read
 
 CHUNK = 8
-"""Images computed at once: larger numbers are no faster, and keep decoding and computing from overlapping."""
+"""Images that a stream computes at once: more are no faster, and keep decoding and computing from overlapping."""
+STREAMS = 2
+"""Several images are computed in so many streams, which share the threads. The threads of a stream wait for each other
+in every layer, so all of them would stand still whenever the event loop or a decoder takes the CPU from one."""
 
 
 def has_openvino() -> bool:
@@ -30,14 +34,12 @@ class CpuRunner:
     def __init__(self, artifact: Artifact, spec: Image, threads: int) -> None:
         self._spec = spec
         if artifact.file("xml") is not None and has_openvino():
-            # A lone image has a graph of its own: for a known number of images it is a thirtieth faster.
-            computes = _compiled(artifact, spec, threads, (1, -1) if spec.batched else (1,))
-            self._lone, self._many = computes[0], computes[-1]
-            self.kernels, self.chunk = "openvino", CHUNK if spec.batched else 1
+            self._lone, self._streams = _requests(artifact, spec, threads)
+            self.kernels, self.chunk = "openvino", CHUNK * len(self._streams) or 1
         else:
             from service.inference.vision.program import compute, restore
 
-            self._lone = self._many = compute(restore(artifact), threads)
+            self._lone, self._streams = compute(restore(artifact), threads), []
             self.kernels, self.chunk = "torch", 1  # its kernels are not batch-invariant
         self.libraries: tuple[str, ...] = (self.kernels,)
         self._batch = np.empty((self.chunk, *spec.size, len(spec.mode)), np.float32)  # to clear new pages takes long
@@ -48,31 +50,43 @@ class CpuRunner:
 
     def run(self, images: Sequence[Array]) -> list[Array]:
         """What the network says to each of as many images as one pass takes. It does not depend on the others."""
-        if len(images) > 1 and self.chunk > 1:
-            return list(self._many(np.stack(images, out=self._batch[: len(images)])))
-        return [self._lone(image[np.newaxis])[0] for image in images]
+        streams = self._streams if len(images) > 1 else []
+        share = len(images) // (len(streams) or 1)
+        for number, request in enumerate(streams):
+            part = slice(number * share, (number + 1) * share)
+            np.stack(images[part], out=self._batch[part])
+            request.start_async([self._batch[part]], share_inputs=True)
+        answers: list[Array] = []
+        for request in streams:
+            request.wait()
+            answers.extend(request.get_output_tensor().data.copy())
+        # A lone image, or one that is left of an odd number.
+        return answers + [self._lone(image[np.newaxis])[0] for image in images[len(answers) :]]
 
 
-def _compiled(artifact: Artifact, spec: Image, threads: int, counts: Sequence[int]) -> list[Callable[[Array], Array]]:
-    """The network for each count of images at a time, -1 being any; raises ConfigurationError."""
+def _requests(artifact: Artifact, spec: Image, threads: int) -> tuple[Callable[[Array], Array], list[Any]]:
+    """The network for one image on all ``threads``, and a request for each stream of several, if there may be several.
+    Raises ConfigurationError."""
     settings = {
         "INFERENCE_PRECISION_HINT": "f32",  # or it would take bfloat16 where the CPU has it
         "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,  # several workers would be pinned to the same cores
     }
 
-    def compiled(count: int) -> Callable[[Array], Array]:
+    def requests(count: int, streams: int) -> list[Any]:
         network.reshape([count, *spec.size, len(spec.mode)])
-        request = core.compile_model(network, "CPU", settings).create_infer_request()
-        return lambda images: request.infer([images], share_inputs=True)[0]
+        compiled = core.compile_model(network, "CPU", {**settings, "NUM_STREAMS": streams})
+        return [compiled.create_infer_request() for _ in range(streams)]
 
     try:
         import openvino
 
         core = openvino.Core()
         network = core.read_model(artifact.file("xml"), artifact.file("bin"))
-        return [compiled(count) for count in counts]
+        # A lone image has a graph of its own: for a known number of images it is a thirtieth faster.
+        (lone,) = requests(1, 1)
+        streams = requests(-1, STREAMS if threads % STREAMS == 0 else 1) if spec.batched else []
+        return lambda images: lone.infer([images], share_inputs=True)[0], streams
     except (ImportError, RuntimeError) as error:
         remedy = "install it anew, or remove it" if isinstance(error, ImportError) else "register the model again"
         reason = f"{artifact.manifest.name} ({' '.join(str(error).split()):.200})"

@@ -49,9 +49,8 @@ def load(artifact: Artifact, options: Options) -> VisionPredictor:
 
 def _runner(artifact: Artifact, spec: Image, options: Options) -> Runner:
     if not _finds_gpu(options):
-        for name, value, plain in (("PRECISION", options.precision, "float32"), ("DECODE", options.decode, "pillow")):
-            if value != plain:
-                raise ConfigurationError(f"PREDICT_{name}={value} needs a GPU; without one, use {plain}.")
+        if options.precision != "float32":
+            raise ConfigurationError(f"PREDICT_PRECISION={options.precision} needs a GPU; without one, use float32.")
         return CpuRunner(artifact, spec, max(1, options.threads))
     if not options.owns_device:
         raise ConfigurationError(
@@ -94,13 +93,11 @@ class VisionPredictor:
         self.slots = runner.slots
         scale = max(1.0, *map(abs, artifact.manifest.example.golden))  # probabilities are not larger, numbers may be
         self.tolerance = TOLERANCES[options.precision] * scale
-        # A file's pixels depend on who decodes it.
-        decoder, decoding = ("", EXAMPLE_TOLERANCE) if options.decode == "pillow" else ("-nvjpeg", 0.05)
-        self.example_tolerance = max(self.tolerance, decoding * scale)
+        self.example_tolerance = max(self.tolerance, EXAMPLE_TOLERANCE * scale)
         self._example = artifact.manifest.example.inputs.get("image")
         self.fingerprint = fingerprint(
             artifact,
-            preprocessing=f"vision-{PREPROCESSING_VERSION}{decoder}",
+            preprocessing=f"vision-{PREPROCESSING_VERSION}",
             libraries=library_versions(*LIBRARIES, *runner.libraries),
             device=runner.device,
             precision=f"{options.precision}-{runner.kernels}",
