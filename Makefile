@@ -62,7 +62,9 @@ lock: install  ## The lock files, from pyproject.toml: what serves, what a GPU a
 	$(LOCK) --all-extras -c requirements-torch.lock -o requirements-dev.lock
 
 audit: install  ## Known vulnerabilities of the locked packages, as pip-audit finds them at PyPI
-	$(BIN)/uv tool run pip-audit --strict --disable-pip --require-hashes --requirement requirements-dev.lock
+	@# Where PyPI does not answer, the last line says so, after a long traceback.
+	@$(BIN)/uv tool run pip-audit --strict --disable-pip --require-hashes --requirement requirements-dev.lock 2> $(VENV)/audit.log; \
+		code=$$?; tail -n 1 $(VENV)/audit.log; exit $$code
 
 estimators: install  ## The table of estimators in docs/models.md
 	$(BIN)/python -W ignore -m training.estimators
