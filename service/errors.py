@@ -29,11 +29,17 @@ NoWaiters                     internal: a computation that was dropped because n
 ConfigurationError            the start fails with this one sentence
 """
 
+from typing import Any
+
 MAX_SENTENCE = 1000
+MAX_NAME = 80
+"""Characters of an unknown parameter's name that an error repeats."""
+CODINGS = ("gzip", "deflate")
+"""Of bodies."""
 
 
 class ServiceError(Exception):
-    """An error with an HTTP answer: ``status``, a stable ``type`` slug, a ``title``, and ``str(self)`` as detail.
+    """An error with an HTTP answer: ``status``, ``headers``, a stable ``type`` slug, a ``title``, the text as detail.
 
     ``logged``: it also concerns the operator. Then the detail holds nothing that a client has sent.
     """
@@ -42,6 +48,7 @@ class ServiceError(Exception):
     status = 500
     type = "internal-error"
     title = "Internal error"
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
     def __init_subclass__(cls, **given: object) -> None:
         """What is not given in the brackets behind a class's name is inherited."""
@@ -51,6 +58,13 @@ class ServiceError(Exception):
     def __init__(self, detail: str = "", *, parameter: str | None = None) -> None:
         super().__init__(detail or self.title)
         self.parameter = parameter
+
+    def describe(self) -> dict[str, Any]:
+        """The members of a problem document (RFC 9457)."""
+        document: dict[str, Any] = {"type": self.type, "title": self.title, "status": self.status, "detail": str(self)}
+        if self.parameter is not None:
+            document["parameter"] = self.parameter[:MAX_NAME]
+        return document
 
 
 class InvalidInput(ServiceError, status=422, type="invalid-input", title="The input is not valid"): ...
@@ -72,7 +86,13 @@ class HeadersTooLarge(
 ): ...
 
 
-class PayloadTooLarge(InvalidInput, status=413, type="payload-too-large", title="The body is too large"): ...
+class PayloadTooLarge(
+    InvalidInput,
+    status=413,
+    type="payload-too-large",
+    title="The body is too large",
+    headers=((b"connection", b"close"),),
+): ...
 
 
 class UnsupportedContent(
@@ -80,7 +100,11 @@ class UnsupportedContent(
 ): ...
 
 
-class UnsupportedCoding(UnsupportedContent, title="The content coding is not supported"): ...
+class UnsupportedCoding(
+    UnsupportedContent,
+    title="The content coding is not supported",
+    headers=((b"accept-encoding", ", ".join(CODINGS).encode()),),
+): ...
 
 
 class NotFound(ServiceError, status=404, type="not-found", title="There is nothing here"): ...
@@ -100,7 +124,14 @@ class VersionNotSupported(
 ): ...
 
 
-class Unauthorized(ServiceError, status=401, type="unauthorized", title="A bearer token is needed", logged=True): ...
+class Unauthorized(
+    ServiceError,
+    status=401,
+    type="unauthorized",
+    title="A bearer token is needed",
+    logged=True,
+    headers=((b"www-authenticate", b"Bearer"),),
+): ...
 
 
 class UnknownModel(ServiceError, status=404, type="unknown-model", title="No such model"): ...
@@ -120,6 +151,7 @@ class Overloaded(ServiceError, status=503, type="overloaded", title="The service
     def __init__(self, detail: str = "", *, retry_after: int = 1) -> None:
         super().__init__(detail)
         self.retry_after = retry_after
+        self.headers = ((b"retry-after", b"%d" % retry_after),)
 
 
 class TooManyRequests(Overloaded, status=429, type="too-many-requests", title="This address asks too often"): ...

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from typing_extensions import TypeIs
 
 from service.errors import MalformedRequest
 
@@ -97,19 +96,8 @@ class LargeString:
         raise MalformedRequest("The body has a long string that is no file in base64.")
 
 
-def load_object(body: bytes) -> dict[str, Any]:
-    """The members of a JSON object; raises MalformedRequest. Arrays of a large body may be LargeArray."""
-    try:
-        document = orjson.loads(body) if len(body) <= PIECE_BYTES else load_large(body)
-    except orjson.JSONDecodeError as error:
-        raise MalformedRequest(f"The body is not JSON: {error}.") from None
-    if not isinstance(document, dict):
-        raise MalformedRequest("The body must be a JSON object.")
-    return document
-
-
-def is_array(value: object) -> TypeIs[list[Any] | LargeArray]:
-    return isinstance(value, list | LargeArray)
+ARRAY = (list, LargeArray)
+"""What an array may be."""
 
 
 def load_large(text: bytes) -> Any:

@@ -7,19 +7,19 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from service.audit import Auditor, Countdown
 from service.batches import BatchPipeline
-from service.bodies import Bodies
 from service.cache.lease import Waits
 from service.cache.memory import Memo, MemoryCache
 from service.cache.redis.l2 import L2, open_redis
 from service.config import Settings, names
-from service.errors import ConfigurationError, InvalidInput, StoreUnavailable, UnknownModel
+from service.errors import ConfigurationError, InvalidInput, Overloaded, StoreUnavailable, UnknownModel
 from service.inference.artifact import discover
 from service.inference.batcher import Batcher
 from service.inference.loading import LoadedModel, load_model
@@ -34,6 +34,8 @@ from service.rate_limit import GUESSES_PER_MINUTE, RateLimit
 if TYPE_CHECKING:
     from service.traces import Traces
 
+T = TypeVar("T")
+
 logger = logging.getLogger(__name__)
 
 METRICS_SECONDS = 0.5
@@ -42,6 +44,33 @@ WATCH_SECONDS = 0.5
 MAX_REMEMBERED, MAX_VIEWS = 1024, 8
 LEASE_COST_SECONDS = 0.001
 """A lease costs two round trips to Redis and a little waiting. A model cheaper than this does without."""
+
+
+class Bodies:
+    """The request bodies in one worker: a bound for their bytes, and a thread for work on large ones. ``held``: the
+    bytes that have arrived of all bodies whose requests are not answered yet."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.held = 0
+        self._max_bytes = max_bytes
+        # One thread: two would fight for the interpreter with the loop, and hold the objects of two bodies.
+        self._thread = ThreadPoolExecutor(1, "bodies")
+
+    def take(self, size: int) -> None:
+        """Take room for so many bytes; raises Overloaded. The caller must release them."""
+        if self.held + size > self._max_bytes:
+            raise Overloaded("The bodies of other requests use all the memory that there is for bodies.")
+        self.held += size
+
+    def release(self, size: int) -> None:
+        self.held -= size
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """The result of ``work`` on a large body, which so does not stop the loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(eq=False)

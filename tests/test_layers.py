@@ -117,7 +117,8 @@ def test_nothing_is_long(path: Path) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_leased_miss_runs_the_code_of_few_files(iris_models: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["a leased GET", "a batch"])
+async def test_a_miss_runs_the_code_of_few_files(form: str, iris_models: Path, tmp_path: Path) -> None:
     """From the ASGI application on; the connection below has a few more."""
     files: set[str] = set()
 
@@ -135,11 +136,15 @@ async def test_a_leased_miss_runs_the_code_of_few_files(iris_models: Path, tmp_p
         return len(files)
 
     with running_redis(tmp_path) as redis:
-        settings = {"models_dir": str(iris_models), "redis_url": redis.url, "lease": "always"}
+        settings = {"models_dir": str(iris_models), "redis_url": redis.url}
+        settings |= {"lease": "always"} if form == "a leased GET" else {}
         app = create_app(load_settings({f"PREDICT_{name.upper()}": value for name, value in settings.items()}))
         async with app.router.lifespan_context(app) as state:
             transport = httpx.ASGITransport(lambda scope, *channels: app({**scope, "state": state}, *channels))
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-                await client.get(ONE.format(5))  # the first finds some things out for all others
-                assert await files_of(client.get(ONE.format(6))) <= 26
-                assert await files_of(client.post("/predict_batch", json={"inputs": [[7, 3, 6, 2]]})) <= 31
+                ask = {
+                    "a leased GET": lambda x: client.get(ONE.format(x)),
+                    "a batch": lambda x: client.post("/predict_batch", json={"inputs": [[7, 3, x, 2]]}),
+                }[form]
+                await ask(5)  # the first finds some things out for all others
+                assert await files_of(ask(6)) <= 24

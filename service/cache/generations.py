@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 from service.cache.entry import seal, unseal
 from service.cache.keys import GENERATION_BYTES, RedisKeys
 from service.cache.redis.auto_pipeline import AutoPipeline, DeadlineBudget
-from service.cache.redis.scripts import ACKNOWLEDGE, GENERATIONS, PURGE
+from service.cache.redis.scripts import ACKNOWLEDGE, GENERATIONS, PURGE, Invocation
 from service.errors import StoreUnavailable
 from service.logs import FloodLog
 
@@ -146,7 +146,7 @@ class Generations:
         keys = [self._keys.generation(model), self._keys.readers(model)]
         sealed = generation.seal(keys[0], self._secret)
         times = [int(VALID_SECONDS * 1000), int(CUT_OFF_SECONDS * 1000)]
-        command = PURGE(keys, [sealed, self._keys.purges, model, *times])
+        command = Invocation(PURGE, keys, [sealed, self._keys.purges, model, *times])
         try:
             listening, all_known, registered = await DeadlineBudget().wait(self._pipeline.ask(command))
         except StoreUnavailable:
@@ -224,7 +224,7 @@ class Generations:
             for model, key in zip(refused, keys[::2], strict=True)
         }
         models = [argument for model in refused for argument in (model, new[model], refused[model])]
-        command = GENERATIONS(keys, [self.worker, _KEEP_MS, self._keys.purges, *models])
+        command = Invocation(GENERATIONS, keys, [self.worker, _KEEP_MS, self._keys.purges, *models])
         reply = await DeadlineBudget().wait(self._pipeline.ask(command))
         if any(unregistered.startswith(_NOT_THE_MASTER) for unregistered in reply[::2]):
             raise StoreUnavailable("Redis is read-only")
@@ -291,4 +291,6 @@ class Generations:
             )
 
     def _acknowledge(self, model: str, generation: bytes = b"") -> None:
-        self._pipeline.tell(ACKNOWLEDGE([self._keys.acknowledgements(model, generation)], [self.worker, _KEEP_MS]))
+        self._pipeline.tell(
+            Invocation(ACKNOWLEDGE, [self._keys.acknowledgements(model, generation)], [self.worker, _KEEP_MS])
+        )

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 from service.cache.entry import Accepts, Codec, Entry, anything
 from service.cache.keys import RedisKeys
 from service.cache.redis.auto_pipeline import DeadlineBudget, PendingReply
-from service.cache.redis.scripts import ABORT, CLAIM, COMMIT, RENEW, Command
+from service.cache.redis.scripts import ABORT, CLAIM, COMMIT, RENEW, Command, Invocation
 from service.errors import StoreUnavailable
 
 LEASE_MS = 2_000
@@ -128,7 +128,7 @@ class Leases:
         self, key: str, token: bytes, budget: DeadlineBudget, accepts: Accepts
     ) -> Entry | Literal["lead", "follow"]:
         """The committed entry, or this worker's part. A corrupt entry is removed, and the claim repeated."""
-        command = CLAIM(self._keys.lease(key), (token, LEASE_MS, MAX_CLAIMS, CLAIMS_MS))
+        command = Invocation(CLAIM, self._keys.lease(key), (token, LEASE_MS, MAX_CLAIMS, CLAIMS_MS))
         try:
             for _ in range(ATTEMPTS):
                 asked = self._codec.clock()
@@ -180,13 +180,15 @@ class Leases:
                 return
             # One renewal may fail, because the next one comes before the lease ends.
             with suppress(StoreUnavailable):
-                if not await DeadlineBudget().wait(self._ask(RENEW(self._keys.lease(key), (token, LEASE_MS)))):
+                if not await DeadlineBudget().wait(
+                    self._ask(Invocation(RENEW, self._keys.lease(key), (token, LEASE_MS)))
+                ):
                     return
 
     async def _commit(self, key: str, token: bytes, entry: Entry, budget: DeadlineBudget, accepts: Accepts) -> Entry:
         """The entry that is stored now: this one, or the one committed first. Raises ValueError if it is too large."""
         blob, left_ms = self._codec.seal(key, entry, self._codec.clock())
-        command = COMMIT(self._keys.lease(key), (token, LEASE_MS, blob, left_ms, self._keys.hints, key))
+        command = Invocation(COMMIT, self._keys.lease(key), (token, LEASE_MS, blob, left_ms, self._keys.hints, key))
         for _ in range(ATTEMPTS):
             asked = self._codec.clock()
             first, first_left_ms = await budget.wait(self._ask(command))
@@ -214,4 +216,4 @@ class Leases:
                 self._unacknowledged[token] = key
 
         arguments = (token, LEASE_MS, self._keys.hints, key, int(late))
-        self._tell(ABORT(self._keys.lease(key), arguments), remember)
+        self._tell(Invocation(ABORT, self._keys.lease(key), arguments), remember)

@@ -18,16 +18,14 @@ from numpy.typing import NDArray
 from service.batches import TURN_SECONDS
 from service.cache.entry import Entry
 from service.errors import InvalidInput, ServiceError
-from service.http.caching import batch_status
-from service.http.coding import read_content
 from service.http.csv_rows import CSV, decimals, read_csv, write_csv
-from service.http.endpoint import Reply, Request, describe
-from service.http.multipart import FILE, FORM, read_files
-from service.http.predict import IMAGE_PARAMETERS, JSON, media_type, parse_query, remembered, rendering, take_model
-from service.http.render import View, take_view
+from service.http.endpoint import Reply, Request, load_object
+from service.http.multipart import FILE, FORM, check_origin, read_files
+from service.http.predict import IMAGE_PARAMETERS, JSON, parse_query
+from service.http.render import View, batch_status, remembered, rendering, take_model, take_view
 from service.inference.manifest import MAX_EXACT
 from service.inference.predictor import Question, Questions, parse_table
-from service.large_json import LargeArray, LargeString, is_array, load_object
+from service.large_json import ARRAY, LargeArray, LargeString
 from service.lookup import Model, are_bytes
 from service.runtime import Runtime
 
@@ -64,18 +62,20 @@ class Batch:
 
 async def batch(request: Request) -> Reply:
     """Every row is looked up, deduplicated and cached on its own, and a bad row fails in its own place."""
-    read_rows = {JSON: _read_json, CSV: _read_csv, FORM: _read_form}[media_type(request, [JSON, CSV, FORM])]
-    body = await read_content(request, MAX_BATCH_BYTES)
-    rows = await request.runtime.bodies.work(partial(read_rows, request, body), len(body))
+    content_type = request.media_type((JSON, CSV, FORM))
+    if content_type == FORM:
+        check_origin(request)
+    body = await request.content(MAX_BATCH_BYTES)
+    rows = await request.work(partial(READ[content_type], request, body), len(body))
     if rows.asked is None:
         size = max(len(body), rows.count * BYTES_PER_ROW)
-        rows.asked = await request.runtime.bodies.work(rows.read_each, size)
+        rows.asked = await request.work(rows.read_each, size)
     assert rows.asked is not None
     answer = await request.runtime.pipeline.answer_many(rows.model, rows.asked, request.directives, rows.ready)
     bodies = await _bodies(request, rows, answer.rows)
     headers = [(b"cache-status", batch_status(answer))]
     if request.accepts(CSV):
-        text = await request.runtime.bodies.work(partial(write_csv, rows.model, bodies), sum(map(len, bodies)))
+        text = await request.work(partial(write_csv, rows.model, bodies), sum(map(len, bodies)))
         return Reply(text, content_type=b"text/csv; charset=utf-8", headers=headers)
     return Reply(b'{"results":[%s]}' % b",".join(bodies), headers=headers)
 
@@ -91,7 +91,7 @@ async def _bodies(request: Request, batch: Batch, rows: Sequence[bytes | Entry |
             body = said
         elif isinstance(said, ServiceError):
             request.refused(said)
-            body = orjson.dumps({"error": describe(said)})
+            body = orjson.dumps({"error": said.describe()})
         elif said.value in rendered:
             body = rendered[said.value]
             add(said, view, body)
@@ -124,7 +124,7 @@ def _read_csv(request: Request, body: bytes) -> Batch:
 def _read_json(request: Request, body: bytes) -> Batch:
     runtime, document = request.runtime, load_object(body)
     names = [name for name in ("inputs", "batch_inputs") if name in document]
-    if len(names) != 1 or not is_array(rows := document.pop(names[0])) or not rows:
+    if len(names) != 1 or not isinstance(rows := document.pop(names[0]), ARRAY) or not rows:
         raise InvalidInput("A batch has one member `inputs`: an array of at least one row.", parameter="inputs")
     if len(rows) > (most := runtime.settings.max_batch_rows):
         raise InvalidInput(f"A batch has at most {most} rows.", parameter="inputs")
@@ -133,6 +133,9 @@ def _read_json(request: Request, body: bytes) -> Batch:
     table = as_table(rows, [feature.name for feature in model.manifest.features])
     asked = _questions(model, table)
     return Batch(model, view, asked, len(rows), lambda: [_parse_row(model, row) for row in rows])
+
+
+READ = {JSON: _read_json, CSV: _read_csv, FORM: _read_form}
 
 
 def as_table(rows: list[Any] | LargeArray, names: Sequence[str]) -> NDArray[np.float64] | None:
@@ -196,4 +199,4 @@ def _is_image(row: object) -> bool:
     """Whether a row without a named model is for an image model: an image, or an array of several dimensions."""
     if isinstance(row, Mapping):
         return not IMAGE_PARAMETERS.isdisjoint(row)
-    return isinstance(row, str | LargeString) or (is_array(row) and is_array(next(iter(row), None)))
+    return isinstance(row, str | LargeString) or (isinstance(row, ARRAY) and isinstance(next(iter(row), None), ARRAY))

@@ -5,10 +5,8 @@ from __future__ import annotations
 import gzip
 import re
 import zlib
-from functools import partial
 
-from service.errors import MalformedRequest, PayloadTooLarge, UnsupportedCoding
-from service.http.endpoint import CODINGS, Request
+from service.errors import CODINGS, MalformedRequest, PayloadTooLarge, UnsupportedCoding
 
 LEVEL = 1
 STEP = 1024
@@ -18,20 +16,9 @@ _GZIP, _ZLIB, _RAW = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS, -zlib.MAX_WBITS
 _OFFER = re.compile(r"\s*+([a-z0-9*-]++)\s*+(?:;\s*+q\s*+=\s*+([01](?:\.\d{0,3}+)?+)\s*+)?+", re.I)
 
 
-async def read_content(request: Request, limit: int) -> bytes:
-    """The whole decoded body; raises InvalidInput. ``limit`` bounds both the coded and the decoded bytes."""
-    coding = coding_of(request.header(b"content-encoding"))
-    body = await request.body(limit)
-    if coding is None:
-        return body
-    decoded = await request.runtime.bodies.work(partial(decode, body, coding, limit), limit)
-    request.hold(len(decoded))
-    return decoded
-
-
-def coding_of(content_encoding: bytes | None) -> str | None:
-    """The coding of CODINGS that the field names, or None without one; raises UnsupportedCoding."""
-    name = (content_encoding or b"").decode("latin-1").strip().lower()
+def coding_of(content_encoding: bytes) -> str | None:
+    """The coding of CODINGS that the field names, or None for none; raises UnsupportedCoding."""
+    name = content_encoding.decode("latin-1").strip().lower()
     if name in ("", "identity"):
         return None
     name = name.removeprefix("x-")  # x-gzip is gzip (RFC 9110, 8.4.1.3)

@@ -8,22 +8,21 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
-from service.bodies import FILES_WORTH
 from service.cache.keys import current_tenant
 from service.errors import (
     MalformedRequest,
     MethodNotAllowed,
-    Overloaded,
     PayloadTooLarge,
     ServiceError,
-    Unauthorized,
-    UnsupportedCoding,
+    UnsupportedContent,
 )
+from service.http.coding import coding_of, decode
 from service.http.directives import RETRIEVALS, check_if_match, parse_cache_control
+from service.large_json import PIECE_BYTES, load_large
 from service.logs import RequestId, current_request
 from service.lookup import DEFAULT, CacheDirectives
 from service.metrics import NO_ROUTE
@@ -36,12 +35,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Headers = list[tuple[bytes, bytes]]
 NO_STORE = (b"cache-control", b"no-store")
-CODINGS = ("gzip", "deflate")  # that bodies may have
-MAX_NAME = 80
-"""Characters of an unknown parameter's name that an error repeats."""
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+SMALL_BODY_BYTES = 64 * 2**10
+"""Work on a smaller body takes less time than a change of threads."""
+FILES_WORTH = 1 / 8
+"""What a byte is worth here that is only copied or hashed, at a gigabyte a second, and not parsed."""
 CURRENT = "service.request"
 """Where a scope has the Request when it has come through FastAPI's layers (operations.py)."""
 
@@ -119,6 +120,12 @@ class Request:
         value = self.header(b"content-type") or b""
         return value.partition(b";")[0].strip().lower().decode("latin-1")
 
+    def media_type(self, known: Sequence[str]) -> str:
+        """The body's media type. What any page could send without a CORS preflight is refused: UnsupportedContent."""
+        if self.content_type not in known:
+            raise UnsupportedContent(f"The Content-Type of a body must be {' or '.join(known)}.")
+        return self.content_type
+
     def accepts(self, media_type: str) -> bool:
         """Whether it is the first that the client names in ``Accept``."""
         first = (self.header(b"accept") or b"").partition(b",")[0].partition(b";")[0]
@@ -149,8 +156,23 @@ class Request:
                 raise PayloadTooLarge(too_large)
             more = message.get("more_body", False)
         join = partial(b"".join, parts)
-        self.sent = parts[0] if len(parts) == 1 else await self.runtime.bodies.work(join, size * FILES_WORTH)
+        self.sent = parts[0] if len(parts) == 1 else await self.work(join, size * FILES_WORTH)
         return self.sent
+
+    async def content(self, limit: int) -> bytes:
+        """The whole decoded body; raises InvalidInput. ``limit`` bounds both the coded and the decoded bytes."""
+        field = self.header(b"content-encoding")
+        coding = None if field is None else coding_of(field)
+        body = await self.body(limit)
+        if coding is None:
+            return body
+        decoded = await self.runtime.bodies.in_thread(partial(decode, body, coding, limit))
+        self.hold(len(decoded))
+        return decoded
+
+    async def work(self, work: Callable[[], T], size: float) -> T:
+        """The result of ``work`` on ``size`` bytes. Much work does not stop the loop."""
+        return work() if size <= SMALL_BODY_BYTES else await self.runtime.bodies.in_thread(work)
 
     @property
     def client(self) -> str | None:
@@ -191,29 +213,19 @@ Handler = Callable[[Request], Awaitable[Reply]]
 ErrorRenderer = Callable[[ServiceError], Reply]
 
 
-def describe(error: ServiceError) -> dict[str, Any]:
-    """The members of a problem document (RFC 9457)."""
-    document: dict[str, Any] = {"type": error.type, "title": error.title, "status": error.status, "detail": str(error)}
-    if error.parameter is not None:
-        document["parameter"] = error.parameter[:MAX_NAME]
-    return document
-
-
 def problem(error: ServiceError) -> Reply:
-    return Reply(orjson.dumps(describe(error)), error.status, b"application/problem+json", error_headers(error))
+    return Reply(orjson.dumps(error.describe()), error.status, b"application/problem+json", [NO_STORE, *error.headers])
 
 
-def error_headers(error: ServiceError) -> Headers:
-    headers = [NO_STORE]
-    if isinstance(error, Overloaded):
-        headers.append((b"retry-after", b"%d" % error.retry_after))
-    if isinstance(error, PayloadTooLarge):
-        headers.append((b"connection", b"close"))
-    if isinstance(error, Unauthorized):
-        headers.append((b"www-authenticate", b"Bearer"))
-    if isinstance(error, UnsupportedCoding):
-        headers.append((b"accept-encoding", ", ".join(CODINGS).encode()))
-    return headers
+def load_object(body: bytes) -> dict[str, Any]:
+    """The members of a JSON object; raises MalformedRequest. Arrays of a large body may be LargeArray."""
+    try:
+        document = orjson.loads(body) if len(body) <= PIECE_BYTES else load_large(body)
+    except orjson.JSONDecodeError as error:
+        raise MalformedRequest(f"The body is not JSON: {error}.") from None
+    if not isinstance(document, dict):
+        raise MalformedRequest("The body must be a JSON object.")
+    return document
 
 
 class Endpoint:

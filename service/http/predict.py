@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from service.bodies import FILES_WORTH, HashedFile
-from service.cache.entry import Entry
 from service.cache.keys import of_tenant
-from service.cache.memory import Memo
-from service.errors import InvalidInput, NotCached, PreconditionFailed, UnsupportedContent
-from service.http.caching import cache_control, cache_status, entity_tag, response_headers, server_timing
-from service.http.coding import read_content
+from service.errors import InvalidInput, NotCached, PreconditionFailed
 from service.http.directives import matches
-from service.http.endpoint import Headers, Hot, Reply, Request
+from service.http.endpoint import FILES_WORTH, Headers, Hot, Reply, Request, load_object
 from service.http.multipart import FORM, check_origin, read_question
-from service.http.render import View, default_top_k, render, take_view
+from service.http.render import (
+    MAX_REMEMBERED_BYTES,
+    View,
+    cache_control,
+    cache_status,
+    default_top_k,
+    entity_tag,
+    rendering,
+    response_headers,
+    server_timing,
+    take_model,
+    take_view,
+)
 from service.inference.manifest import IMAGE_ALIASES, IMAGE_TYPES
-from service.inference.predictor import Question
-from service.large_json import load_object
+from service.inference.predictor import HashedFile, Question
 from service.lookup import Answer, CacheDirectives, Model
 from service.runtime import Runtime
 
@@ -49,10 +55,6 @@ JSON = "application/json"
 MEDIA_TYPES = (JSON, *IMAGE_TYPES, FORM)
 IMAGE_PARAMETERS = frozenset({"image", "input", "sha256"})
 MAX_PARAMETERS = 1000
-MAX_REMEMBERED_BYTES = 1024
-"""Longer questions and longer answers are not remembered."""
-MAX_RENDERED = 2048
-"""Answers of one model and view whose bodies are remembered."""
 
 
 def get(request: Request) -> Awaitable[Reply]:
@@ -85,10 +87,12 @@ def parse_get(request: Request) -> Parsed:
 
 async def _read(request: Request) -> Parsed:
     """Parse a request with its input in the body."""
-    content_type = media_type(request, MEDIA_TYPES + IMAGE_ALIASES)
+    content_type = request.media_type(MEDIA_TYPES + IMAGE_ALIASES)
+    if content_type == FORM:
+        check_origin(request)
     runtime, name = request.runtime, request.path_parameter("name")
     params: dict[str, Any] = dict(parse_query(request.query))
-    body = await read_content(request, runtime.settings.max_body_bytes)
+    body = await request.content(runtime.settings.max_body_bytes)
     if content_type in IMAGE_TYPES and body is request.sent and (digest := request.scope.get("digest")) is not None:
         body = HashedFile(body)
         body.digest = digest
@@ -97,7 +101,7 @@ async def _read(request: Request) -> Parsed:
     if parsed is None:
         given = request.header(b"content-type") or b""
         read = partial(_read_body, runtime, name, params, body, given, content_type)
-        parsed = await runtime.bodies.work(read, len(body) * (1 if content_type == JSON else FILES_WORTH))
+        parsed = await request.work(read, len(body) * (1 if content_type == JSON else FILES_WORTH))
         if is_short:
             runtime.parsed.keep((name, request.query, body), parsed)
     return parsed
@@ -148,16 +152,6 @@ def _decode(text: str) -> str:
         raise InvalidInput("A parameter is not UTF-8.") from None
 
 
-def media_type(request: Request, known: Sequence[str]) -> str:
-    """The body's media type. What any web page could send without a CORS preflight is refused: UnsupportedContent."""
-    given = request.content_type
-    if given not in known:
-        raise UnsupportedContent(f"The Content-Type of a body must be {' or '.join(known)}.")
-    if given == FORM:
-        check_origin(request)
-    return given
-
-
 def _understood(
     runtime: Runtime, path_name: str | None, params: dict[str, Any], body: bytes = b"", content_type: str | None = None
 ) -> Parsed:
@@ -166,13 +160,6 @@ def _understood(
     model = runtime.model(name, image=content_type not in (None, JSON) or not IMAGE_PARAMETERS.isdisjoint(params))
     view = take_view(params, model)
     return Parsed(model, model.predictor.parse(params, body, content_type), view)
-
-
-def take_model(params: dict[str, Any]) -> object:
-    """Take the model's name out of the parameters; None when there is none."""
-    if "model" in params and params["model"] is None:
-        raise InvalidInput("Parameter model must be a string.", parameter="model")
-    return params.pop("model", None)
 
 
 async def _cached_reply(request: Request, parsed: Parsed) -> Reply:
@@ -242,28 +229,6 @@ def _reply(request: Request, answer: Answer, parsed: Parsed, varying: Callable[[
     if answer.source == "l1" and request.content_type != FORM:  # a form's answer depends on where it comes from
         reply.hot = Hot(parsed.model.name, answer.key, answer.entry, varying)
     return reply
-
-
-def rendering(runtime: Runtime, entry: Entry, model: Model, view: View, question: Callable[[], Question]) -> bytes:
-    """The body: kept with the entry in L1, or remembered from an equal array (a forest has few), or new."""
-    value, body = entry.value, entry.renderings.get(view)
-    if body is None:
-        known = remembered(runtime, model, view)
-        body = known.get(value)
-        if body is None:
-            body = render(value, model, view, question())
-            if not view.domain and len(value) + len(body) <= MAX_REMEMBERED_BYTES:  # other cells have another domain
-                known.keep(value, body)
-        runtime.pipeline.l1.add_rendering(entry, view, body)
-    return body
-
-
-def remembered(runtime: Runtime, model: Model, view: View) -> Memo[bytes, bytes]:
-    """Answer -> body."""
-    named = (model.label, view)
-    if named not in runtime.rendered:
-        runtime.rendered.keep(named, Memo(MAX_RENDERED))
-    return runtime.rendered[named]
 
 
 def _located(reply: Reply, parsed: Parsed) -> Reply:

@@ -1,18 +1,34 @@
-"""From a packed answer to the JSON of ``/predict``: a rendering of the answer, never part of its key."""
+"""From an answer to its response: the JSON of ``/predict`` and the headers of HTTP caching.
+
+The JSON is a rendering of the answer and never part of its key. The headers are Cache-Status (RFC 9211), Age,
+Cache-Control, ETag and Server-Timing.
+"""
 
 from __future__ import annotations
 
 import heapq
+from base64 import urlsafe_b64encode
+from collections.abc import Callable
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 import orjson
 
+from service.cache.entry import Entry
+from service.cache.memory import Memo
+from service.config import Settings
 from service.errors import InvalidInput
+from service.http.endpoint import Headers
 from service.inference.manifest import Manifest
 from service.inference.predictor import Question, unpack
-from service.lookup import Model
+from service.lookup import Answer, BatchAnswer, Model
+from service.runtime import Runtime
 
 DEFAULT_TOP_K = 5
+MAX_RENDERED = 2048
+"""Answers of one model and view whose bodies are remembered."""
+MAX_REMEMBERED_BYTES = 1024
+"""Longer questions and longer answers are not remembered."""
 
 
 class View(NamedTuple):
@@ -24,6 +40,13 @@ class View(NamedTuple):
     @property
     def name(self) -> str:
         return f"predict/{self.top_k}" + "/domain" * self.domain
+
+
+def take_model(params: dict[str, Any]) -> object:
+    """Take the model's name out of the parameters; None when there is none."""
+    if "model" in params and params["model"] is None:
+        raise InvalidInput("Parameter model must be a string.", parameter="model")
+    return params.pop("model", None)
 
 
 def take_view(params: dict[str, Any], model: Model) -> View:
@@ -110,3 +133,69 @@ def _without_probabilities(manifest: Manifest, said: list[float]) -> dict[str, A
     if output.kind == "labels":
         return {"prediction": numbers}
     return {"prediction": dict(zip(output.names, numbers, strict=True)) if output.names else numbers[0]}
+
+
+def rendering(runtime: Runtime, entry: Entry, model: Model, view: View, question: Callable[[], Question]) -> bytes:
+    """The body: kept with the entry in L1, or remembered from an equal array (a forest has few), or new."""
+    value, body = entry.value, entry.renderings.get(view)
+    if body is None:
+        known = remembered(runtime, model, view)
+        body = known.get(value)
+        if body is None:
+            body = render(value, model, view, question())
+            if not view.domain and len(value) + len(body) <= MAX_REMEMBERED_BYTES:  # other cells have another domain
+                known.keep(value, body)
+        runtime.pipeline.l1.add_rendering(entry, view, body)
+    return body
+
+
+def remembered(runtime: Runtime, model: Model, view: View) -> Memo[bytes, bytes]:
+    """Answer -> body."""
+    named = (model.label, view)
+    if named not in runtime.rendered:
+        runtime.rendered.keep(named, Memo(MAX_RENDERED))
+    return runtime.rendered[named]
+
+
+def entity_tag(model: Model, generation: bytes, question: Question, rendering: str) -> bytes:
+    """The opaque tag, in quotes. It is made from model, generation, question and rendering, so it needs no look-up."""
+    text = b"%s|%s|%s|%s|" % (model.predictor.fingerprint, generation, model.name.encode(), rendering.encode())
+    return b'"%s"' % urlsafe_b64encode(sha256(text + question.identity).digest()[:16]).rstrip(b"=")
+
+
+def cache_status(answer: Answer, now: float) -> bytes:
+    """One Cache-Status member: ``hit``, or ``fwd`` with the reason and whether the answer was stored."""
+    left = b"; ttl=%d" % max(0, int(answer.entry.left(now)))
+    if answer.hit:
+        return b"predict; hit%s; detail=%s" % (left, answer.source.upper().encode())
+    reason = b"request" if answer.fresh else b"bypass" if answer.l2_down else b"uri-miss"
+    kept = b"; collapsed" + left if answer.source == "collapsed" else b"; stored" + left if answer.stored else b""
+    return b"predict; fwd=%s%s%s" % (reason, kept, b"; detail=L2-DOWN" if answer.l2_down else b"")
+
+
+def batch_status(batch: BatchAnswer) -> bytes:
+    """The Cache-Status member of a batch, which is a hit when every row is one."""
+    size = len(batch.rows)
+    how = b"hit" if batch.hits == size else b"fwd=partial"
+    return b'predict; %s; detail="rows=%d hits=%d computed=%d"' % (how, size, batch.hits, batch.computed)
+
+
+def cache_control(settings: Settings, max_age: float) -> tuple[bytes, bytes]:
+    whose = "private" if settings.tenant_header else settings.cache_control
+    return (b"cache-control", b"%s, max-age=%d" % (whose.encode(), int(max_age)))
+
+
+def response_headers(answer: Answer, settings: Settings, now: float) -> Headers:
+    headers: Headers = [
+        (b"cache-status", cache_status(answer, now)),
+        cache_control(settings, answer.entry.ttl),
+    ]
+    if answer.hit:
+        headers.append((b"age", b"%d" % min(int(answer.entry.age(now)), int(answer.entry.ttl))))
+    return headers
+
+
+def server_timing(answer: Answer) -> tuple[bytes, bytes]:
+    """The milliseconds spent in the caches, in the queue and in the model."""
+    times = (answer.cache_seconds * 1e3, answer.queue_seconds * 1e3, answer.model_seconds * 1e3)
+    return (b"server-timing", b"cache;dur=%.3f, queue;dur=%.3f, model;dur=%.3f" % times)

@@ -15,11 +15,9 @@ from service.cache.entry import Entry
 from service.config import Settings
 from service.errors import InvalidInput, NotFound, StoreFailed, StoreRefused, StoreUnavailable, Unauthorized
 from service.http import predict
-from service.http.coding import read_content
-from service.http.endpoint import Request
+from service.http.endpoint import Request, load_object
 from service.http.operations import CurrentRequest, CurrentRuntime, Operation
 from service.http.schemas import problems
-from service.large_json import load_object
 from service.management.schemas import CachedEntry, CacheStats, KeyOfQuestion, Purged, PurgeRequest
 
 logger = logging.getLogger(__name__)
@@ -62,7 +60,7 @@ async def is_operator(
 
 async def purge_request(request: CurrentRequest) -> PurgeRequest:
     """Read the body here: FastAPI would read a body of any length before it checks the token."""
-    document = load_object(await read_content(request, MAX_ADMIN_BYTES))
+    document = load_object(await request.content(MAX_ADMIN_BYTES))
     try:
         return PurgeRequest.model_validate(document)
     except ValidationError:

@@ -14,9 +14,9 @@ import orjson
 from service.cache.entry import Entry
 from service.errors import InvalidInput, MalformedRequest, ServiceError, UnknownModel
 from service.http.batch import BYTES_PER_ROW, MAX_BATCH_BYTES
-from service.http.caching import batch_status
-from service.http.coding import encode, negotiate, read_content
-from service.http.endpoint import Endpoint, Hot, Reply, Request, error_headers
+from service.http.coding import encode, negotiate
+from service.http.endpoint import NO_STORE, Endpoint, Hot, Reply, Request
+from service.http.render import batch_status
 from service.inference.predictor import Question, Questions
 from service.lookup import Answer, BatchAnswer, Model, are_bytes
 from service.openinference.outputs import render_outputs, wanted_outputs
@@ -31,7 +31,7 @@ CURRENT = "1"
 def render_error(error: ServiceError) -> Reply:
     """``{"error": <text>}`` and nothing else: the protocol's clients read no more."""
     status = MalformedRequest.status if error.status == InvalidInput.status else error.status
-    return Reply(orjson.dumps({"error": str(error)}), status, headers=error_headers(error))
+    return Reply(orjson.dumps({"error": str(error)}), status, headers=[NO_STORE, *error.headers])
 
 
 def check_version(model: Model, version: str) -> None:
@@ -46,17 +46,17 @@ async def infer(request: Request) -> Reply:
     model = request.runtime.model(request.path_parameter("name"))
     if (version := request.path_parameter("version")) is not None:
         check_version(model, version)
-    body = await read_content(request, MAX_BATCH_BYTES)  # whatever the media type says: Triton's client sends none
+    body = await request.content(MAX_BATCH_BYTES)  # whatever the media type says: Triton's client sends none
     length = request.header(b"inference-header-content-length")
-    bodies, most = request.runtime.bodies, request.runtime.settings.max_batch_rows
-    inference = await bodies.work(partial(read_inference, body, length, most), len(body))
+    most = request.runtime.settings.max_batch_rows
+    inference = await request.work(partial(read_inference, body, length, most), len(body))
     size = max(len(body), inference.inputs[0].shape[0] * BYTES_PER_ROW)
-    asked = await bodies.work(partial(questions, model, inference.inputs), size)
+    asked = await request.work(partial(questions, model, inference.inputs), size)
     wanted = wanted_outputs(model.manifest, inference)
     batch, hit = await _answer(request, model, asked)
     predictions = _predictions(batch)
     render = partial(_inferred, model, inference, wanted, predictions)
-    reply = await bodies.work(render, len(predictions) * len(predictions[0]))
+    reply = await request.work(render, len(predictions) * len(predictions[0]))
     reply.headers.append((b"cache-status", batch_status(batch)))
     if hit is not None:
         reply.hot = Hot(model.name, hit.key, hit.entry, id_at=_place_of_id(inference, body, length, reply))
@@ -118,7 +118,7 @@ async def _encoded(request: Request, reply: Reply) -> Reply:
     coding = negotiate(request.header(b"accept-encoding"))
     if coding is not None:
         encoding = partial(encode, reply.body, coding)
-        reply.body = await request.runtime.bodies.work(encoding, len(reply.body))
+        reply.body = await request.work(encoding, len(reply.body))
         reply.headers.append((b"content-encoding", coding.encode()))
         if reply.hot is not None:
             reply.hot.id_at = None

@@ -10,9 +10,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 
 from service import __version__
-from service.bodies import SMALL_BODY_BYTES
 from service.errors import NotSupported, Overloaded
-from service.http.coding import read_content
+from service.http.endpoint import SMALL_BODY_BYTES
 from service.http.operations import CurrentRequest, CurrentRuntime, Operation
 from service.lookup import Model
 from service.openinference.infer import check_version
@@ -142,7 +141,7 @@ async def _statistics(runtime: Runtime, models: list[Model]) -> Statistics:
 )
 async def index(request: CurrentRequest, runtime: CurrentRuntime) -> list[IndexedModel]:
     """Every model that is served; ``{"ready": true}`` asks for those that are ready, which they all are."""
-    body = await read_content(request, SMALL_BODY_BYTES)  # whatever its media type: Triton's client names none
+    body = await request.content(SMALL_BODY_BYTES)  # whatever its media type: Triton's client names none
     if body:
         load_as(IndexRequest, body)
     return [IndexedModel(name=model.name, version=model.version) for model in runtime.models.values()]

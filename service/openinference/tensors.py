@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from service.errors import MalformedRequest
+from service.http.endpoint import load_object
 from service.inference.manifest import reason
-from service.large_json import LargeArray, LargeString, is_array, load_object
+from service.large_json import ARRAY, LargeArray, LargeString
 from service.openinference.schemas import InferRequest, InputTensor, RequestedOutput
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -106,7 +107,7 @@ def _read_tensor(given: InputTensor, binary: memoryview, max_rows: float) -> tup
 
 
 def _from_json(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> NDArray[Any] | list[Any]:
-    if not is_array(data):
+    if not isinstance(data, ARRAY):
         raise MalformedRequest(f"The data of input {name!r:.80} must be an array.")
     if isinstance(data, LargeArray):
         return _from_large(name, datatype, shape, data)
@@ -130,7 +131,7 @@ def _from_json(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> N
 
 def _from_large(name: str, datatype: str, shape: tuple[int, ...], data: LargeArray) -> NDArray[Any] | list[Any]:
     """Parse the data group by group, and free each group before the next."""
-    nested = len(shape) > 1 and len(data) == shape[0] and is_array(next(iter(data)))
+    nested = len(shape) > 1 and len(data) == shape[0] and isinstance(next(iter(data)), ARRAY)
     if not nested and len(data) != math.prod(shape):
         raise _miscounted(name, len(data), shape)
     inner = shape[1:] if nested else ()

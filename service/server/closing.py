@@ -9,7 +9,7 @@ import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from service.errors import ServiceError
-from service.http.endpoint import NO_STORE, Headers, describe
+from service.http.endpoint import NO_STORE, Headers
 
 LINGER_BYTES = 16 * 2**20
 LINGER_SECONDS = 2.0
@@ -20,7 +20,7 @@ def refusal(error: ServiceError, target: bytes, server_headers: Headers, is_head
     if target.startswith(b"/v2"):
         kind, body = b"application/json", orjson.dumps({"error": str(error)})
     else:
-        kind, body = b"application/problem+json", orjson.dumps(describe(error))
+        kind, body = b"application/problem+json", orjson.dumps(error.describe())
     headers = [
         *server_headers,
         (b"content-type", kind),

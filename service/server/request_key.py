@@ -11,9 +11,9 @@ from functools import cached_property
 from hashlib import sha256
 from typing import NamedTuple
 
-from service.bodies import Bodies
 from service.errors import Overloaded
 from service.http.endpoint import Headers
+from service.runtime import Bodies
 
 MAX_HEAD_BYTES = 4096
 SMALL_BODY_BYTES = 16 * 2**10

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import InvalidInput, MalformedRequest, NotSupported, PayloadTooLarge, ServiceError
-from service.http.coding import CODINGS, decode, encode, negotiate
+from service.errors import CODINGS, InvalidInput, MalformedRequest, NotSupported, PayloadTooLarge, ServiceError
+from service.http.coding import decode, encode, negotiate
 from service.openinference.tensors import DTYPES, Inference, read_inference
 
 MAX_ROWS = 256

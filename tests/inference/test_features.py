@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from service.errors import InvalidInput
+from service.http.endpoint import load_object
 from service.inference.manifest import RESERVED_FEATURES, Class, Example, Feature, Manifest, Weights
 from service.inference.tabular.features import RowReader, table_of
-from service.large_json import load_object
 
 COLORS = ("green", "red", "null", "1")
 FEATURES = (

@@ -23,8 +23,8 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from service.app import create_app
-from service.bodies import Bodies
 from service.config import Settings, load_settings
+from service.runtime import Bodies
 from service.server.connection import protocol_class
 from service.server.hit_table import HitTable
 from service.server.request_key import SMALL_BODY_BYTES, START_BYTES, KnownBody, Upload, request_key

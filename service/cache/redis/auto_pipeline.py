@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from itertools import accumulate, takewhile
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from itertools import accumulate, islice, repeat, takewhile
 from operator import itemgetter
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
+from service.cache.redis.scripts import PUT, READ, Argument, Command, Invocation
 from service.errors import StoreUnavailable
 
 GATHER_SECONDS = 0.005
@@ -245,3 +246,49 @@ class AutoPipeline(Generic[Item, Reply]):
 def _fail(future: asyncio.Future[Any], error: StoreUnavailable) -> None:
     if not future.done():
         future.set_exception(error)
+
+
+class Read(NamedTuple):
+    """Keys that one READ reads with those of others."""
+
+    keys: Sequence[str]
+
+
+class Write(NamedTuple):
+    """Keys that one PUT writes with those of others. ``arguments``: of each key blob and ttl in ms, negative if it
+    overwrites."""
+
+    keys: Sequence[str]
+    arguments: Sequence[Argument]
+
+
+def weight(item: Read | Write | Command) -> int:
+    """How many keys Redis looks up for it."""
+    return len(item.keys) if isinstance(item, (Read, Write)) else 1
+
+
+def join(items: Sequence[Read | Write | Command]) -> list[Command]:
+    """All reads become one command, and all writes another."""
+    read = [key for item in items if isinstance(item, Read) for key in item.keys]
+    written = [key for item in items if isinstance(item, Write) for key in item.keys]
+    arguments = [argument for item in items if isinstance(item, Write) for argument in item.arguments]
+    others = [item for item in items if not isinstance(item, (Read, Write))]
+    joined = ([Invocation(READ, read)] if read else []) + ([Invocation(PUT, written, arguments)] if written else [])
+    return [*joined, *others]
+
+
+def split(items: Sequence[Read | Write | Command], replies: Sequence[Any]) -> list[Any]:
+    """Each item's part of the replies to what ``join`` has made of them."""
+    rest, parts = iter(replies), dict[type, Iterator[Any]]()
+    for kind in (Read, Write):
+        if sizes := [len(item.keys) for item in items if isinstance(item, kind)]:
+            parts[kind] = _parts(next(rest), sizes)
+    return [next(parts.get(type(item), rest)) for item in items]
+
+
+def _parts(reply: list[Any] | StoreUnavailable, sizes: Sequence[int]) -> Iterator[list[Any] | StoreUnavailable]:
+    """So many times what was found for a key: value (or None), and milliseconds left of it."""
+    if isinstance(reply, list) and len(reply) == 2 * sum(sizes):
+        pairs = zip(reply[::2], reply[1::2], strict=True)
+        return (list(islice(pairs, size)) for size in sizes)
+    return repeat(reply if isinstance(reply, StoreUnavailable) else StoreUnavailable("a reply of another length"))

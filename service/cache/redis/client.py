@@ -129,7 +129,7 @@ class RedisClient:
         self._on_move = on_move
         # Also a read, a write that changes nothing as its key does not exist, and what only a Redis Cluster accepts.
         write: Command = ("SET", probe_key, "", "XX", "PX", 1)
-        self._probe: tuple[Command, ...] = (("PING",), READ([probe_key]), write, ("READWRITE",))
+        self._probe: tuple[Command, ...] = (("PING",), Invocation(READ, [probe_key]), write, ("READWRITE",))
         self._demoted = self._closed = False
         self._sent: set[Script] = set()
         self._idle: list[RedisConnection] = []
@@ -218,10 +218,10 @@ class RedisClient:
         """A script goes by its hash once this server has had it in full. A hash that the server does not know would be
         sent again, and run behind the commands that were sent with it."""
         if isinstance(command, Invocation):
-            script, rest = command
-            by_hash = script in self._sent and not whole
+            script, keys, arguments = command
+            which = ("EVALSHA", script.sha) if script in self._sent and not whole else ("EVAL", script.lua)
             self._sent.add(script)
-            command = ("EVALSHA", script.sha, *rest) if by_hash else ("EVAL", script.lua, *rest)
+            command = (*which, len(keys), *keys, *arguments)
         packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub means one-element tuples
         return packed
 

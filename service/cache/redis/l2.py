@@ -15,10 +15,20 @@ from service.cache.entry import Accepts, Codec, Entry, anything
 from service.cache.generations import Generations, Purged, new_generation
 from service.cache.keys import RedisKeys
 from service.cache.lease import DEFAULT_WAITS, Leases, Waits
-from service.cache.redis.auto_pipeline import AutoPipeline, DeadlineBudget, PendingReply, StallTolerantClock
+from service.cache.redis.auto_pipeline import (
+    AutoPipeline,
+    DeadlineBudget,
+    PendingReply,
+    Read,
+    StallTolerantClock,
+    Write,
+    join,
+    split,
+    weight,
+)
 from service.cache.redis.breaker import State
 from service.cache.redis.client import Observer, RedisClient
-from service.cache.redis.scripts import COUNT, DISCARD, PUT, READ, Argument, Command, Read, Write, of_each, weight
+from service.cache.redis.scripts import COUNT, DISCARD, Argument, Command, Invocation
 from service.cache.redis.subscriber import Subscriber
 from service.errors import StoreRefused
 
@@ -176,12 +186,12 @@ class RedisCache:
     async def count(self, model: str, keys: Collection[str], asked: int, hits: int) -> list[int]:
         """Add the keys of a model's questions, and counts of questions and hits, and return the cluster's: questions,
         hits, and an estimate of how many questions were distinct. Raises StoreUnavailable."""
-        command = COUNT(self._keys.distinct_questions(model), (COUNTED_SECONDS, asked, hits, *keys))
+        command = Invocation(COUNT, self._keys.distinct_questions(model), (COUNTED_SECONDS, asked, hits, *keys))
         counts: list[int] = await DeadlineBudget().wait(self._ask_to_write(command))
         return counts
 
     def _discard(self, key: str, blob: bytes) -> None:
-        self._tell_to_write(DISCARD([self._keys.entry(key)], [blob]))
+        self._tell_to_write(Invocation(DISCARD, [self._keys.entry(key)], [blob]))
 
     def _ask_to_write(self, command: Command) -> PendingReply[Any]:
         self._require(self._client.breaker.writable)
@@ -195,19 +205,7 @@ class RedisCache:
             failed()
 
     async def _execute(self, items: list[Read | Write | Command], seconds: float) -> list[Any]:
-        """Send all reads as one command and all writes as another."""
-        reads = [item for item in items if isinstance(item, Read)]
-        writes = [item for item in items if isinstance(item, Write)]
-        read = [key for item in reads for key in item.keys]
-        written = [key for item in writes for key in item.keys]
-        arguments = [argument for item in writes for argument in item.arguments]
-        others = [item for item in items if not isinstance(item, (Read, Write))]
-        commands = [*([READ(read)] if read else ()), *([PUT(written, arguments)] if written else ()), *others]
-        replies = iter(await self._client.run(commands, seconds))
-        found = of_each(next(replies) if read else [], reads)
-        stored = of_each(next(replies) if written else [], writes)
-        reply_to = {Read: found, Write: stored}
-        return [next(reply_to.get(type(item), replies)) for item in items]
+        return split(items, await self._client.run(join(items), seconds))
 
     def _require(self, usable: bool) -> None:
         if not usable:

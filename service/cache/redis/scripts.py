@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from hashlib import sha1
-from itertools import islice, repeat
-from typing import Any, NamedTuple
-
-from service.errors import StoreUnavailable
+from typing import NamedTuple
 
 Argument = str | bytes | int
 Plain = tuple[Argument, ...]
 
 
 class Script:
-    """One Lua script. Calling it makes a command."""
+    """One Lua script."""
 
     def __init__(self, lua: str) -> None:
         self.lua = lua
         self.sha = sha1(lua.encode(), usedforsecurity=False).hexdigest()
 
-    def __call__(self, keys: Sequence[str], arguments: Sequence[Argument] = ()) -> Invocation:
-        return Invocation(self, (len(keys), *keys, *arguments))
-
 
 class Invocation(NamedTuple):
-    """``rest``: the number of keys, the keys and the arguments."""
+    """A command that runs a script."""
 
     script: Script
-    rest: Plain
+    keys: Sequence[str]
+    arguments: Sequence[Argument] = ()
 
 
 Command = Plain | Invocation
@@ -76,35 +71,6 @@ return first
 """
 )
 """Keys, and of each what a Write has -> as READ, for a value that was there first; nil: ours."""
-
-
-class Read(NamedTuple):
-    """What one READ shares with others."""
-
-    keys: Sequence[str]
-
-
-class Write(NamedTuple):
-    """What one PUT shares with others. ``arguments``: of each key blob and ttl in ms, negative if it overwrites."""
-
-    keys: Sequence[str]
-    arguments: Sequence[Argument]
-
-
-def weight(item: Read | Write | Command) -> int:
-    """How many keys Redis looks up for it."""
-    return len(item.keys) if isinstance(item, (Read, Write)) else 1
-
-
-def of_each(
-    reply: list[Any] | StoreUnavailable, items: Sequence[Read | Write]
-) -> Iterator[list[Any] | StoreUnavailable]:
-    """What was found for the keys of each item: value (or None), and milliseconds left of it."""
-    if isinstance(reply, list) and len(reply) == 2 * sum(map(weight, items)):
-        pairs = zip(reply[::2], reply[1::2], strict=True)
-        return (list(islice(pairs, len(item.keys))) for item in items)
-    return repeat(reply if isinstance(reply, StoreUnavailable) else StoreUnavailable("a reply of another length"))
-
 
 # The four scripts of the lease share this. KEYS as ``RedisKeys.lease``, ARGV[1] the token, ARGV[2] the lease in ms.
 _LEASE = """

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from service.bodies import digest_of
 from service.errors import InvalidInput, PayloadTooLarge, UnsupportedContent
 from service.inference.manifest import IMAGE_ALIASES, IMAGE_TYPES, Image
-from service.inference.predictor import Question
+from service.inference.predictor import Question, digest_of
 from service.inference.vision.images import Array, check_signature
 from service.large_json import LargeArray, LargeString
 
