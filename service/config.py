@@ -146,7 +146,7 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(
         50_000_000,
         ge=1,
-        description="Most pixels of an image file; each takes 3 bytes or more while it is decoded, by up to 4 threads.",
+        description="Most pixels of an image file; each takes up to 20 bytes while it is decoded, by up to 4 threads.",
     )
     max_bodies_bytes: int = Field(
         128 * 2**20,

@@ -83,6 +83,15 @@ def test_selectors_find_their_pods(built: list[Document]) -> None:
         assert selector.items() <= labels.items() and selector
 
 
+def test_the_images_of_strangers_fit_into_a_replicas_memory(built: list[Document]) -> None:
+    [container] = of_kind(built, "Deployment")["spec"]["template"]["spec"]["containers"]
+    given = {variable["name"]: variable.get("value") for variable in container["env"]}
+    # A worker decodes in as many threads as the replica requests CPUs, and 20 bytes a pixel are what a WebP file takes.
+    decoding = int(given["PREDICT_MAX_IMAGE_PIXELS"]) * 20 * int(given["PREDICT_WORKERS"])
+    assert container["resources"]["requests"]["cpu"] in {"1", "250m"}
+    assert decoding + 700 * 2**20 < int(container["resources"]["limits"]["memory"].removesuffix("Gi")) * 2**30
+
+
 def test_the_grace_of_a_pod_is_longer_than_a_drain(built: list[Document]) -> None:
     pod = of_kind(built, "Deployment")["spec"]["template"]["spec"]
     [container] = pod["containers"]
