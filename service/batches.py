@@ -195,19 +195,22 @@ class BatchPipeline(Pipeline):
     async def _one_by_one(self, batch: BatchLookup, rows: Mapping[str, int]) -> None:
         """One read from Redis for each ROWS_AT_ONCE rows. Then each is answered like a question of its own."""
         model, directives, found = batch.model, batch.directives, dict[str, Entry]()
-        lookups = [
-            Lookup(model, batch.rows[row], key, batch.l2, batch.deadline, DeadlineBudget()) for key, row in rows.items()
-        ]
-        parts = [lookups[start : start + ROWS_AT_ONCE] for start in range(0, len(lookups), ROWS_AT_ONCE)]
-        for part in parts if directives.reads else ():
-            budget = DeadlineBudget(batch.deadline - self._clock())
-            if budget.left <= 0:
-                break
-            found |= await self._in_l2_many(batch, [row.key for row in part], budget)
-            self.observer.waited(model, budget.spent)
-            for row in part:
-                row.budget = DeadlineBudget(budget.left)
-        missing = [] if self._clock() >= batch.deadline else self._to_compute(lookups, directives, found)
+        places, parts, missing, turn = list(rows.items()), list[list[Lookup]](), list[Lookup](), self._clock()
+        for start in range(0, len(places), ROWS_AT_ONCE):
+            turn = await self._let_others_run(turn)
+            some, budget = places[start : start + ROWS_AT_ONCE], DeadlineBudget(batch.deadline - self._clock())
+            if directives.reads and budget.left > 0:
+                found |= await self._in_l2_many(batch, [key for key, _ in some], budget)
+                self.observer.waited(model, budget.spent)
+            parts.append(
+                [
+                    Lookup(model, batch.rows[row], key, batch.l2, batch.deadline, DeadlineBudget(budget.left))
+                    for key, row in some
+                ]
+            )
+            missing += self._to_compute(parts[-1], directives, found)
+        if self._clock() >= batch.deadline:
+            missing = []
         with model.batcher.reserve(min(ROWS_AT_ONCE, len(missing))) as reservation:
             for row in missing:
                 row.reservation = reservation
@@ -226,9 +229,10 @@ class BatchPipeline(Pipeline):
         if not directives.reads:
             return rows
         unknown = [row.key for row in rows if row.key not in found]
-        local = zip(unknown, self.l1.get_many(unknown), strict=True)  # others may have had it computed meanwhile
-        known, now = found | {key: entry for key, entry in local if entry}, self._clock()
-        flying, accepts = self._flights.under_way, directives.accepts
+        # Others may have had it computed meanwhile.
+        known = {key: entry for key, entry in zip(unknown, self.l1.get_many(unknown), strict=True) if entry}
+        known |= {row.key: found[row.key] for row in rows if row.key in found}
+        flying, accepts, now = self._flights.under_way, directives.accepts, self._clock()
         return [row for row in rows if not (accepts(known[row.key], now) if row.key in known else row.key in flying)]
 
     async def _row(self, lookup: Lookup, directives: CacheDirectives, found: Entry | None) -> Answer:
@@ -236,7 +240,8 @@ class BatchPipeline(Pipeline):
             return answer
         if self._clock() >= lookup.deadline:
             raise DeadlineExceeded
-        if found is None:  # asks L1 again: while Redis was asked, another request may have had the answer computed
+        if found is None and lookup.may_be_computed(directives):
+            # Asks L1 again: while Redis was asked, another request may have had the answer computed.
             return await self._answer(lookup, directives)
         return await self._recompute(lookup, directives)
 
