@@ -17,6 +17,7 @@ from service.audit import MAX_WAITING, Auditor, Countdown
 from service.batches import ROWS_AT_ONCE, BatchPipeline
 from service.cache.entry import Accepts, Entry, anything
 from service.cache.generations import VALID_SECONDS
+from service.cache.lease import Compute, Resolved
 from service.cache.memory import MemoryCache
 from service.cache.redis.auto_pipeline import DeadlineBudget
 from service.cache.redis.l2 import NoRedis
@@ -158,6 +159,18 @@ class Shared(NoRedis):
         budget.left -= self.seconds
         self.kept |= entries
         return entries
+
+
+class Leasing(Shared):
+    """A Redis whose every claim leads, or finds what is stored."""
+
+    claims = 0
+
+    async def compute_once(self, key: str, compute: Compute, budget: DeadlineBudget, accepts: Accepts) -> Resolved:
+        self.claims += 1
+        if (entry := self.kept.get(key)) is not None:
+            return Resolved(entry, "stored")
+        return Resolved(await self.put(key, await compute()), "computed")
 
 
 class Unreachable(Shared):
@@ -511,6 +524,22 @@ async def test_who_asks_for_a_row_of_a_large_batch_waits_for_its_part_alone(on_l
     assert (await asyncio.wait_for(alone, 5)).source == "collapsed"
     assert not batch.done()
     batch.cancel()
+
+
+async def test_where_new_questions_come_the_claim_looks_as_well_and_where_known_ones_come_the_look_is_enough(
+    house: House,
+) -> None:
+    house.pipeline.l2 = shared = Leasing()
+    seen = []
+    for x in (1, 2, 3, 1, 2, 4, 5):
+        answer = await house.ask(x)
+        seen.append((answer.source, shared.looks, shared.claims))
+    computed, found = "computed", "l2"
+    assert seen[:3] == [(computed, 1, 1), (computed, 1, 2), (computed, 1, 3)]
+    assert seen[3:] == [(found, 1, 4), (found, 2, 4), (computed, 3, 5), (computed, 3, 6)]
+    assert (await house.ask(1)).source == "l1"  # by a claim or by a look, it was its second use
+    shared.state = "read-only"  # then a claim would be refused, and what is stored not be seen
+    assert ((await house.ask(3)).source, shared.looks, shared.claims) == (found, 4, 6)
 
 
 @pytest.mark.parametrize("runs_on_loop", [True, False])

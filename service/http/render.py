@@ -6,7 +6,6 @@ Cache-Control, ETag and Server-Timing.
 
 from __future__ import annotations
 
-import heapq
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from hashlib import sha256
@@ -114,7 +113,8 @@ def _said(prediction: bytes, model: Model, top_k: int) -> dict[str, Any]:
         vector, said = vector[start:], said[start:]
     # Not by NumPy: it sorts without Python's lock, and on the event loop getting the lock back from the threads that
     # decode images took up to a millisecond.
-    order = heapq.nlargest(top_k, range(len(said)), key=said.__getitem__)
+    least = sorted(said, reverse=True)[top_k - 1]
+    order = sorted([i for i, x in enumerate(said) if x >= least], key=said.__getitem__, reverse=True)[:top_k]
     best = own_class or classes[order[0]]
     return {
         "prediction": best.value,

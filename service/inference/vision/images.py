@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from ctypes import CDLL
+from functools import cache
 from typing import TypeAlias
 
 import numpy as np
@@ -215,6 +216,11 @@ def normalise(pixels: NDArray[np.uint8], spec: Image) -> Array:
     # Row by row, not pixel by pixel: numpy's loops are as long as the last axis, and this is four times as fast.
     rows = pixels.reshape(height, width * channels).astype(np.float32)
     rows /= np.float32(255)
-    rows -= np.tile(np.asarray(spec.mean, np.float32), width)
-    rows /= np.tile(np.asarray(spec.std, np.float32), width)
+    rows -= _row(spec.mean, width)
+    rows /= _row(spec.std, width)
     return rows.reshape(pixels.shape)
+
+
+@cache
+def _row(values: tuple[float, ...], width: int) -> Array:
+    return np.tile(np.asarray(values, np.float32), width)
