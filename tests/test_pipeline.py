@@ -553,7 +553,7 @@ async def test_the_deadline_holds_for_all_rows_of_a_batch_together(
     shared.gate.clear()
     batch = await hurried.answer_many(asked.model, [question(x) for x in range(2000)])
     assert {type(row) for row in batch.rows} == {DeadlineExceeded}
-    assert shared.looks == 1
+    assert shared.looks <= 1  # none, where this machine takes longer than the deadline to begin
     await hurried.aclose()
 
 
