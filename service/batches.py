@@ -154,11 +154,11 @@ class BatchPipeline(Pipeline):
         return flown
 
     async def _compute_many(self, batch: BatchLookup, rows: Mapping[str, int]) -> Flown:
-        """As many in each call as a batch of the model's has."""
+        """As many in each call as the event loop may compute."""
         model, entries, keys = batch.model, dict[str, Entry](), list(rows)
         ttl, started = model.ttl(self.settings), self._clock()
         turn = started
-        for start in range(0, len(keys), step := model.batcher.max_batch_size):
+        for start in range(0, len(keys), step := min(ROWS_AT_ONCE, model.batcher.rows_on_loop)):
             turn = await self._let_others_run(turn)
             part = keys[start : start + step]
             outcomes = model.batcher.compute_at_once(batch.payloads(rows, part))

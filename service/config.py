@@ -116,7 +116,12 @@ class Settings(BaseSettings):
         True, description="Answer hits of a worker's own cache below ASGI, with bytes that are ready."
     )
 
-    max_batch_size: int = Field(64, ge=1, le=4096, description="Most inputs in one call of a model.")
+    max_batch_size: int = Field(
+        64,
+        ge=1,
+        le=4096,
+        description="Most inputs in one call of a model; a small forest takes up to 256 rows of a batch request.",
+    )
     max_queue_size: int = Field(
         1024, ge=1, description="Most inputs that wait for a model before new ones are refused with 503."
     )

@@ -171,7 +171,7 @@ class BatchLookup:
         """Whether the event loop itself computes what is missing, many rows in a call."""
         model, directives = self.model, self.directives
         usual = directives is DEFAULT or (directives.compute and not directives.store)
-        return usual and model.batcher.runs_on_loop and not (model.leased and self.l2 is not None)
+        return usual and model.batcher.rows_on_loop > 0 and not (model.leased and self.l2 is not None)
 
     def payload(self, row: int) -> bytes | None:
         return self.rows[row].payload

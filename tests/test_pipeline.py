@@ -58,7 +58,7 @@ class EchoPredictor:
     fingerprint = bytes(32)
     key_kind = "exact"
     parameters: ClassVar[dict[str, Any]] = {}
-    runs_on_loop = False
+    rows_on_loop = 0
 
     def __init__(self) -> None:
         self.computed: list[float] = []
@@ -469,7 +469,7 @@ async def on_loop() -> AsyncIterator[House]:
     """A house whose model computes on the event loop, without a lease."""
     async with opened(load_settings({"PREDICT_MAX_BATCH_SIZE": "4"})) as house:
         await house.batcher.close()
-        house.predictor.runs_on_loop = True
+        house.predictor.rows_on_loop = 4
         house.batcher = Batcher(house.predictor, max_batch_size=4, max_queue_size=4, clock=house.clock)
         house.model = Model("echo", MANIFEST, house.predictor, house.batcher, leased=False)
         yield house

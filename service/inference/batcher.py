@@ -65,7 +65,7 @@ class Reservation:
 
 class Batcher:
     """Owns a thread for each of the predictor's slots, and only these threads call ``predict``; where the predictor
-    says ``runs_on_loop``, the event loop does, one batch in a turn. Create, use and close a batcher on one event loop.
+    has ``rows_on_loop``, the event loop does, one batch in a turn. Create, use and close a batcher on one event loop.
 
     ``max_queue_size``: most items that wait while a batch is computed. ``clock``: in seconds; deadlines are readings of
     it. ``observe``: is told the size and the seconds of each batch. ``lost``: is called when the predictor's device is.
@@ -91,8 +91,8 @@ class Batcher:
         self._predict = predictor.predict
         self._loop = asyncio.get_running_loop()
         self._slots: int = getattr(predictor, "slots", 1)
-        self.runs_on_loop: bool = getattr(predictor, "runs_on_loop", False)
-        self._threads = ModelThreads(predictor.predict, name, 0 if self.runs_on_loop else self._slots)
+        self.rows_on_loop: int = getattr(predictor, "rows_on_loop", 0)
+        self._threads = ModelThreads(predictor.predict, name, 0 if self.rows_on_loop else self._slots)
         self._single: deque[_Item] = deque()
         self._bulk: deque[_Item] = deque()
         self._reservations: set[Reservation] = set()
@@ -241,7 +241,7 @@ class Batcher:
         """Dispatched work is finished, even if nobody waits any more."""
         payloads = [item.payload for item in batch.items]
         self._computing.add(batch)
-        if self.runs_on_loop:
+        if self.rows_on_loop:
             self._end(batch, compute(self._predict, payloads))
         else:
             self._threads.run(payloads).add_done_callback(lambda done: self._end(batch, done.result()))

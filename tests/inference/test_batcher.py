@@ -73,7 +73,7 @@ async def serving(
     observe: Callable[[int, float], None] = lambda size, seconds: None,
     lost: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Batcher]:
-    model.slots, model.runs_on_loop = slots, runs_on_loop
+    model.slots, model.rows_on_loop = slots, size if runs_on_loop else 0
     batcher = Batcher(
         model,
         max_batch_size=size,

@@ -358,7 +358,7 @@ def test_forests_serve_on_one_thread_whatever_they_were_trained_with() -> None:
 def test_only_a_forest_whose_full_batch_reads_little_is_computed_on_the_event_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert predictor_of(FOREST).runs_on_loop
-    assert not predictor_of(LINEAR).runs_on_loop
+    assert predictor_of(FOREST).rows_on_loop
+    assert not predictor_of(LINEAR).rows_on_loop
     monkeypatch.setattr("service.inference.tabular.predictor.MAX_BYTES_ON_LOOP", 1000)
-    assert not predictor_of(FOREST).runs_on_loop
+    assert not predictor_of(FOREST).rows_on_loop

@@ -36,8 +36,8 @@ VERSION = "1"
 NOT_FINITE = "The model has no finite answer to these values: they are too large, or too far from its training data."
 
 MAX_BYTES_ON_LOOP = 2 * 2**20
-"""A leaf table that reads no more than this for a full batch is done in well under a millisecond. Threads would take
-longer to hand the batch to each other, and fight for the interpreter while they do."""
+"""A call that reads no more than this of a leaf table is done in well under a millisecond. Threads would take longer to
+hand a full batch to each other, and fight for the interpreter while they do."""
 
 
 def load(artifact: Artifact, options: Options) -> TabularPredictor:
@@ -54,7 +54,7 @@ class TabularPredictor:
     """Rows in, one float64 vector per row out.
 
     ``cells``: how many different questions there are (cells.py), or None for a model whose inputs are matched exactly.
-    ``runs_on_loop``: whether the event loop may call ``predict``.
+    ``rows_on_loop``: how many rows the event loop may compute in one call; 0: none.
     """
 
     def __init__(self, model: Any, artifact: Artifact, max_batch_size: int = 64) -> None:
@@ -75,7 +75,8 @@ class TabularPredictor:
             if is_of_libraries(model)
             else partial(PredictionFailed, "the model's answer is not finite")
         )
-        self.runs_on_loop = isinstance(fast, LeafTable) and max_batch_size * fast.row_bytes <= MAX_BYTES_ON_LOOP
+        most = MAX_BYTES_ON_LOOP // fast.row_bytes if isinstance(fast, LeafTable) else 0
+        self.rows_on_loop = most if most >= max_batch_size else 0
         self._cells = find_cells(model) if is_array else None
         self._reader = RowReader(manifest, self._cells)
         self._rows = self._reader.rows
