@@ -26,13 +26,14 @@ logger = logging.getLogger(__name__)
 @dataclass(slots=True)
 class Account:
     """What the cache saves and costs for one model, in this worker. ``manifest_cost``: seconds of one computation, used
-    until one has been measured.
+    until one has been measured. ``has_redis``: which is told of keys.
 
     ``asked``, ``hits`` and ``keys``: questions, hits and cache keys that Redis has not been told of. ``new_hits`` and
     ``new_spent`` (seconds that questions waited for Redis): not yet in the metrics.
     """
 
     manifest_cost: float
+    has_redis: bool = True
     computed: int = 0
     model_seconds: float = 0.0
     asked: int = 0
@@ -65,7 +66,7 @@ class Account:
             self.add_hits(len(keys))
         else:
             self.asked += len(keys)
-        if source in ("l2", "computed"):  # a key in L1, or of a follower, was one of these before
+        if self.has_redis and source in ("l2", "computed"):  # a key in L1, or of a follower, was one of these before
             self.keys.update(keys)
 
 

@@ -178,7 +178,7 @@ async def open_runtime(settings: Settings, lost: Callable[[str], None] = lambda 
             )
         )
         auditor = Auditor(Countdown(settings.audit_share), l1, l2, metrics)
-        accounts = {model.manifest.name: Account(model.manifest.cost_seconds) for model in loaded}
+        accounts = {model.manifest.name: Account(model.manifest.cost_seconds, l2.state != "off") for model in loaded}
         economics = Economics(accounts, l2, metrics)
         traces = _open_traces(settings, stack)
         observer = AnswerObserver(metrics, auditor, economics, traces.observe if traces is not None else None)

@@ -26,7 +26,7 @@ from service.http.render import View, batch_status, remembered, rendering, take_
 from service.inference.manifest import MAX_EXACT
 from service.inference.predictor import Question, Questions, parse_table
 from service.large_json import ARRAY, LargeArray, LargeString
-from service.lookup import Model, are_bytes
+from service.lookup import BatchAnswer, Model, are_bytes
 from service.runtime import Runtime
 
 MAX_BATCH_BYTES = 32 * 2**20
@@ -72,7 +72,7 @@ async def batch(request: Request) -> Reply:
         rows.asked = await request.work(rows.read_each, size)
     assert rows.asked is not None
     answer = await request.runtime.pipeline.answer_many(rows.model, rows.asked, request.directives, rows.ready)
-    bodies = await _bodies(request, rows, answer.rows)
+    bodies = await _bodies(request, rows, answer)
     headers = [(b"cache-status", batch_status(answer))]
     if request.accepts(CSV):
         text = await request.work(partial(write_csv, rows.model, bodies), sum(map(len, bodies)))
@@ -80,13 +80,13 @@ async def batch(request: Request) -> Reply:
     return Reply(b'{"results":[%s]}' % b",".join(bodies), headers=headers)
 
 
-async def _bodies(request: Request, batch: Batch, rows: Sequence[bytes | Entry | ServiceError]) -> list[bytes]:
-    if are_bytes(rows):
-        return rows
+async def _bodies(request: Request, batch: Batch, answer: BatchAnswer) -> list[bytes]:
+    if are_bytes(answer.rows):
+        return answer.rows
     runtime, model, view = request.runtime, batch.model, batch.view
     bodies, began = [], monotonic()
     rendered, add = remembered(runtime, model, view), runtime.pipeline.l1.add_rendering
-    for row, said in enumerate(rows):
+    for row, said in enumerate(answer.rows):
         if isinstance(said, bytes):
             body = said
         elif isinstance(said, ServiceError):
@@ -94,7 +94,8 @@ async def _bodies(request: Request, batch: Batch, rows: Sequence[bytes | Entry |
             body = orjson.dumps({"error": said.describe()})
         elif said.value in rendered:
             body = rendered[said.value]
-            add(said, view, body)
+            if answer.hits:  # what nobody asks for again needs no rendering
+                add(said, view, body)
         else:
             body = rendering(runtime, said, model, view, partial(batch.question, row))
         bodies.append(body)
