@@ -41,7 +41,7 @@ At 60,000 hits a second, a thousandth of them is 60 calls of ``predict_proba``: 
 """
 
 Find: TypeAlias = Callable[[str], tuple[bytes | None, bytes]]
-"""Of a batch's hit by its key the payload of the question, and the value."""
+"""Finds a batch's hit by its key: the payload of the question, and the value."""
 
 logger = logging.getLogger(__name__)
 

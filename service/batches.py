@@ -21,7 +21,7 @@ from service.cache.memory import Memo
 from service.cache.redis.auto_pipeline import DeadlineBudget
 from service.errors import DeadlineExceeded, ServiceError, StoreUnavailable
 from service.inference.predictor import Question, Questions
-from service.lookup import DEFAULT, Answer, BatchAnswer, BatchLookup, CacheDirectives, Flown, Lookup, Model
+from service.lookup import DEFAULT, Answer, BatchAnswer, BatchFlight, BatchLookup, CacheDirectives, Lookup, Model
 from service.pipeline import Pipeline
 
 ROWS_AT_ONCE = 256
@@ -91,7 +91,7 @@ class BatchPipeline(Pipeline):
         if not found:
             return BatchAnswer(cast("list[Said]", said), len(said), 0)
         waited = [key for key, one in zip(all_keys, said, strict=True) if one is None]
-        hits = len(said) - len(waited) + (sum(map(batch.stored.__contains__, waited)) if batch.stored else 0)
+        hits = len(said) - len(waited) + (sum(map(batch.hits.__contains__, waited)) if batch.hits else 0)
         entries = map(found.__getitem__, waited)
         return BatchAnswer([next(entries) if one is None else one for one in said], hits, batch.computed)
 
@@ -103,7 +103,7 @@ class BatchPipeline(Pipeline):
         return self._clock()
 
     def _in_l1_many(self, batch: BatchLookup, keys: Sequence[str], start: int, ready: Ready) -> Sequence[Said | None]:
-        """Of each key what is ready with its entry, or the entry as an answer. ``start``: the first one's row."""
+        """Of each key what is ready with its entry, or the entry itself. ``start``: the first one's row."""
         if not batch.directives.reads:
             return [None] * len(keys)
         started = self._clock()
@@ -137,10 +137,10 @@ class BatchPipeline(Pipeline):
         free = {key: row for key, row in rows.items() if key not in under_way}
         if free:
             with suppress(DeadlineExceeded):
-                flown = await self._flights.do_many(free, self._lead_many(batch, free), Flown.answer, seconds)
+                flown = await self._flights.do_many(free, self._lead_many(batch, free), BatchFlight.answer, seconds)
                 batch.add(flown.computed, flown.stored)
 
-    async def _lead_many(self, batch: BatchLookup, rows: Mapping[str, int]) -> Flown:
+    async def _lead_many(self, batch: BatchLookup, rows: Mapping[str, int]) -> BatchFlight:
         """One read from Redis, and one store of what is computed."""
         model, budget = batch.model, DeadlineBudget(batch.deadline - self._clock())
         stored = await self._in_l2_many(batch, rows, budget)
@@ -153,7 +153,7 @@ class BatchPipeline(Pipeline):
         self.observer.waited(model, budget.spent)
         return flown
 
-    async def _compute_many(self, batch: BatchLookup, rows: Mapping[str, int]) -> Flown:
+    async def _compute_many(self, batch: BatchLookup, rows: Mapping[str, int]) -> BatchFlight:
         """As many in each call as the event loop may compute."""
         model, entries, keys = batch.model, dict[str, Entry](), list(rows)
         ttl, started = model.ttl(self.settings), self._clock()
@@ -170,9 +170,9 @@ class BatchPipeline(Pipeline):
             values = cast("list[bytes]", outcomes)
             entries |= zip(part, new_entries(values, ttl, self._clock(), self._random), strict=True)
         self.observer.computed(model, entries, self._clock() - started)
-        return Flown({}, entries, self._clock() - started)
+        return BatchFlight({}, entries, self._clock() - started)
 
-    async def _store_many(self, batch: BatchLookup, flown: Flown, budget: DeadlineBudget) -> None:
+    async def _store_many(self, batch: BatchLookup, flown: BatchFlight, budget: DeadlineBudget) -> None:
         """As ``_store`` of each."""
         entries = flown.computed
         if entries and batch.l2 is not None:
@@ -257,19 +257,20 @@ class BatchKeys:
         model, rows, generation = batch.model, batch.rows, batch.generation
         fingerprint = model.predictor.fingerprint
         if isinstance(rows, list):
-            part = rows[start : start + ROWS_AT_ONCE]
-            return [cache_key(model.label, fingerprint, generation, question.identity) for question in part]
+            identities = [question.identity for question in rows[start : start + ROWS_AT_ONCE]]
+            made = {one: cache_key(model.label, fingerprint, generation, one) for one in set(identities)}
+            return [made[one] for one in identities]
         if (named := (model.name, fingerprint, generation)) not in self._known:
             self._known.keep(named, Memo(MAX_KNOWN_KEYS))
         known, size = self._known[named], rows.size
         raw = rows.identities[start * size : (start + ROWS_AT_ONCE) * size]
-        identities: list[bytes] = np.frombuffer(raw, f"V{size}").tolist()
+        identities = np.frombuffer(raw, f"V{size}").tolist()
         keys = list(map(known.get, identities))
         if all(keys):
             return cast("list[str]", keys)
         new = list({identity for identity, key in zip(identities, keys, strict=True) if key is None})
-        made = cache_keys(model.label, fingerprint, generation, rows.mark, b"".join(new), size)
-        found = dict(zip(new, made, strict=True))
+        names = cache_keys(model.label, fingerprint, generation, rows.mark, b"".join(new), size)
+        found = dict(zip(new, names, strict=True))
         known.keep_many(found)
         return [key or found[identity] for identity, key in zip(identities, keys, strict=True)]
 

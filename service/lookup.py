@@ -133,7 +133,7 @@ class Lookup:
 class BatchLookup:
     """A batch on its way. ``generation``: as in its keys. ``l2``: as a Lookup's. ``deadline``: a reading of the clock.
 
-    ``found``: key -> entry or error, of those that were not in L1. ``stored``: the keys of those that Redis had.
+    ``found``: key -> entry or error, of those that were not in L1. ``hits``: the keys of hits among them.
     ``computed``: how many a model computed.
     """
 
@@ -144,14 +144,14 @@ class BatchLookup:
     l2: RedisCache | None
     deadline: float
     found: dict[str, Entry | ServiceError] = field(default_factory=dict)
-    stored: set[str] = field(default_factory=set)
+    hits: set[str] = field(default_factory=set)
     computed: int = 0
 
     def add(self, computed: Mapping[str, Entry], stored: Mapping[str, Entry]) -> None:
         """What a flight of many has brought."""
         self.found |= computed
         self.found |= stored
-        self.stored.update(stored)
+        self.hits.update(stored)
         self.computed += len(computed)
 
     def add_row(self, key: str, outcome: Answer | BaseException) -> None:
@@ -160,7 +160,7 @@ class BatchLookup:
             self.found[key] = outcome.entry
             self.computed += outcome.source == "computed"
             if outcome.hit:
-                self.stored.add(key)
+                self.hits.add(key)
         elif isinstance(outcome, Overloaded) or not isinstance(outcome, ServiceError):
             raise outcome
         else:
@@ -174,10 +174,11 @@ class BatchLookup:
         return usual and model.batcher.rows_on_loop > 0 and not (model.leased and self.l2 is not None)
 
     def payload(self, row: int) -> bytes | None:
+        """Of one row; None for a digest alone."""
         return self.rows[row].payload
 
     def payloads(self, rows: Mapping[str, int], keys: Iterable[str]) -> list[bytes]:
-        """Of the rows with these keys."""
+        """Of those rows (key -> row) that have these keys, all of which have payloads."""
         wanted = [rows[key] for key in keys]
         if isinstance(self.rows, Questions):
             return self.rows.payloads_of(wanted)
@@ -185,9 +186,12 @@ class BatchLookup:
 
 
 @dataclass(slots=True)
-class Flown:
-    """What a flight of many keys found in Redis, and what it computed in so many seconds, by key. ``kept``: the keys of
-    the computed entries that a cache keeps. ``l2_down``: as of an Answer."""
+class BatchFlight:
+    """The outcome of one flight of many keys.
+
+    ``stored``: what Redis had. ``computed``: what the model said. ``seconds``: of the computation, with others' turns.
+    ``kept``: the keys of computed entries that a cache keeps. ``l2_down``: as an Answer's.
+    """
 
     stored: Mapping[str, Entry]
     computed: dict[str, Entry]

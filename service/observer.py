@@ -175,7 +175,7 @@ class AnswerObserver:
         """Hits of a batch that came in the same way, and have no spans. Equal rows count once."""
         if distinct := set(keys):
             self.metrics.resolved(model.name, source, seconds, len(distinct))
-            self.auditor.observe_hits(model, keys, find)
+            self.auditor.observe_hits(model, keys if len(distinct) == len(keys) else list(distinct), find)
             self.economics.accounts[model.name].add_many(source, distinct)
 
     def computed(self, model: Model, keys: Collection[str], seconds: float) -> None:

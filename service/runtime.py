@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Hashable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -41,7 +41,8 @@ logger = logging.getLogger(__name__)
 METRICS_SECONDS = 0.5
 HOT_SECONDS = 1.0
 WATCH_SECONDS = 0.5
-MAX_REMEMBERED, MAX_VIEWS = 1024, 8
+MAX_REMEMBERED, MAX_RENDERED = 1024, 4096
+"""Of short questions, and of short answers' bodies, so many are remembered."""
 LEASE_COST_SECONDS = 0.001
 """A lease costs two round trips to Redis and a little waiting. A model cheaper than this does without."""
 
@@ -78,8 +79,8 @@ class Runtime:
     """What a request can reach.
 
     ``failed``: why a model is not served. ``draining``: told to stop, and still answering. ``tallies``: functions that
-    add to the metrics what was counted elsewhere. ``guesses``: wrong admin tokens. ``parsed``: the
-    short questions that came before. ``rendered``: the bodies of short answers, for each model and view.
+    add to the metrics what was counted elsewhere. ``guesses``: wrong admin tokens. ``parsed``,
+    ``rendered``: the short questions, and the bodies of short answers, that came before.
     """
 
     settings: Settings
@@ -95,7 +96,7 @@ class Runtime:
     clock: Callable[[], float] = time.monotonic
     tallies: list[Callable[[], None]] = field(default_factory=list)
     parsed: Memo[tuple[Any, ...], Any] = field(default_factory=partial(Memo, MAX_REMEMBERED))
-    rendered: Memo[Hashable, Memo[bytes, bytes]] = field(default_factory=partial(Memo, MAX_VIEWS))
+    rendered: Memo[tuple[Any, ...], bytes] = field(default_factory=partial(Memo, MAX_RENDERED))
     access_log: AccessLog | None = field(init=False)
     rate_limit: RateLimit | None = field(init=False)
     traces: Traces | None = None

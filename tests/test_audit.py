@@ -163,11 +163,12 @@ async def test_thousands_of_ordinary_questions_have_no_mismatch(open_service: Op
         for model in ("forest", "linear"):
             served, hits = runtime.model(model), 0
             noisy = measured[chance.integers(150, size=400)] + chance.normal(0, 0.1, (400, 4)).round(2)
-            distinct = {asked.identity: asked for asked in (question(served, row) for row in noisy.tolist())}
-            rows = list(distinct.values())
+            rows = [question(served, row) for row in noisy.tolist()]
             for _ in range(60):  # each time no more than the backlog takes
                 batch = [rows[index] for index in chance.choice(len(rows), 50, replace=False)]
-                hits += (await runtime.pipeline.answer_many(served, batch)).hits
+                answered = await runtime.pipeline.answer_many(served, batch)
+                keys = [runtime.pipeline.key(served, asked) for asked in batch]
+                hits += len(set(keys)) - answered.computed
                 hits += (await runtime.pipeline.answer(served, batch[0])).hit
                 await audited(runtime, model, hits)
             assert counted(runtime, model) == (hits, 0)
@@ -248,6 +249,19 @@ def test_a_hit_that_is_owed_stays_so_until_it_is_picked_and_counts_once() -> Non
     countdown.force_sample("owed")
     picked = [(key, countdown.picks(key)) for key in ("key", "owed", "owed", "key")]
     assert picked == [("key", False), ("owed", True), ("owed", False), ("key", True)]
+
+
+@pytest.mark.parametrize("share", [1, 0.5, 0.03, 0])
+def test_of_many_hits_those_are_picked_that_would_be_one_by_one(share: float) -> None:
+    draw, sizes = np.random.default_rng(1), np.random.default_rng(2).integers(1, 300, 100)
+    chance = draw.random(100_000).tolist()
+    one_by_one, many = (Countdown(share, iter(chance).__next__) for _ in range(2))
+    for size in sizes.tolist():
+        keys = [str(place) for place in range(size)]
+        if size % 7 == 0:
+            one_by_one.force_sample("3")
+            many.force_sample("3")
+        assert many.picked(keys) == [place for place, key in enumerate(keys) if one_by_one.picks(key)]
 
 
 async def test_a_hit_that_is_due_leaves_the_hit_path_alone_and_stays_in_its_table() -> None:

@@ -507,6 +507,25 @@ async def test_batches_and_all_who_ask_meanwhile_cost_one_computation_of_each_ro
     )
 
 
+async def test_rows_that_redis_has_are_hits_of_a_batch(house: House, on_loop: House) -> None:
+    for asked in (house, on_loop):
+        asked.pipeline.l2 = Shared()
+        model = Model("echo", MANIFEST, asked.predictor, asked.batcher, leased=False)
+        await asked.pipeline.answer_many(model, [question(x) for x in range(3)])
+        batch = await asked.pipeline.answer_many(model, [question(x) for x in (0, 1, 1, 2, 3)])
+        assert (batch.hits, batch.computed) == (4, 1)
+
+
+@pytest.mark.parametrize("l2", [NoRedis(lambda: None), Shared, Unreachable])
+async def test_who_joins_a_batch_is_told_where_the_answer_is_kept(on_loop: House, l2: Any) -> None:
+    on_loop.pipeline.l2 = shared = l2() if isinstance(l2, type) else l2
+    batch = asyncio.create_task(on_loop.pipeline.answer_many(on_loop.model, [question(x) for x in range(9)]))
+    await asyncio.sleep(0)
+    joined = await on_loop.ask(5)
+    assert (joined.source, joined.stored, joined.l2_down) == ("collapsed", True, isinstance(shared, Unreachable))
+    await batch
+
+
 async def test_who_asks_for_a_row_of_a_large_batch_waits_for_its_part_alone(on_loop: House) -> None:
     class StopsAfterOne(Shared):
         async def get_many(self, keys: Sequence[str], *more: Any) -> dict[str, Entry]:

@@ -36,9 +36,9 @@ Accepts: TypeAlias = Callable[[bytes], bool]
 class Entry:
     """``value``: the packed array. ``ttl``: its lifetime in seconds. ``expires``: the clock's reading at its end.
 
-    Only L1 changes the rest. ``renderings``: view -> body. ``kept_as``: the key under which L1 keeps the entry, if it
-    does. ``until``: the clock's reading at which the entry must go. ``cost``: bytes, with its renderings. The hit path
-    holds entries, and so knows without a look-up whether L1 still has them.
+    L1 writes the rest, and nobody else: the hit path holds entries, and so knows without a look-up whether L1 still has
+    them. ``renderings``: view -> body. ``kept_as``: the key under which L1 keeps the entry, if it does. ``until``: the
+    clock's reading at which the entry must leave L1. ``cost``: bytes, with its renderings.
     """
 
     value: bytes

@@ -85,7 +85,7 @@ class MemoryCache:
 
     def put_many(self, entries: Mapping[str, Entry], seconds: float = math.inf) -> Set[str]:
         """Keep entries until they expire, for ``seconds`` at most; the keys of those that are kept. What was kept
-        under a key goes in any case."""
+        under a key goes in any case. Of an entry that is kept elsewhere a copy is kept."""
         now, kept = self._clock(), self._entries
         latest = now + seconds
         for key, entry in entries.items():
@@ -94,7 +94,7 @@ class MemoryCache:
             cost = ENTRY_OVERHEAD + len(key) + len(entry.value)
             if cost > self._max_bytes or entry.expires <= now:
                 continue
-            if entry.kept_as is not None:  # under another key
+            if entry.kept_as is not None:  # under another key, or by another cache
                 entry = Entry(entry.value, entry.ttl, entry.expires)
             entry.kept_as, entry.cost, entry.until = key, cost, entry.expires if entry.expires < latest else latest
             kept[key] = entry

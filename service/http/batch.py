@@ -22,7 +22,7 @@ from service.http.csv_rows import CSV, decimals, read_csv, write_csv
 from service.http.endpoint import Reply, Request, load_object
 from service.http.multipart import FILE, FORM, check_origin, read_files
 from service.http.predict import IMAGE_PARAMETERS, JSON, parse_query
-from service.http.render import View, batch_status, remembered, rendering, take_model, take_view
+from service.http.render import View, batch_status, rendering, take_model, take_view
 from service.inference.manifest import MAX_EXACT
 from service.inference.predictor import Question, Questions, parse_table
 from service.large_json import ARRAY, LargeArray, LargeString
@@ -61,7 +61,7 @@ class Batch:
 
 
 async def batch(request: Request) -> Reply:
-    """Every row is looked up, deduplicated and cached on its own, and a bad row fails in its own place."""
+    """Every row is looked up and cached on its own, equal rows are computed once, and a bad row fails in its place."""
     content_type = request.media_type((JSON, CSV, FORM))
     if content_type == FORM:
         check_origin(request)
@@ -85,15 +85,15 @@ async def _bodies(request: Request, batch: Batch, answer: BatchAnswer) -> list[b
         return answer.rows
     runtime, model, view = request.runtime, batch.model, batch.view
     bodies, began = [], monotonic()
-    rendered, add = remembered(runtime, model, view), runtime.pipeline.l1.add_rendering
+    remembered, add = runtime.rendered.get, runtime.pipeline.l1.add_rendering
     for row, said in enumerate(answer.rows):
         if isinstance(said, bytes):
             body = said
         elif isinstance(said, ServiceError):
             request.refused(said)
             body = orjson.dumps({"error": said.describe()})
-        elif said.value in rendered:
-            body = rendered[said.value]
+        elif found := remembered((model.label, view, said.value)):
+            body = found
             if answer.hits:  # what nobody asks for again needs no rendering
                 add(said, view, body)
         else:

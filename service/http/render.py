@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import orjson
 
 from service.cache.entry import Entry
-from service.cache.memory import Memo
 from service.config import Settings
 from service.errors import InvalidInput
 from service.http.endpoint import Headers
@@ -24,8 +23,6 @@ from service.lookup import Answer, BatchAnswer, Model
 from service.runtime import Runtime
 
 DEFAULT_TOP_K = 5
-MAX_RENDERED = 2048
-"""Answers of one model and view whose bodies are remembered."""
 MAX_REMEMBERED_BYTES = 1024
 """Longer questions and longer answers are not remembered."""
 
@@ -139,22 +136,14 @@ def rendering(runtime: Runtime, entry: Entry, model: Model, view: View, question
     """The body: kept with the entry in L1, or remembered from an equal array (a forest has few), or new."""
     value, body = entry.value, entry.renderings.get(view)
     if body is None:
-        known = remembered(runtime, model, view)
-        body = known.get(value)
+        remembered = (model.label, view, value)
+        body = runtime.rendered.get(remembered)
         if body is None:
             body = render(value, model, view, question())
             if not view.domain and len(value) + len(body) <= MAX_REMEMBERED_BYTES:  # other cells have another domain
-                known.keep(value, body)
+                runtime.rendered.keep(remembered, body)
         runtime.pipeline.l1.add_rendering(entry, view, body)
     return body
-
-
-def remembered(runtime: Runtime, model: Model, view: View) -> Memo[bytes, bytes]:
-    """Answer -> body."""
-    named = (model.label, view)
-    if named not in runtime.rendered:
-        runtime.rendered.keep(named, Memo(MAX_RENDERED))
-    return runtime.rendered[named]
 
 
 def entity_tag(model: Model, generation: bytes, question: Question, rendering: str) -> bytes:

@@ -143,7 +143,7 @@ class HitTable:
             return
         key = head + name
         hit, entry = self.by_key.get(key), self._l1.get(hot.key)
-        if entry is None or hot.entry not in (None, entry):
+        if entry is None or (hot.entry is not None and hot.entry is not entry):
             return
         if self._clock() >= self._l2.valid_until:  # the key may have no generation; then no purge would reach the hit
             return

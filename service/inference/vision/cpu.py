@@ -35,7 +35,7 @@ class CpuRunner:
         self._spec = spec
         if artifact.file("xml") is not None and has_openvino():
             self._lone, self._streams = _requests(artifact, spec, threads)
-            self.kernels, self.chunk = "openvino", CHUNK * len(self._streams) or 1
+            self.kernels, self.chunk = "openvino", max(1, CHUNK * len(self._streams))
         else:
             from service.inference.vision.program import compute, restore
 
@@ -51,17 +51,28 @@ class CpuRunner:
     def run(self, images: Sequence[Array]) -> list[Array]:
         """What the network says to each of as many images as one pass takes. It does not depend on the others."""
         streams = self._streams if len(images) > 1 else []
-        share = len(images) // (len(streams) or 1)
-        for number, request in enumerate(streams):
-            part = slice(number * share, (number + 1) * share)
-            np.stack(images[part], out=self._batch[part])
-            request.start_async([self._batch[part]], share_inputs=True)
-        answers: list[Array] = []
-        for request in streams:
-            request.wait()
-            answers.extend(request.get_output_tensor().data.copy())
+        share = len(images) // max(1, len(streams))
+        try:
+            for number, request in enumerate(streams):
+                part = slice(number * share, (number + 1) * share)
+                np.stack(images[part], out=self._batch[part])
+                request.start_async([self._batch[part]], share_inputs=True)
+        finally:  # none may still read the batch when the next call writes it
+            failed = [error for error in map(_wait, streams) if error is not None]
+        if failed:
+            raise failed[0]
+        answers = [row for request in streams for row in request.get_output_tensor().data.copy()]
         # A lone image, or one that is left of an odd number.
         return answers + [self._lone(image[np.newaxis])[0] for image in images[len(answers) :]]
+
+
+def _wait(request: Any) -> RuntimeError | None:
+    """Until it has ended; why it failed, if it did."""
+    try:
+        request.wait()
+    except RuntimeError as error:
+        return error
+    return None
 
 
 def _requests(artifact: Artifact, spec: Image, threads: int) -> tuple[Callable[[Array], Array], list[Any]]:
