@@ -86,13 +86,8 @@ class HeadersTooLarge(
 ): ...
 
 
-class PayloadTooLarge(
-    InvalidInput,
-    status=413,
-    type="payload-too-large",
-    title="The body is too large",
-    headers=((b"connection", b"close"),),
-): ...
+class PayloadTooLarge(InvalidInput, status=413, type="payload-too-large", title="The body is too large"):
+    headers = ((b"connection", b"close"),)
 
 
 class UnsupportedContent(
@@ -100,11 +95,8 @@ class UnsupportedContent(
 ): ...
 
 
-class UnsupportedCoding(
-    UnsupportedContent,
-    title="The content coding is not supported",
-    headers=((b"accept-encoding", ", ".join(CODINGS).encode()),),
-): ...
+class UnsupportedCoding(UnsupportedContent, title="The content coding is not supported"):
+    headers = ((b"accept-encoding", ", ".join(CODINGS).encode()),)
 
 
 class NotFound(ServiceError, status=404, type="not-found", title="There is nothing here"): ...
@@ -124,14 +116,8 @@ class VersionNotSupported(
 ): ...
 
 
-class Unauthorized(
-    ServiceError,
-    status=401,
-    type="unauthorized",
-    title="A bearer token is needed",
-    logged=True,
-    headers=((b"www-authenticate", b"Bearer"),),
-): ...
+class Unauthorized(ServiceError, status=401, type="unauthorized", title="A bearer token is needed", logged=True):
+    headers = ((b"www-authenticate", b"Bearer"),)
 
 
 class UnknownModel(ServiceError, status=404, type="unknown-model", title="No such model"): ...

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from itertools import accumulate, islice, repeat, takewhile
 from operator import itemgetter
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
-from service.cache.redis.scripts import PUT, READ, Argument, Command, Invocation
+from service.cache.redis.scripts import PUT, READ, Command, Invocation, Script
 from service.errors import StoreUnavailable
 
 GATHER_SECONDS = 0.005
@@ -37,6 +37,9 @@ PAUSE_SECONDS = 0.03
 
 MOST_SECONDS = 0.015
 """The most that one step counts, however long it takes."""
+
+JOINED = (READ, PUT)
+"""Scripts that run once for all of a round trip's items, with the keys and the arguments of each."""
 
 Item = TypeVar("Item")
 Reply = TypeVar("Reply")
@@ -248,42 +251,32 @@ def _fail(future: asyncio.Future[Any], error: StoreUnavailable) -> None:
         future.set_exception(error)
 
 
-class Read(NamedTuple):
-    """Keys that one READ reads with those of others."""
-
-    keys: Sequence[str]
-
-
-class Write(NamedTuple):
-    """Keys that one PUT writes with those of others. ``arguments``: of each key blob and ttl in ms, negative if it
-    overwrites."""
-
-    keys: Sequence[str]
-    arguments: Sequence[Argument]
-
-
-def weight(item: Read | Write | Command) -> int:
+def weight(item: Command) -> int:
     """How many keys Redis looks up for it."""
-    return len(item.keys) if isinstance(item, (Read, Write)) else 1
+    return len(item.keys) if isinstance(item, Invocation) and item.script in JOINED else 1
 
 
-def join(items: Sequence[Read | Write | Command]) -> list[Command]:
-    """All reads become one command, and all writes another."""
-    read = [key for item in items if isinstance(item, Read) for key in item.keys]
-    written = [key for item in items if isinstance(item, Write) for key in item.keys]
-    arguments = [argument for item in items if isinstance(item, Write) for argument in item.arguments]
-    others = [item for item in items if not isinstance(item, (Read, Write))]
-    joined = ([Invocation(READ, read)] if read else []) + ([Invocation(PUT, written, arguments)] if written else [])
-    return [*joined, *others]
+def join(items: Sequence[Command]) -> list[Command]:
+    """All reads become one command, and all writes another. These come first."""
+    joined: list[Command] = []
+    for script in JOINED:
+        if alike := _alike(items, script):
+            keys = [key for item in alike for key in item.keys]
+            joined.append(Invocation(script, keys, [argument for item in alike for argument in item.arguments]))
+    return [*joined, *(item for item in items if not (isinstance(item, Invocation) and item.script in JOINED))]
 
 
-def split(items: Sequence[Read | Write | Command], replies: Sequence[Any]) -> list[Any]:
+def split(items: Sequence[Command], replies: Sequence[Any]) -> list[Any]:
     """Each item's part of the replies to what ``join`` has made of them."""
-    rest, parts = iter(replies), dict[type, Iterator[Any]]()
-    for kind in (Read, Write):
-        if sizes := [len(item.keys) for item in items if isinstance(item, kind)]:
-            parts[kind] = _parts(next(rest), sizes)
-    return [next(parts.get(type(item), rest)) for item in items]
+    rest, parts = iter(replies), dict[Script | None, Iterator[Any]]()
+    for script in JOINED:
+        if alike := _alike(items, script):
+            parts[script] = _parts(next(rest), [len(item.keys) for item in alike])
+    return [next(parts.get(item.script if isinstance(item, Invocation) else None, rest)) for item in items]
+
+
+def _alike(items: Sequence[Command], script: Script) -> list[Invocation]:
+    return [item for item in items if isinstance(item, Invocation) and item.script is script]
 
 
 def _parts(reply: list[Any] | StoreUnavailable, sizes: Sequence[int]) -> Iterator[list[Any] | StoreUnavailable]:

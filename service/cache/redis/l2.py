@@ -19,16 +19,14 @@ from service.cache.redis.auto_pipeline import (
     AutoPipeline,
     DeadlineBudget,
     PendingReply,
-    Read,
     StallTolerantClock,
-    Write,
     join,
     split,
     weight,
 )
 from service.cache.redis.breaker import State
 from service.cache.redis.client import Observer, RedisClient
-from service.cache.redis.scripts import COUNT, DISCARD, Argument, Command, Invocation
+from service.cache.redis.scripts import COUNT, DISCARD, PUT, READ, Argument, Command, Invocation
 from service.cache.redis.subscriber import Subscriber
 from service.errors import StoreRefused
 
@@ -73,7 +71,7 @@ class RedisCache:
         waiting = StallTolerantClock()
         reconnect: Callable[[], None] = lambda: self._subscriber.reconnect()  # noqa: E731 - there is no subscriber yet
         self._client = RedisClient(url, waiting, self._on_state, observer, reconnect, keys.probe)
-        self._pipeline: AutoPipeline[Read | Write | Command, Any] = AutoPipeline(
+        self._pipeline: AutoPipeline[Command, Any] = AutoPipeline(
             self._execute, MAX_IN_FLIGHT, KEYS_PER_TRIP, waiting, weight
         )
         self._generations = Generations(self._pipeline, keys, secret, observer.corrupt, clock, on_change)
@@ -122,7 +120,7 @@ class RedisCache:
     ) -> dict[str, Entry]:
         """As ``get`` of each key, all in one command: those that there are."""
         self._require(self._client.breaker.closed)
-        asked, pending = self._codec.clock(), self._pipeline.ask(Read(self._keys.entries(keys)))
+        asked, pending = self._codec.clock(), self._pipeline.ask(Invocation(READ, self._keys.entries(keys)))
         found = {}
         for key, (blob, left_ms) in zip(keys, await (budget or DeadlineBudget()).wait(pending), strict=True):
             if blob is not None and (entry := self._codec.open(key, blob, left_ms, asked, accepts)):
@@ -166,7 +164,7 @@ class RedisCache:
             written.append(key)
         if not written:
             return stored
-        pending = self._pipeline.ask(Write(self._keys.entries(written), arguments))
+        pending = self._pipeline.ask(Invocation(PUT, self._keys.entries(written), arguments))
         for key, (first, left_ms) in zip(written, await budget.wait(pending), strict=True):
             if first is None:
                 continue
@@ -204,7 +202,7 @@ class RedisCache:
         else:
             failed()
 
-    async def _execute(self, items: list[Read | Write | Command], seconds: float) -> list[Any]:
+    async def _execute(self, items: list[Command], seconds: float) -> list[Any]:
         return split(items, await self._client.run(join(items), seconds))
 
     def _require(self, usable: bool) -> None:

@@ -70,7 +70,8 @@ end
 return first
 """
 )
-"""Keys, and of each what a Write has -> as READ, for a value that was there first; nil: ours."""
+"""Keys, and of each blob and ttl in ms, negative if it overwrites -> as READ, of a value that was there first; nil for
+ours."""
 
 # The four scripts of the lease share this. KEYS as ``RedisKeys.lease``, ARGV[1] the token, ARGV[2] the lease in ms.
 _LEASE = """
