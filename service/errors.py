@@ -35,7 +35,7 @@ MAX_SENTENCE = 1000
 MAX_NAME = 80
 """Characters of an unknown parameter's name that an error repeats."""
 CODINGS = ("gzip", "deflate")
-"""Of bodies."""
+"""The content codings that bodies may have."""
 
 
 class ServiceError(Exception):

@@ -56,7 +56,7 @@ class Pipeline:
         self.settings, self.l1, self.l2, self.observer = settings, l1, l2, observer
         self._clock, self._random = clock, random
         self._flights = SingleFlight()
-        self._new: set[str] = set()  # models with a lease whose last question Redis had no answer to
+        self._last_was_new = set[str]()  # models to whose last leased question Redis gave no answer
 
     async def aclose(self) -> None:
         await self._flights.close()
@@ -70,7 +70,7 @@ class Pipeline:
         """The answer to one question; raises ServiceError."""
         lookup = self._lookup(model, question)
         # A claim looks as well. Where the answer is likely to be a new one, that saves a round trip.
-        claims = model.name in self._new and self.l2.state == "up"
+        claims = model.name in self._last_was_new and self.l2.state == "up"
         return self._observed(
             lookup, self._answer(lookup, directives, None if claims else partial(self._in_l2, lookup))
         )
@@ -116,9 +116,9 @@ class Pipeline:
         except TooManyClaims:
             raise PredictionFailed("This input has ended three workers; it is not tried again for a minute.") from None
         if resolved.source == "stored":
-            self._new.discard(lookup.model.name)
+            self._last_was_new.discard(lookup.model.name)
             return self._found(lookup, resolved.entry)
-        self._new.add(lookup.model.name)
+        self._last_was_new.add(lookup.model.name)
         if computed is None:
             return Answer(lookup.key, resolved.entry, "collapsed", stored=True)
         computed.entry, computed.stored = resolved.entry, resolved.stored

@@ -20,7 +20,6 @@ SERVICE = sorted((ROOT / "service").rglob("*.py"))
 
 RANKS = {
     "errors": 0,
-    "bodies": 1,
     "logs": 1,
     "config": 2,
     "large_json": 1,

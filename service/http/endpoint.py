@@ -42,7 +42,7 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 SMALL_BODY_BYTES = 64 * 2**10
 """Work on a smaller body takes less time than a change of threads."""
 FILES_WORTH = 1 / 8
-"""What a byte is worth here that is only copied or hashed, at a gigabyte a second, and not parsed."""
+"""To copy or to hash a byte takes so much of the time that parsing it takes."""
 CURRENT = "service.request"
 """Where a scope has the Request when it has come through FastAPI's layers (operations.py)."""
 
@@ -121,7 +121,7 @@ class Request:
         return value.partition(b";")[0].strip().lower().decode("latin-1")
 
     def media_type(self, known: Sequence[str]) -> str:
-        """The body's media type. What any page could send without a CORS preflight is refused: UnsupportedContent."""
+        """The body's media type; raises UnsupportedContent. Any page may send a form, so check_origin must follow."""
         if self.content_type not in known:
             raise UnsupportedContent(f"The Content-Type of a body must be {' or '.join(known)}.")
         return self.content_type
@@ -160,7 +160,7 @@ class Request:
         return self.sent
 
     async def content(self, limit: int) -> bytes:
-        """The whole decoded body; raises InvalidInput. ``limit`` bounds both the coded and the decoded bytes."""
+        """The whole decoded body; raises as ``body``. ``limit`` bounds both the coded and the decoded bytes."""
         field = self.header(b"content-encoding")
         coding = None if field is None else coding_of(field)
         body = await self.body(limit)
@@ -171,7 +171,7 @@ class Request:
         return decoded
 
     async def work(self, work: Callable[[], T], size: float) -> T:
-        """The result of ``work`` on ``size`` bytes. Much work does not stop the loop."""
+        """The result of ``work``, done in a thread if it is on a body of many bytes, so as not to stop the loop."""
         return work() if size <= SMALL_BODY_BYTES else await self.runtime.bodies.in_thread(work)
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,6 @@ from numpy.typing import NDArray
 
 from service.errors import DeviceLost, PredictionFailed, ServiceError
 from service.inference.manifest import Manifest
-
-logger = logging.getLogger(__name__)
 
 Prediction: TypeAlias = bytes
 """A packed vector, read as the manifest's ``output`` says: dtype, shape and little-endian values (see ``pack``)."""
@@ -156,10 +153,7 @@ def compute(predict: Predict, payloads: Sequence[bytes]) -> list[Outcome]:
         if len(payloads) == 1 or isinstance(error, DeviceLost):
             return [_failed(error)] * len(payloads)
         # One by one, so that only the row at fault fails.
-        alone = [compute(predict, [payload])[0] for payload in payloads]
-        if all(isinstance(outcome, bytes) for outcome in alone):
-            logger.warning("A batch of %d failed, but none of its rows alone.", len(alone), exc_info=error)
-        return alone
+        return [compute(predict, [payload])[0] for payload in payloads]
     if len(outcomes) != len(payloads):
         return [_failed(ValueError(f"{len(outcomes)} predictions for {len(payloads)} inputs"))] * len(payloads)
     return [outcome if isinstance(outcome, bytes) else _failed(outcome) for outcome in outcomes]

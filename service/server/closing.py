@@ -25,6 +25,7 @@ def refusal(error: ServiceError, target: bytes, server_headers: Headers, is_head
         *server_headers,
         (b"content-type", kind),
         NO_STORE,
+        *(header for header in error.headers if header[0] != b"connection"),
         (b"content-length", b"%d" % len(body)),
         (b"connection", b"close"),
         (b"x-request-id", identifier.encode()),

@@ -11,7 +11,7 @@ import pytest
 
 from service.errors import DeadlineExceeded, DeviceLost, InvalidInput, NoWaiters, Overloaded, PredictionFailed
 from service.inference.batcher import Batcher, Computed, Reservation
-from service.inference.predictor import Prediction, compute
+from service.inference.predictor import Prediction
 
 pytestmark = pytest.mark.anyio
 NEVER = float("inf")
@@ -214,18 +214,6 @@ async def test_a_batch_that_raises_is_run_again_one_by_one_so_that_only_the_bad_
     assert [type(outcome) for outcome in outcomes] == [Computed, PredictionFailed, Computed]
     assert "poison" not in str(outcomes[1])
     assert model.batches == [[b"a", b"poison", b"b"], [b"a"], [b"poison"], [b"b"]]
-
-
-def test_a_batch_that_fails_although_none_of_its_rows_does_is_a_line_of_the_log(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    def predict(batch: Sequence[bytes]) -> list[Prediction]:
-        if len(batch) > 1:
-            raise ValueError("too many")
-        return list(batch)
-
-    assert compute(predict, [b"a", b"b"]) == [b"a", b"b"]
-    assert caplog.messages == ["A batch of 2 failed, but none of its rows alone."]
 
 
 async def test_a_lone_failing_item_is_computed_once() -> None:

@@ -152,9 +152,15 @@ def test_every_way_to_send_an_array_is_one_question(predictor: Predictor) -> Non
 
 
 def test_an_array_answers_as_the_image_it_was_made_from(predictor: Predictor) -> None:
-    pixels = read(PNG, SPEC).transpose(2, 0, 1)
-    question = predictor.parse({"input": pixels.tolist()}, b"", "application/json")
-    assert predictor.predict([question.payload or b""]) == predictor.predict([PNG])
+    grey = Image(architecture="own", size=(32, 32), mode="L", mean=(0.5,), std=(0.25,))
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES))
+    of_grey = load(artifact(grey, export(net.eval(), grey, CLASSES, "logits")), Options(device="cpu"))
+    for asked, spec in ((predictor, SPEC), (of_grey, grey)):
+        pixels = read(PNG, spec).transpose(2, 0, 1)
+        payload = asked.parse({"input": pixels.tolist()}, b"", "application/json").payload or b""
+        for count in (1, 2, 3):  # alone, in two streams, and both
+            assert asked.predict([payload] * count) == asked.predict([PNG] * count)
+            assert all(isinstance(said, bytes) for said in asked.predict([payload] * count))
 
 
 def row(value: object, shape: tuple[int, ...] = (3, 32, 32)) -> Any:

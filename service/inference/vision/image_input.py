@@ -114,7 +114,7 @@ def array_of(payload: bytes) -> Array | None:
         return None
     shape = struct.unpack_from("<3I", payload, len(ARRAY))
     array = np.frombuffer(payload, "<f4", offset=len(ARRAY) + 12).reshape(shape)
-    return np.ascontiguousarray(array.transpose(1, 2, 0), np.float32)
+    return np.array(array.transpose(1, 2, 0), np.float32, order="C")  # a copy: OpenVINO takes nothing read-only
 
 
 def _to_float32(value: Any, shape: tuple[int, ...]) -> Array:
