@@ -50,7 +50,7 @@ def keda_python() -> Path:
 
 @pytest.mark.parametrize(
     ("file", "python", "program"),
-    [("overlays/production/keda.yml", keda_python, OF_KEDA), ("inference-service.yml", kserve_python, OF_KSERVE)],
+    [("overlays/keda/scaled-object.yml", keda_python, OF_KEDA), ("inference-service.yml", kserve_python, OF_KSERVE)],
     ids=["KEDA", "KServe"],
 )
 def test_nothing_of_the_manifest_is_unknown(file: str, python: Callable[[], Path], program: str) -> None:
