@@ -169,8 +169,9 @@ class BatchPipeline(Pipeline):
                 outcomes = [value for value in outcomes if value in sound]
             values = cast("list[bytes]", outcomes)
             entries |= zip(part, new_entries(values, ttl, self._clock(), self._random), strict=True)
-        self.observer.computed(model, entries, self._clock() - started)
-        return BatchFlight({}, entries, self._clock() - started)
+        seconds = self._clock() - started
+        self.observer.computed(model, entries, seconds)
+        return BatchFlight({}, entries, seconds)
 
     async def _store_many(self, batch: BatchLookup, flown: BatchFlight, budget: DeadlineBudget) -> None:
         """As ``_store`` of each."""

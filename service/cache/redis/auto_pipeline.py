@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from itertools import accumulate, islice, repeat, takewhile
 from operator import itemgetter
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeGuard, TypeVar
 
 from service.cache.redis.scripts import PUT, READ, Command, Invocation, Script
 from service.errors import StoreUnavailable
@@ -253,7 +253,7 @@ def _fail(future: asyncio.Future[Any], error: StoreUnavailable) -> None:
 
 def weight(item: Command) -> int:
     """How many keys Redis looks up for it."""
-    return len(item.keys) if isinstance(item, Invocation) and item.script in JOINED else 1
+    return len(item.keys) if _joins(item) else 1
 
 
 def join(items: Sequence[Command]) -> list[Command]:
@@ -263,7 +263,7 @@ def join(items: Sequence[Command]) -> list[Command]:
         if alike := _alike(items, script):
             keys = [key for item in alike for key in item.keys]
             joined.append(Invocation(script, keys, [argument for item in alike for argument in item.arguments]))
-    return [*joined, *(item for item in items if not (isinstance(item, Invocation) and item.script in JOINED))]
+    return [*joined, *(item for item in items if not _joins(item))]
 
 
 def split(items: Sequence[Command], replies: Sequence[Any]) -> list[Any]:
@@ -273,6 +273,10 @@ def split(items: Sequence[Command], replies: Sequence[Any]) -> list[Any]:
         if alike := _alike(items, script):
             parts[script] = _parts(next(rest), [len(item.keys) for item in alike])
     return [next(parts.get(item.script if isinstance(item, Invocation) else None, rest)) for item in items]
+
+
+def _joins(item: Command) -> TypeGuard[Invocation]:
+    return isinstance(item, Invocation) and item.script in JOINED
 
 
 def _alike(items: Sequence[Command], script: Script) -> list[Invocation]:
