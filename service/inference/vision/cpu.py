@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -26,44 +27,58 @@ def has_openvino() -> bool:
 
 class CpuRunner:
     """Runs a network on so many ``threads``, which share its layers, so that a lone image has them all.
-    ``kernels``, of ``libraries``, decide the last bits of an answer. ``chunk``: most images worth computing at once."""
+    ``kernels``, of ``libraries``, decide the last bits of an answer. ``chunk``: most images worth computing at once.
+
+    The images of a batch are decoded to where the network reads them: to copy them took as long as a tenth of decoding.
+    """
 
     device = "cpu"
-    slots = 1
+    slots = 1  # for there is one such place
 
-    def __init__(self, artifact: Artifact, spec: Image, threads: int) -> None:
+    def __init__(self, artifact: Artifact, spec: Image, threads: int, places: int = CHUNK * STREAMS) -> None:
         self._spec = spec
+        self._images = np.empty((places, *spec.size, len(spec.mode)), np.float32)
+        self._places = list(self._images)
         if artifact.file("xml") is not None and has_openvino():
-            self._lone, self._streams = _requests(artifact, spec, threads)
+            self._lone, self._streams = _requests(artifact, self._images[:1], threads)
             self.kernels, self.chunk = "openvino", max(1, CHUNK * len(self._streams))
         else:
             from service.inference.vision.program import compute, restore
 
-            self._lone, self._streams = compute(restore(artifact), threads), []
+            self._lone, self._streams = partial(compute(restore(artifact), threads), self._images[:1]), []
             self.kernels, self.chunk = "torch", 1  # its kernels are not batch-invariant
         self.libraries: tuple[str, ...] = (self.kernels,)
-        self._batch = np.empty((self.chunk, *spec.size, len(spec.mode)), np.float32)  # to clear new pages takes long
 
-    def load(self, file: bytes, max_pixels: int) -> Array:
-        """What ``run`` wants of an image file; raises InvalidInput. Any thread may call it."""
-        return read(file, self._spec, max_pixels)
+    def load(self, file: bytes, max_pixels: int, number: int = 0) -> Array:
+        """The batch's image of that number, out of its file; raises InvalidInput. Any thread may call it."""
+        return read(file, self._spec, max_pixels, self._places[number])
 
-    def run(self, images: Sequence[Array]) -> list[Array]:
-        """What the network says to each of as many images as one pass takes. It does not depend on the others."""
+    def run(self, images: Sequence[Array], first: int = 0) -> list[Array]:
+        """What the network says to each of as many images as one pass takes. It does not depend on the others.
+        ``first``: the number of the first one in its batch."""
         streams = self._streams if len(images) > 1 else []
         share = len(images) // max(1, len(streams))
+        for place, image in zip(self._places[first:], images[: share * len(streams)], strict=False):
+            if image is not place:  # an array, or behind a file that cannot be read
+                place[:] = image
         try:
             for number, request in enumerate(streams):
-                part = slice(number * share, (number + 1) * share)
-                np.stack(images[part], out=self._batch[part])
-                request.start_async([self._batch[part]], share_inputs=True)
-        finally:  # none may still read the batch when the next call writes it
+                start = first + number * share
+                request.start_async([self._images[start : start + share]], share_inputs=True)
+        finally:  # none may still read the images when the next call writes them
             failed = [error for error in map(_wait, streams) if error is not None]
         if failed:
             raise failed[0]
         answers = [row for request in streams for row in request.get_output_tensor().data.copy()]
         # A lone image, or one that is left of an odd number.
-        return answers + [self._lone(image[np.newaxis])[0] for image in images[len(answers) :]]
+        return answers + [self._compute_lone(image) for image in images[len(answers) :]]
+
+    def _compute_lone(self, image: Array) -> Array:
+        """At the batch's first place, whose own image is computed first."""
+        if image is not self._places[0]:
+            self._places[0][:] = image
+        answer: Array = self._lone()[0]
+        return answer
 
 
 def _wait(request: Any) -> RuntimeError | None:
@@ -75,9 +90,9 @@ def _wait(request: Any) -> RuntimeError | None:
     return None
 
 
-def _requests(artifact: Artifact, spec: Image, threads: int) -> tuple[Callable[[Array], Array], list[Any]]:
-    """The network for one image on all ``threads``, and a request for each stream of several, if there may be several.
-    Raises ConfigurationError."""
+def _requests(artifact: Artifact, image: Array, threads: int) -> tuple[Callable[[], Array], list[Any]]:
+    """A function that computes the lone ``image`` on all ``threads``, and a request for each stream of several images,
+    if there may be several. Raises ConfigurationError."""
     settings = {
         "INFERENCE_PRECISION_HINT": "f32",  # or it would take bfloat16 where the CPU has it
         "INFERENCE_NUM_THREADS": threads,
@@ -85,7 +100,7 @@ def _requests(artifact: Artifact, spec: Image, threads: int) -> tuple[Callable[[
     }
 
     def requests(count: int, streams: int) -> list[Any]:
-        network.reshape([count, *spec.size, len(spec.mode)])
+        network.reshape([count, *image.shape[1:]])
         compiled = core.compile_model(network, "CPU", {**settings, "NUM_STREAMS": streams})
         return [compiled.create_infer_request() for _ in range(streams)]
 
@@ -96,11 +111,12 @@ def _requests(artifact: Artifact, spec: Image, threads: int) -> tuple[Callable[[
         network = core.read_model(artifact.file("xml"), artifact.file("bin"))
         # A lone image has a graph of its own: for a known number of images it is a thirtieth faster.
         (lone,) = requests(1, 1)
-        streams = requests(-1, STREAMS if threads % STREAMS == 0 else 1) if spec.batched else []
+        lone.set_input_tensor(openvino.Tensor(image, shared_memory=True))
+        is_batched = artifact.manifest.image is not None and artifact.manifest.image.batched
+        streams = requests(-1, STREAMS if threads % STREAMS == 0 else 1) if is_batched else []
 
-        def infer(images: Array) -> Array:
+        def infer() -> Array:
             # Not by infer's own arguments and results: their Python takes 0.3 ms.
-            lone.set_input_tensor(openvino.Tensor(images, shared_memory=True))
             lone.infer(share_outputs=True)
             answers: Array = lone.get_output_tensor().data.copy()
             return answers

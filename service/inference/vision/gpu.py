@@ -87,13 +87,13 @@ class GpuRunner:
         # The largest first: the others then fit into its memory.
         self._steps = {size: self._captured(size) for size in reversed(self.sizes)}
 
-    def load(self, file: bytes, max_pixels: int) -> Tensor:
-        """The file's pixels; raises InvalidInput."""
+    def load(self, file: bytes, max_pixels: int, number: int = 0) -> Tensor:
+        """The file's pixels; raises InvalidInput. ``number``: for a CPU's runner."""
         return torch.tensor(read_pixels(file, self._spec, max_pixels))
 
     @torch.inference_mode()
-    def run(self, images: Sequence[Tensor | Array]) -> list[Array | ServiceError]:
-        """Raises DeviceLost when the device can compute nothing any more."""
+    def run(self, images: Sequence[Tensor | Array], first: int = 0) -> list[Array | ServiceError]:
+        """``first``: for a CPU's runner. Raises DeviceLost when the device can compute nothing any more."""
         answers: list[Array | ServiceError] = []
         while rest := images[len(answers) :]:
             if self._lost:

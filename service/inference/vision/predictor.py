@@ -9,7 +9,7 @@ from contextlib import suppress
 from ctypes import CDLL
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -51,7 +51,7 @@ def _runner(artifact: Artifact, spec: Image, options: Options) -> Runner:
     if not _finds_gpu(options):
         if options.precision != "float32":
             raise ConfigurationError(f"PREDICT_PRECISION={options.precision} needs a GPU; without one, use float32.")
-        return CpuRunner(artifact, spec, max(1, options.threads))
+        return CpuRunner(artifact, spec, max(1, options.threads), options.max_batch_size)
     if not options.owns_device:
         raise ConfigurationError(
             "Several workers would share one GPU: set PREDICT_WORKERS=1, or PREDICT_DEVICE=cpu, "
@@ -127,19 +127,19 @@ class VisionPredictor:
 
     def predict(self, batch: Sequence[bytes]) -> Sequence[Prediction | Exception]:
         """Later images are decoded in other threads while earlier ones are computed."""
-        loads = (self._pool.map if min(self._threads, len(batch)) > 1 else map)(self._load, batch)
+        loads = (self._pool.map if min(self._threads, len(batch)) > 1 else map)(self._load, batch, count())
         answers: list[Prediction | Exception] = []
         while images := list(islice(loads, self._runner.chunk)):
             good = [image for image in images if not isinstance(image, InvalidInput)]
-            said = iter(self._runner.run(good) if good else ())
+            said = iter(self._runner.run(good, len(answers)) if good else ())
             answers += [image if isinstance(image, InvalidInput) else _answer(next(said)) for image in images]
         return answers
 
-    def _load(self, payload: bytes) -> Any:
-        """What the network is given, or the reason why it is not."""
+    def _load(self, payload: bytes, number: int) -> Any:
+        """What the network is given, or the reason why it is not. ``number``: in the batch."""
         try:
             array = image_input.array_of(payload)
-            return self._runner.load(payload, self._max_pixels) if array is None else array
+            return self._runner.load(payload, self._max_pixels, number) if array is None else array
         except InvalidInput as error:
             return error
 
