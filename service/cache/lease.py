@@ -15,6 +15,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -79,7 +80,8 @@ class Leases:
     ) -> None:
         self._ask, self._tell, self._keys, self._codec, self._waits = ask, tell, keys, codec, waits
         self._hints: dict[str, asyncio.Event] = {}
-        self._held: dict[bytes, str] = {}
+        self._held: dict[bytes, tuple[str, float]] = {}
+        self._renewal: asyncio.Task[None] | None = None
         self._unacknowledged: dict[bytes, str] = {}
 
     async def compute_once(
@@ -121,7 +123,9 @@ class Leases:
 
     def close(self) -> None:
         """Give up the leases that are still held, so that no follower waits for them to expire."""
-        for token, key in self._held.items():
+        if self._renewal is not None:
+            self._renewal.cancel()
+        for token, (key, _) in self._held.items():
             self._give_up(key, token)
 
     async def _claim(
@@ -149,7 +153,7 @@ class Leases:
     async def _lead(
         self, key: str, token: bytes, compute: Compute, budget: DeadlineBudget, accepts: Accepts
     ) -> Resolved:
-        self._held[token] = key
+        self._hold(key, token)
         try:
             entry = await self._computed(key, token, compute)
             try:
@@ -161,29 +165,28 @@ class Leases:
             self._held.pop(token, None)
 
     async def _computed(self, key: str, token: bytes, compute: Compute) -> Entry:
-        renewal = asyncio.create_task(self._renew(key, token))
         try:
             return await compute()
         except BaseException:
             # Also when cancelled, as at shutdown: then no follower waits for the lease to expire.
             self._give_up(key, token)
             raise
-        finally:
-            renewal.cancel()
 
-    async def _renew(self, key: str, token: bytes) -> None:
-        """Renew the lease until the computation has taken too long, or the lease is lost."""
-        until = self._codec.clock() + self._waits.compute
-        while True:
+    def _hold(self, key: str, token: bytes) -> None:
+        self._held[token] = key, self._codec.clock() + self._waits.compute
+        if self._renewal is None or self._renewal.done():
+            self._renewal = asyncio.create_task(self._renew(), context=Context())  # of no request
+
+    async def _renew(self) -> None:
+        """Renew the leases that are held, but not those whose computations take too long. One task does so for all,
+        because most leases end before they need it."""
+        while self._held:
             await asyncio.sleep(RENEW_SECONDS)
-            if self._codec.clock() >= until:
-                return
-            # One renewal may fail, because the next one comes before the lease ends.
-            with suppress(StoreUnavailable):
-                if not await DeadlineBudget().wait(
-                    self._ask(Invocation(RENEW, self._keys.lease(key), (token, LEASE_MS)))
-                ):
-                    return
+            now = self._codec.clock()
+            for token, (key, until) in self._held.items():
+                if now < until:
+                    # One renewal may fail, because the next one comes before the lease ends.
+                    self._tell(Invocation(RENEW, self._keys.lease(key), (token, LEASE_MS)), lambda: None)
 
     async def _commit(self, key: str, token: bytes, entry: Entry, budget: DeadlineBudget, accepts: Accepts) -> Entry:
         """The entry that is stored now: this one, or the one committed first. Raises ValueError if it is too large."""
