@@ -47,9 +47,9 @@ def running(
         deadline = time.monotonic() + timeout
         while not answers(address, ready):
             if process.poll() is not None:
-                raise StartFailed(f"{command[0]} ended with {process.returncode}: {_last_lines(log)}")
+                raise StartFailed(f"{command[0]} ended with {process.returncode}: {last_lines(log)}")
             if time.monotonic() > deadline:
-                raise StartFailed(f"{command[0]} did not answer within {timeout:.0f} s: {_last_lines(log)}")
+                raise StartFailed(f"{command[0]} did not answer within {timeout:.0f} s: {last_lines(log)}")
             time.sleep(0.005)
         yield process
 
@@ -90,7 +90,7 @@ def private_redis() -> Iterator[str]:
                 break
             time.sleep(0.02)
         else:
-            raise StartFailed(f"redis-server ended with {process.poll()}: {_last_lines(log)}")
+            raise StartFailed(f"redis-server ended with {process.poll()}: {last_lines(log)}")
         yield f"redis://127.0.0.1:{port}/0"
 
 
@@ -126,7 +126,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _last_lines(log: IO[bytes], count: int = 3) -> str:
+def last_lines(log: IO[bytes], count: int = 3) -> str:
+    """The end of what a process has written there."""
     log.seek(0)
     lines = log.read().decode(errors="replace").strip().splitlines()
     return " / ".join(lines[-count:]) or "(no output)"

@@ -7,10 +7,15 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import median
+from subprocess import PIPE
 from tempfile import TemporaryDirectory
+from typing import TypeAlias
 
 from tqdm import tqdm
 
@@ -22,14 +27,15 @@ from benchmarks.machine import SERVER_CORE
 from benchmarks.ours import RESULTS, ROOT, TABLES, Service, serving
 from benchmarks.peers.environments import interpreter, requirements
 from benchmarks.peers.results import Results, Sample
-from benchmarks.processes import StartFailed
-from benchmarks.resnet_report import CONNECTIONS, HITS, TITLES, report
+from benchmarks.processes import StartFailed, last_lines
+from benchmarks.resnet_report import CONNECTIONS, HITS, LOADS, TITLES, Load, report
 
 SCRIPT = Path(runtimes.__file__)
 ELSEWHERE = ("onnxruntime", "openvino")
 """Those that have an environment of their own."""
 
-TARGET = "/models/resnet18/predict"
+NAME = "resnet18"
+TARGET = f"/models/{NAME}/predict"
 WARM_UP = 2 * CONNECTIONS
 PICTURES, DECODE_SECONDS = 100, 0.2
 """Decoding is timed by itself, with so many pictures and for so long."""
@@ -37,6 +43,10 @@ PICTURES, DECODE_SECONDS = 100, 0.2
 DRAWN_PER_SECOND = 300
 """Pictures are drawn before the clock starts, so that the client leaves the cores to the service; when they run out, a
 measurement ends early."""
+
+Measure: TypeAlias = Callable[[int, float], tuple[float, float]]
+"""How many images at once, and for how many seconds -> images per second, and the seconds that a call or answer took:
+the median."""
 
 
 def main() -> None:
@@ -56,38 +66,70 @@ def main() -> None:
 
 
 def take_turns(directory: Path, rounds: int, seconds: float) -> Results:
-    """The service and every runtime once per round; whatever cannot run is named with its reason."""
-    results = Results()
-    _run(sys.executable, SCRIPT, "prepare", directory)
-    (weights,) = directory.glob("*.pth")
-    models = directory / "models"
-    named = ("--out", models, "--name", "resnet18")
-    _run(sys.executable, "-m", "training.resnet", "--imagenet", "--weights", weights, *named)
-    pythons = _pythons(directory, results)
-    chance = random.Random()
-    for number in range(PICTURES):
-        (directory / f"{number}.jpg").write_bytes(jpeg(chance))
-    with (
-        # Without audits, which compute hits again: here each computation must be one of a request.
-        serving(redis="embedded", models=models, settings={"device": "cpu", "audit_share": 0}) as service,
-        serving(models=models, cores=SERVER_CORE, settings={"device": "cpu", "audit_share": 0}) as pinned,
-        tqdm(total=rounds * (1 + len(pythons))) as bar,
-    ):
+    """Under each load the service and every runtime, one right after the other, and in the next round backwards: the
+    machine may be slower a minute later. Whatever cannot run is named with its reason."""
+    results, chance = Results(), random.Random()
+    models = prepare(directory, chance)
+    # Without audits, which compute hits again: here each computation must be one of a request.
+    start = partial(serving, models=models, settings={"device": "cpu", "audit_share": 0})
+    with start(redis="embedded") as service, start(cores=SERVER_CORE) as pinned, ExitStack() as stack:
+        measures: dict[str, Measure] = {"ours": partial(serve, service, chance), **_runtimes(directory, results, stack)}
         _ask(service, pictures(chance, WARM_UP), CONNECTIONS, seconds)
-        for number in range(rounds):
-            bar.set_description(f"round {number + 1}, ours")
-            for connections in (1, CONNECTIONS):
-                results.samples[f"ours-{connections}"].append(serve(service, chance, connections, number, seconds))
+        for number in tqdm(range(rounds)):
+            for load in LOADS:
+                rows = [(name, size) for name in measures for size in _sizes(name, load)]
+                for name, size in rows if number % 2 else reversed(rows):
+                    speed, p50 = measures[name](size, seconds)
+                    results.samples[f"{name}-{size}"].append(Sample(number, speed, p50, 0))
             for title, (file, kind) in zip(HITS, hot_files(chance), strict=True):
                 results.samples[title].append(hit(pinned, directory / "hot", file, kind, number, seconds))
             took = json.loads(_run(sys.executable, SCRIPT, "decode", directory, str(DECODE_SECONDS)))
             results.samples["decoding"].append(Sample(number, 1 / took, took, 0))
-            bar.update()
-            for name, python in pythons.items():
-                bar.set_description(f"round {number + 1}, {name}")
-                call(name, python, directory, number, seconds, results)
-                bar.update()
     return results
+
+
+def prepare(directory: Path, chance: random.Random) -> Path:
+    """Weights, inputs and pictures for the runtimes, and the models of the service, whose directory is returned."""
+    _run(sys.executable, SCRIPT, "prepare", directory)
+    (weights,) = directory.glob("*.pth")
+    models = directory / "models"
+    _run(sys.executable, "-m", "training.resnet", "--imagenet", "--weights", weights, "--out", models, "--name", NAME)
+    for number in range(PICTURES):
+        (directory / f"{number}.jpg").write_bytes(jpeg(chance))
+    return models
+
+
+def _sizes(name: str, load: Load) -> tuple[int, ...]:
+    """How many images at once it is given under that load."""
+    return (load.connections,) if name == "ours" else load.batches
+
+
+def _runtimes(directory: Path, results: Results, stack: ExitStack) -> dict[str, Measure]:
+    """Those that can run. Each stays in a process of its own until the stack is closed."""
+    measures: dict[str, Measure] = {}
+    for name, python in _pythons(directory, results).items():
+        try:
+            measures[name] = _runtime(name, python, directory, stack)
+        except StartFailed as error:
+            results.reasons[name] = str(error)
+    return measures
+
+
+def _runtime(name: str, python: str, directory: Path, stack: ExitStack) -> Measure:
+    log = stack.enter_context((directory / f"{name}.log").open("w+b"))
+    command = (python, str(SCRIPT), name, str(directory))
+    process = stack.enter_context(subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=log, cwd=ROOT, text=True))
+    assert process.stdin is not None and process.stdout is not None
+    asked, answers = process.stdin, process.stdout
+    if answers.readline() != "ready\n":
+        raise StartFailed(last_lines(log))
+
+    def measure(batch: int, seconds: float) -> tuple[float, float]:
+        print(batch, seconds, file=asked, flush=True)
+        found = json.loads(answers.readline())
+        return found["rate"], found["p50"]
+
+    return measure
 
 
 def _pythons(directory: Path, results: Results) -> dict[str, str]:
@@ -110,28 +152,16 @@ def _run(*command: str | Path) -> str:
     return done.stdout
 
 
-def call(name: str, python: str, directory: Path, number: int, seconds: float, results: Results) -> None:
-    """One round of a runtime, in a process of its own; it is not tried again once it has failed."""
-    if name in results.reasons:
-        return
-    try:
-        printed = _run(python, SCRIPT, name, directory, str(seconds))
-    except StartFailed as error:
-        results.reasons[name] = str(error)
-        return
-    for found in json.loads(printed):
-        results.samples[f"{name}-{found['batch']}"].append(Sample(number, found["rate"], found["p50"], 0))
-
-
-def serve(service: Service, chance: random.Random, connections: int, number: int, seconds: float) -> Sample:
-    """One measurement of the service; raises SystemExit unless every answer was computed for its request alone."""
+def serve(service: Service, chance: random.Random, connections: int, seconds: float) -> tuple[float, float]:
+    """Answers per second, and the median of the seconds that one took; raises SystemExit unless every answer was
+    computed for its request alone."""
     requests = pictures(chance, int(seconds * DRAWN_PER_SECOND) + connections)
     before = service.computations()
     replies, took = _ask(service, requests, connections, seconds)
     computed = service.computations() - before
     if computed != len(replies):
         raise SystemExit(f"{len(replies)} answers, but {computed:.0f} computations")
-    return Sample(number, len(replies) / took, median(reply.seconds for reply in replies), 0, computed=1.0)
+    return len(replies) / took, median(reply.seconds for reply in replies)
 
 
 def hot_files(chance: random.Random) -> list[tuple[bytes, str]]:
@@ -171,8 +201,8 @@ def pictures(chance: random.Random, count: int) -> list[bytes]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.resnet", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=5, help="length of each measurement")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=4, help="length of each measurement")
     return parser.parse_args()
 
 

@@ -19,7 +19,7 @@ CONNECTIONS = 32
 HITS = {"a hit of a JPEG of 135 kB, by POST": 11_100, "a hit of a PNG of 8 × 8 pixels, by POST": 40_000}
 """What is asked again and again -> the answers per second that are the target."""
 FOOT = (
-    "One at a time: the median of the times; 32 at once: images per second; both within one round. "
+    "One at a time: the median of the times; 32 at once: images per second; the ratios are of measurements in turns. "
     "Hits: one worker on one core, asked by wrk on another.\n"
     "The runtimes are called with inputs that are ready, for 32 at once with the faster of batches of 8 and 32.\n"
     "Decoding and resizing a picture, which only ours does, takes {decoding} of a core.\n"
@@ -29,9 +29,10 @@ FOOT = (
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How much is asked at once of us; ``batches``: what a runtime is called with, of which the fastest counts."""
+    """So many ``connections`` ask us. ``batches``: what a runtime is called with, of which the fastest counts."""
 
     title: str
+    connections: int
     batches: tuple[int, ...]
     target: float
     speed: Callable[[Sample], float]
@@ -39,8 +40,15 @@ class Load:
 
 
 LOADS = (
-    Load("one at a time", (1,), 0.85, lambda sample: 1 / sample.p50, lambda speed: milliseconds(1 / speed)),
-    Load(f"{CONNECTIONS} at once", (8, CONNECTIONS), 0.9, lambda sample: sample.rate, lambda speed: f"{rate(speed)}/s"),
+    Load("one at a time", 1, (1,), 0.85, lambda sample: 1 / sample.p50, lambda speed: milliseconds(1 / speed)),
+    Load(
+        f"{CONNECTIONS} at once",
+        CONNECTIONS,
+        (8, CONNECTIONS),
+        0.9,
+        lambda sample: sample.rate,
+        lambda speed: f"{rate(speed)}/s",
+    ),
 )
 
 

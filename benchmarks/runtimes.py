@@ -5,9 +5,10 @@
 #   "onnx==1.23.2", "onnxscript==0.7.2", "onnxruntime==1.31.1", "openvino==2026.4.1",
 # ]
 # ///
-"""ResNet-18 called directly in a loop: ``runtimes.py ROLE DIRECTORY SECONDS``.
+"""ResNet-18 called directly in a loop: ``runtimes.py ROLE DIRECTORY [SECONDS]``.
 
-ROLE is prepare, export, decode or a runtime.
+ROLE is prepare, export, decode or a runtime. A runtime stays: for each line it reads, a batch's size and seconds, it
+measures for so long.
 
 Imports nothing but numpy until it knows its role: ONNX Runtime and OpenVINO live in an environment of their own.
 """
@@ -147,16 +148,29 @@ RUNTIMES: dict[str, Callable[[Path, int], Call]] = {
 }
 
 
-def measure(name: str, directory: Path, batch: int, seconds: float) -> dict[str, float]:
-    """Checked first; then images per second and the median call. Raises SystemExit when the answer is another."""
+def checked(name: str, directory: Path, batch: int) -> Call:
+    """The runtime's call for so many images; raises SystemExit when it has another answer than torch."""
     call = RUNTIMES[name](directory, batch)
     difference = distance(call(), np.load(directory / f"logits-{batch}.npy"))
     if not difference <= TOLERANCE:
         raise SystemExit(f"{name}, batch {batch}: {difference:.1e} from torch eager")
-    _durations(call, seconds / 4)
+    return call
+
+
+def measure(call: Call, batch: int, seconds: float) -> dict[str, float]:
+    """Images per second, and the median call in seconds."""
+    _durations(call, seconds / 4)  # others have had the caches meanwhile
     durations = _durations(call, seconds)
-    rate = batch * len(durations) / sum(durations)
-    return {"batch": batch, "rate": rate, "p50": float(np.median(durations)), "difference": difference}
+    return {"rate": batch * len(durations) / sum(durations), "p50": float(np.median(durations))}
+
+
+def stay(name: str, directory: Path) -> None:
+    """Answer each line of a batch and seconds with what they measured, until there are no more."""
+    calls = {batch: checked(name, directory, batch) for batch in BATCHES}
+    print("ready", flush=True)
+    for line in sys.stdin:
+        batch, seconds = line.split()
+        print(json.dumps(measure(calls[int(batch)], int(batch), float(seconds))), flush=True)
 
 
 def distance(answer: Array, reference: Array) -> float:
@@ -180,4 +194,4 @@ if __name__ == "__main__":
     elif role == "decode":
         print(decode(place, float(sys.argv[3])))
     else:
-        print(json.dumps([measure(role, place, batch, float(sys.argv[3])) for batch in BATCHES]))
+        stay(role, place)
