@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import random
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -249,7 +252,7 @@ def test_an_answer_is_a_float32_distribution(predictor: Predictor) -> None:
 
 
 def many(count: int) -> list[bytes]:
-    """Different images, and an array after every third."""
+    """Different images."""
     chance = np.random.default_rng(0)
     pictures = [PIL.Image.fromarray(chance.integers(0, 256, (20, 30, 3), np.uint8)) for _ in range(count)]
     return [encode(picture, ("PNG", "JPEG", "WEBP")[index % 3]) for index, picture in enumerate(pictures)]
@@ -385,11 +388,39 @@ def test_memory_for_an_image_is_used_again_for_the_next() -> None:
 
 def test_a_bad_image_fails_in_its_own_place(predictor: Predictor) -> None:
     truncated = predictor.parse({}, JPEG[:-20], "image/jpeg").payload or b""
-    first, second, third = predictor.predict([PNG, truncated, JPEG])
-    assert isinstance(second, InvalidInput)
-    assert second.status == 422
-    assert [first, third] == [predictor.predict([PNG])[0], predictor.predict([JPEG])[0]]
-    assert [type(error) for error in predictor.predict([truncated] * 20)] == [InvalidInput] * 20
+    array = predictor.parse({"input": np.ones((3, 32, 32))}, b"", "application/json").payload or b""
+    kinds = {payload: predictor.predict([payload])[0] for payload in (PNG, JPEG, array)}
+    chance = random.Random(0)
+    for _ in range(20):
+        batch = chance.choices([*kinds, truncated], k=chance.randint(1, 70))
+        for payload, found in zip(batch, predictor.predict(batch), strict=True):
+            assert found == kinds[payload] if payload in kinds else isinstance(found, InvalidInput)
+
+
+def test_a_batch_that_fails_ends_when_none_of_its_files_is_decoded_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are decoded to where the next batch's will be."""
+    predictor: Any = load(artifact(), Options(device="cpu", threads=2))
+    runner, gate, failed = predictor._runner, threading.Event(), threading.Event()
+    read = runner.load
+
+    def slow(file: bytes, max_pixels: int, number: int) -> Any:
+        if number == runner.chunk:
+            gate.wait()
+        return read(file, max_pixels, number)
+
+    def fail(*_: object) -> None:
+        failed.set()
+        raise RuntimeError("told to fail")
+
+    monkeypatch.setattr(runner, "load", slow)
+    monkeypatch.setattr(runner, "run", fail)
+    with ThreadPoolExecutor(1) as pool:
+        batch = pool.submit(predictor.predict, [PNG] * (runner.chunk + 1))
+        assert failed.wait(30)
+        ended = wait([batch], 0.2).done
+        gate.set()
+        assert not ended
+        assert isinstance(batch.exception(30), RuntimeError)
 
 
 def test_an_array_that_is_not_normalised_is_refused_with_what_normalised_means(predictor: Predictor) -> None:

@@ -29,7 +29,7 @@ class CpuRunner:
     """Runs a network on so many ``threads``, which share its layers, so that a lone image has them all.
     ``kernels``, of ``libraries``, decide the last bits of an answer. ``chunk``: most images worth computing at once.
 
-    The images of a batch are decoded to where the network reads them: to copy them took as long as a tenth of decoding.
+    The files of a batch are decoded to where the network reads them: a copy took a tenth of decoding.
     """
 
     device = "cpu"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from ctypes import CDLL
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from service.errors import ConfigurationError, InvalidInput, PredictionFailed, ServiceError
+from service.errors import ConfigurationError, PredictionFailed, ServiceError
 from service.inference.artifact import Artifact, fingerprint, library_versions
 from service.inference.manifest import Image
 from service.inference.predictor import EXAMPLE_TOLERANCE, Options, Prediction, Question, pack
@@ -87,7 +87,7 @@ class VisionPredictor:
     def __init__(self, artifact: Artifact, spec: Image, runner: Runner, options: Options) -> None:
         self._spec = spec
         self._runner = runner
-        self._max_pixels = options.max_image_pixels
+        self._max_pixels, self._max_batch_size = options.max_image_pixels, options.max_batch_size
         self._threads = max(1, min(options.threads, MAX_DECODE_THREADS))
         self._pool = ThreadPoolExecutor(self._threads, "decode")
         self.slots = runner.slots
@@ -127,12 +127,21 @@ class VisionPredictor:
 
     def predict(self, batch: Sequence[bytes]) -> Sequence[Prediction | Exception]:
         """Later images are decoded in other threads while earlier ones are computed."""
+        if len(batch) > self._max_batch_size:
+            return [*self.predict(batch[: self._max_batch_size]), *self.predict(batch[self._max_batch_size :])]
         loads = (self._pool.map if min(self._threads, len(batch)) > 1 else map)(self._load, batch, count())
+        try:
+            return self._compute(loads)
+        finally:
+            for _ in loads:  # none may still be decoded to where the next batch's will be
+                pass
+
+    def _compute(self, loads: Iterator[Any]) -> list[Prediction | Exception]:
         answers: list[Prediction | Exception] = []
         while images := list(islice(loads, self._runner.chunk)):
-            good = [image for image in images if not isinstance(image, InvalidInput)]
+            good = [image for image in images if not isinstance(image, Exception)]
             said = iter(self._runner.run(good, len(answers)) if good else ())
-            answers += [image if isinstance(image, InvalidInput) else _answer(next(said)) for image in images]
+            answers += [image if isinstance(image, Exception) else _answer(next(said)) for image in images]
         return answers
 
     def _load(self, payload: bytes, number: int) -> Any:
@@ -140,7 +149,7 @@ class VisionPredictor:
         try:
             array = image_input.array_of(payload)
             return self._runner.load(payload, self._max_pixels, number) if array is None else array
-        except InvalidInput as error:
+        except Exception as error:
             return error
 
 
