@@ -24,6 +24,8 @@ from service.inference.manifest import PROBABILITIES, Manifest, reason
 MANIFEST, PREVIOUS = "manifest.json", "manifest.previous.json"
 REQUIREMENTS = "requirements.txt"
 """Of the current pair, for pip."""
+DECISIVE = {"weights", "parts", "features", "rows", "image", "classes", "output"}
+"""What of a manifest decides how a question is answered. Where it is the same, so is the version."""
 REMEDY = "run `make train`, register the model again, or remove the directory"
 
 logger = logging.getLogger(__name__)
@@ -165,7 +167,7 @@ def _keep_previous(directory: Path, new: Artifact) -> None:
         current = read_artifact(directory).manifest
     except ConfigurationError:
         return  # none yet, or broken: the older pair, if any, is still the one to fall back on
-    if current.files != new.manifest.files:
+    if current.model_dump(include=DECISIVE) != new.manifest.model_dump(include=DECISIVE):
         _replace(directory / PREVIOUS, (directory / MANIFEST).read_bytes())
 
 

@@ -59,8 +59,8 @@ def test_the_share_of_the_traffic_that_changes_is_exact_and_held_to_the_limit(
 def test_a_question_that_one_version_refuses_changes_and_one_that_both_refuse_does_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    publish(tmp_path, from_on(50))
-    publish(tmp_path, from_on(51), maximum=9)
+    publish(tmp_path, tree := from_on(50))
+    publish(tmp_path, tree, maximum=9)
     said = told(capsys, tmp_path, requests(tmp_path, [1, 10, "x"]))
     assert "1 of 3 predictions change" in said and re.search(r"\n  low → refused: 1, first line 3 \(.*9", said)
     assert re.search(r"\nBoth versions refuse 1: .*number", said)
