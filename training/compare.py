@@ -28,7 +28,7 @@ from service.errors import ConfigurationError, ServiceError
 from service.http.render import View, default_top_k, render
 from service.inference.artifact import PREVIOUS
 from service.inference.loading import LoadedModel, load_current
-from service.inference.predictor import Options, Question, compute, unpack
+from service.inference.predictor import Options, Predictor, Question, compute, unpack
 from service.lookup import Model
 from training import MODELS_DIR
 from training.flags import read_bytes
@@ -140,9 +140,9 @@ def read_questions(source: Path) -> Iterator[Asked]:
 
 def _ask(loaded: LoadedModel, some: Sequence[Asked]) -> list[Said]:
     """What clients would be told."""
-    parsed = [_parsed(loaded, asked) for asked in some]
-    questions = [one for one in parsed if isinstance(one, Question)]
-    outcomes = iter(compute(loaded.predictor.predict, [cast("bytes", one.payload) for one in questions]))
+    questions = [parsed(loaded.predictor, asked) for asked in some]
+    payloads = [cast("bytes", one.payload) for one in questions if isinstance(one, Question)]
+    outcomes = iter(compute(loaded.predictor.predict, payloads))
     # Nothing of it computes: the batcher of a served model is not needed to show an answer.
     model = Model(loaded.manifest.name, loaded.manifest, loaded.predictor, cast("Any", None), leased=False)
     view = View(default_top_k(model), domain=False)
@@ -155,12 +155,13 @@ def _ask(loaded: LoadedModel, some: Sequence[Asked]) -> list[Said]:
         prediction, label = shown["prediction"], shown.get("label")
         return Said(prediction if label in (None, prediction) else f"{prediction} ({label})", unpack(outcome))
 
-    return [said(one) for one in parsed]
+    return [said(one) for one in questions]
 
 
-def _parsed(loaded: LoadedModel, asked: Asked) -> Question | ServiceError:
+def parsed(predictor: Predictor, asked: Asked) -> Question | ServiceError:
+    """The question, or why it is refused."""
     try:
-        return loaded.predictor.parse(asked.params, asked.body, asked.content_type)
+        return predictor.parse(asked.params, asked.body, asked.content_type)
     except ServiceError as error:
         return error
 

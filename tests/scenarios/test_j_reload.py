@@ -6,11 +6,14 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LinearRegression
 from sklearn.tree import DecisionTreeClassifier
 
 from service.inference.artifact import read_artifact
@@ -18,7 +21,9 @@ from service.inference.loading import load_model
 from service.inference.predictor import Options
 from tests.scenarios.conftest import Start
 from tests.support.client import fetch
+from tests.support.probe import environment
 from tests.support.process import eventually
+from tests.support.redis_server import RedisServer
 from tests.support.server import Server
 from training import register
 from training.rollback import rollback
@@ -110,3 +115,29 @@ async def test_a_version_that_is_damaged_leaves_the_one_before_served_by_new_wor
         await asyncio.to_thread(deploy, server, set(server.workers()))
         assert {(await ask(server, 50)) for _ in range(20)} == {Said(50, before, "high")}
         assert "Serving the previous version of own." in server.process.errors()
+
+
+async def test_a_version_begins_with_the_hits_that_the_one_before_had(
+    start: Start, tmp_path: Path, redis_server: RedisServer
+) -> None:
+    """J5"""
+    for slope in (1, 2):
+        line = LinearRegression().fit(NUMBERS, slope * NUMBERS[:, 0])
+        register(line, name="own", models_dir=tmp_path / "models", features=[{"name": "a"}], show=lambda _: None)
+    settings = {"models_dir": tmp_path / "models", "redis_url": redis_server.url}
+    rollback(tmp_path / "models" / "own")
+    with start(workers=2, **settings) as server:
+
+        async def hits() -> int:
+            answers = [await fetch(server.address, f"/predict?model=own&a={number}") for number in range(100)]
+            return sum("; hit" in answer.headers["cache-status"] for answer in answers)
+
+        assert [await hits(), await hits()] == [0, 100]
+        rollback(tmp_path / "models" / "own")
+        (tmp_path / "requests.csv").write_text("\n".join(["a", *map(str, range(100)), "x"]))
+        command = [sys.executable, "-m", "training.warm", "own", str(tmp_path / "requests.csv")]
+        filled = await asyncio.to_thread(subprocess.run, command, env=environment(settings), capture_output=True)
+        assert filled.stdout.decode() == f"own {current(tmp_path / 'models')}: 100 stored, 1 refused\n", filled.stderr
+        await asyncio.to_thread(deploy, server, set(server.workers()))
+        assert await hits() == 100
+        assert await asyncio.to_thread(server.metric, "predict_computations_total", model="own") == 100
