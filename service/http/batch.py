@@ -20,7 +20,7 @@ from service.cache.entry import Entry
 from service.errors import InvalidInput, ServiceError
 from service.http.csv_rows import CSV, decimals, read_csv, write_csv
 from service.http.endpoint import Reply, Request, load_object
-from service.http.multipart import FILE, FORM, check_origin, read_files
+from service.http.multipart import FILE, FORM, read_files
 from service.http.predict import IMAGE_PARAMETERS, JSON, parse_query
 from service.http.render import View, batch_status, rendering, take_model, take_view
 from service.inference.manifest import MAX_EXACT
@@ -63,8 +63,6 @@ class Batch:
 async def batch(request: Request) -> Reply:
     """Every row is looked up and cached on its own, equal rows are computed once, and a bad row fails in its place."""
     content_type = request.media_type((JSON, CSV, FORM))
-    if content_type == FORM:
-        check_origin(request)
     body = await request.content(MAX_BATCH_BYTES)
     rows = await request.work(partial(READ[content_type], request, body), len(body))
     if rows.asked is None:

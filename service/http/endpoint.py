@@ -13,15 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import orjson
 
 from service.cache.keys import current_tenant
-from service.errors import (
-    MalformedRequest,
-    MethodNotAllowed,
-    PayloadTooLarge,
-    ServiceError,
-    UnsupportedContent,
-)
+from service.errors import MalformedRequest, MethodNotAllowed, PayloadTooLarge, ServiceError, UnsupportedContent
 from service.http.coding import coding_of, decode
 from service.http.directives import RETRIEVALS, check_if_match, parse_cache_control
+from service.http.multipart import FORM, check_origin
 from service.large_json import PIECE_BYTES, load_large
 from service.logs import RequestId, current_request
 from service.lookup import DEFAULT, CacheDirectives
@@ -121,10 +116,12 @@ class Request:
         return value.partition(b";")[0].strip().lower().decode("latin-1")
 
     def media_type(self, known: Sequence[str]) -> str:
-        """The body's media type; raises UnsupportedContent. Any page may send a form, so check_origin must follow."""
-        if self.content_type not in known:
+        """The body's media type; raises UnsupportedContent for any but these, and for a form of another origin."""
+        if (content_type := self.content_type) not in known:
             raise UnsupportedContent(f"The Content-Type of a body must be {' or '.join(known)}.")
-        return self.content_type
+        if content_type == FORM:
+            check_origin(self.header, self.runtime.settings.cors_origins)
+        return content_type
 
     def accepts(self, media_type: str) -> bool:
         """Whether it is the first that the client names in ``Accept``."""

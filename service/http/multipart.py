@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from service.config import names
 from service.errors import InvalidInput, MalformedRequest, UnsupportedContent
-from service.http.endpoint import Request
 
 FORM = "multipart/form-data"
 FILE = "application/octet-stream"
@@ -20,14 +19,14 @@ _NAME = re.compile(rb'[;\s]name="([^"\r\n]*)"|[;\s]name=([^\s;"]+)', re.I)
 _FILE_NAME = re.compile(rb'[;\s]filename\*?="?([^"\r\n;]*)', re.I)
 
 
-def check_origin(request: Request) -> None:
+def check_origin(header: Callable[[bytes], bytes | None], cors_origins: str) -> None:
     """Raises UnsupportedContent for a form that a page of another origin sends. Browsers do not ask this service
     before they send a form, so any page could send one."""
-    origin = request.header(b"origin")
-    if origin is None or request.header(b"sec-fetch-site") in (b"same-origin", b"none"):
+    origin = header(b"origin")
+    if origin is None or header(b"sec-fetch-site") in (b"same-origin", b"none"):
         return
-    name, own = origin.decode("latin-1").lower(), (request.header(b"host") or b"").decode("latin-1").lower()
-    allowed = names(request.runtime.settings.cors_origins)
+    name, own = origin.decode("latin-1").lower(), (header(b"host") or b"").decode("latin-1").lower()
+    allowed = names(cors_origins)
     if name.partition("://")[2] != own and name not in allowed and "*" not in allowed:
         raise UnsupportedContent(
             "A form from a page of another origin is refused; send the image itself, as image/png."

@@ -12,7 +12,7 @@ from service.cache.keys import of_tenant
 from service.errors import InvalidInput, NotCached, PreconditionFailed
 from service.http.directives import matches
 from service.http.endpoint import FILES_WORTH, Headers, Hot, Reply, Request, load_object
-from service.http.multipart import FORM, check_origin, read_question
+from service.http.multipart import FORM, read_question
 from service.http.render import (
     MAX_REMEMBERED_BYTES,
     View,
@@ -88,8 +88,6 @@ def parse_get(request: Request) -> Parsed:
 async def _read(request: Request) -> Parsed:
     """Parse a request with its input in the body."""
     content_type = request.media_type(MEDIA_TYPES + IMAGE_ALIASES)
-    if content_type == FORM:
-        check_origin(request)
     runtime, name = request.runtime, request.path_parameter("name")
     params: dict[str, Any] = dict(parse_query(request.query))
     body = await request.content(runtime.settings.max_body_bytes)

@@ -138,13 +138,14 @@ async def send_form(server: Server, path: str, fields: dict[str, str], files: li
 
 async def test_a_form_of_several_files_no_file_or_another_origin_is_refused(server: Server) -> None:
     file = random_png(5)
-    before = computed(server)
+    before, elsewhere = computed(server), "https://elsewhere.example"
     refused = [
         (await send_form(server, PATH, {}, [file, file]), 422),
         (await send_form(server, PATH, {}, []), 422),
         (await send_form(server, PATH, {"other": "1"}, [file]), 422),
         (await send_form(server, "/predict_batch", {"model": "digits"}, []), 422),
-        (await send_form(server, PATH, {}, [file], Origin="https://elsewhere.example"), 415),
+        (await send_form(server, PATH, {}, [file], Origin=elsewhere), 415),
+        (await send_form(server, "/predict_batch", {"model": "digits"}, [file], Origin=elsewhere), 415),
         (await fetch(server.address, PATH, "POST", {"Content-Type": "multipart/form-data"}, file), 400),
         (await fetch(server.address, PATH, "POST", {"Content-Type": "multipart/form-data; boundary=x"}, file), 400),
     ]
