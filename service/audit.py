@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -21,7 +22,7 @@ from service.cache.memory import MemoryCache
 from service.cache.redis.l2 import L2
 from service.errors import NoWaiters, StoreUnavailable
 from service.inference.model_thread import ModelThreads
-from service.inference.predictor import Outcome, unpack
+from service.inference.predictor import Outcome, compute, unpack
 from service.lookup import Answer, Lookup, Model
 from service.metrics import Metrics
 
@@ -192,7 +193,7 @@ async def _computed(sample: Sample) -> bytes:
         submitted = batcher.submit(payload, wanted=lambda: not batcher.queued, deadline=math.inf)
         return (await submitted).prediction
     # A thread of its own: the model stays free, and the process may end in the middle of an audit.
-    thread = ModelThreads(lambda batch: [audit(batch[0])], "audit")
+    thread = ModelThreads(partial(compute, lambda batch: [audit(batch[0])]), "audit")
     try:
         (outcome,) = await thread.run([payload])
     finally:

@@ -13,18 +13,21 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from typing import NamedTuple, TypeAlias
 
 from service.errors import DeadlineExceeded, DeviceLost, NoWaiters, Overloaded, PredictionFailed, ServiceError
 from service.inference.model_thread import ModelThreads
 from service.inference.predictor import Outcome, Prediction, Predictor, compute
+from service.logs import FloodLog
 
 Wanted: TypeAlias = Callable[[], bool]
 
 LONGEST_RETRY_SECONDS = 60
+FLOOD_SECONDS = 60.0
 
 NEARLY = 0.75
 """The least size of a second batch, as a share of what is under way. Clients that come back in turns form two groups of
@@ -88,11 +91,12 @@ class Batcher:
         self._observe = observe
         self._lost = lost
         self._name = name
-        self._predict = predictor.predict
+        self._compute = partial(compute, predictor.predict, told=self._told)
+        self._flood = FloodLog(logger, "A call of a model failed, though no input fails alone.", FLOOD_SECONDS)
         self._loop = asyncio.get_running_loop()
         self._slots: int = getattr(predictor, "slots", 1)
         self.rows_on_loop: int = getattr(predictor, "rows_on_loop", 0)
-        self._threads = ModelThreads(predictor.predict, name, 0 if self.rows_on_loop else self._slots)
+        self._threads = ModelThreads(self._compute, name, 0 if self.rows_on_loop else self._slots)
         self._single: deque[_Item] = deque()
         self._bulk: deque[_Item] = deque()
         self._reservations: set[Reservation] = set()
@@ -139,7 +143,7 @@ class Batcher:
         if not payloads:
             return []
         started = self._clock()
-        outcomes = compute(self._predict, payloads)
+        outcomes = self._compute(payloads)
         self._observe(len(outcomes), self._clock() - started)
         return outcomes
 
@@ -169,6 +173,7 @@ class Batcher:
                 await self._at_rest.wait()
         finally:
             self._threads.stop()
+            self._flood.close()
 
     def give_up(self, longest: float) -> bool:
         """Whether a call takes longer than ``longest`` seconds. Then it counts as hanging: all waiting items fail, and
@@ -242,7 +247,7 @@ class Batcher:
         payloads = [item.payload for item in batch.items]
         self._computing.add(batch)
         if self.rows_on_loop:
-            self._end(batch, compute(self._predict, payloads))
+            self._end(batch, self._compute(payloads))
         else:
             self._threads.run(payloads).add_done_callback(lambda done: self._end(batch, done.result()))
 
@@ -265,6 +270,11 @@ class Batcher:
         if self._closing and not self._computing:
             self._at_rest.set()
         self._observe(len(batch.items), seconds)
+
+    def _told(self, error: BaseException) -> None:
+        """Called in the model's thread."""
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(lambda: self._flood.add(model=self._name, error=f"{error!r:.200}"))
 
     def _fail(self, taken: Sequence[_Item], error: ServiceError) -> None:
         """Answer these items and all that wait with an error."""

@@ -8,15 +8,15 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 
-from service.inference.predictor import Outcome, Predict, compute
+from service.inference.predictor import Compute, Outcome
 
 
 class ModelThreads:
-    """Threads that call ``predict``, one batch at a time each. They are daemons, so a call that hangs does not keep the
-    process alive."""
+    """Threads that call ``compute``, which never raises, one batch at a time each. They are daemons, so a call that
+    hangs does not keep the process alive."""
 
-    def __init__(self, predict: Predict, name: str, count: int = 1) -> None:
-        self._predict = predict
+    def __init__(self, compute: Compute, name: str, count: int = 1) -> None:
+        self._compute = compute
         self._loop = asyncio.get_running_loop()
         self._batches: queue.SimpleQueue[tuple[Sequence[bytes], asyncio.Future[list[Outcome]]] | None]
         self._batches = queue.SimpleQueue()
@@ -37,7 +37,7 @@ class ModelThreads:
     def _work(self) -> None:
         while (batch := self._batches.get()) is not None:
             payloads, done = batch
-            outcomes = compute(self._predict, payloads)
+            outcomes = self._compute(payloads)
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(_resolve, done, outcomes)
 

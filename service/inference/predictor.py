@@ -18,6 +18,7 @@ Prediction: TypeAlias = bytes
 """A packed vector, read as the manifest's ``output`` says: dtype, shape and little-endian values (see ``pack``)."""
 Outcome: TypeAlias = "Prediction | Exception"
 Predict: TypeAlias = "Callable[[Sequence[bytes]], Sequence[Outcome]]"
+Compute: TypeAlias = "Callable[[Sequence[bytes]], list[Outcome]]"
 
 EXAMPLE_TOLERANCE = 1e-3
 """How far an answer may be from the manifest's golden one, where a predictor's ``example_tolerance`` says no more."""
@@ -145,15 +146,20 @@ def parse_table(predictor: Predictor, table: NDArray[np.float64]) -> Questions |
     return parse(table)
 
 
-def compute(predict: Predict, payloads: Sequence[bytes]) -> list[Outcome]:
-    """One outcome per payload; never raises."""
+def compute(
+    predict: Predict, payloads: Sequence[bytes], told: Callable[[BaseException], None] = lambda error: None
+) -> list[Outcome]:
+    """One outcome per payload; never raises. ``told``: of a call's error where no payload fails alone."""
     try:
         outcomes = predict(payloads)
     except BaseException as error:  # also SystemExit, because a model must not end its thread
         if len(payloads) == 1 or isinstance(error, DeviceLost):
             return [_failed(error)] * len(payloads)
         # One by one, so that only the row at fault fails.
-        return [compute(predict, [payload])[0] for payload in payloads]
+        alone = [compute(predict, [payload])[0] for payload in payloads]
+        if all(isinstance(outcome, bytes) for outcome in alone):
+            told(error)
+        return alone
     if len(outcomes) != len(payloads):
         return [_failed(ValueError(f"{len(outcomes)} predictions for {len(payloads)} inputs"))] * len(payloads)
     return [outcome if isinstance(outcome, bytes) else _failed(outcome) for outcome in outcomes]

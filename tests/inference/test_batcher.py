@@ -36,6 +36,8 @@ class Model:
         self.threads.add(threading.get_ident())
         self.entered.release()
         assert self.gate.wait(10)
+        if b"large" in batch and len(batch) > 1:
+            raise MemoryError("too many")
         if b"poison" in batch:
             raise ValueError("poison")
         if b"exit" in batch:
@@ -214,6 +216,20 @@ async def test_a_batch_that_raises_is_run_again_one_by_one_so_that_only_the_bad_
     assert [type(outcome) for outcome in outcomes] == [Computed, PredictionFailed, Computed]
     assert "poison" not in str(outcomes[1])
     assert model.batches == [[b"a", b"poison", b"b"], [b"a"], [b"poison"], [b"b"]]
+
+
+@pytest.mark.parametrize("runs_on_loop", [True, False])
+async def test_a_call_that_fails_though_no_row_fails_alone_is_told_of_in_few_lines(
+    runs_on_loop: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A row that fails alone is told of where its question is answered."""
+    async with serving(Model(), runs_on_loop=runs_on_loop) as batcher:
+        for bad in (b"large", b"poison", b"large", b"large"):
+            await asyncio.gather(*await queued(batcher, b"a", bad), return_exceptions=True)
+        batcher.compute_at_once([b"a", b"large"])
+        await asyncio.sleep(0)
+    told = [(vars(line)["model"], vars(line)["error"], vars(line)["count"]) for line in caplog.records]
+    assert told == [("test", "MemoryError('too many')", 1), ("test", "MemoryError('too many')", 3)]
 
 
 async def test_a_lone_failing_item_is_computed_once() -> None:
