@@ -131,24 +131,37 @@ class BatchPipeline(Pipeline):
         if (seconds := batch.deadline - self._clock()) <= 0:
             return
         if not batch.directives.store:
-            batch.add((await self._compute_many(batch, rows)).computed, {})
+            self._land_many(batch, rows, await self._compute_many(batch, rows))
             return
         under_way = self._flights.under_way
         free = {key: row for key, row in rows.items() if key not in under_way}
         if free:
-            with suppress(DeadlineExceeded):
+            try:
                 flown = await self._flights.do_many(free, self._lead_many(batch, free), BatchFlight.answer, seconds)
-                batch.add(flown.computed, flown.stored)
+                self._land_many(batch, free, flown)
+            except DeadlineExceeded:
+                pass  # each row is late, and counted so, on its own
+            except asyncio.CancelledError:
+                self.observer.left(batch.model, len(free))
+                raise
+
+    def _land_many(self, batch: BatchLookup, rows: Mapping[str, int], flown: BatchFlight) -> None:
+        """Counted by who has waited: what lands for a batch that is late, or has left, is no answer to it."""
+        model, stored, seconds = batch.model, flown.stored, flown.look_seconds
+        self.observer.many(
+            model, "l2", list(stored), seconds, lambda key: (batch.payload(rows[key]), stored[key].value)
+        )
+        self.observer.computed(model, flown.computed, flown.seconds)
+        batch.add(flown)
 
     async def _lead_many(self, batch: BatchLookup, rows: Mapping[str, int]) -> BatchFlight:
         """One read from Redis, and one store of what is computed."""
         model, budget = batch.model, DeadlineBudget(batch.deadline - self._clock())
         stored = await self._in_l2_many(batch, rows, budget)
-        hits = list(stored)
-        self.observer.many(model, "l2", hits, budget.spent, lambda key: (batch.payload(rows[key]), stored[key].value))
+        look_seconds = budget.spent
         missing = {key: row for key, row in rows.items() if key not in stored} if stored else rows
         flown = await self._compute_many(batch, missing)
-        flown.stored = stored
+        flown.stored, flown.look_seconds = stored, look_seconds
         await self._store_many(batch, flown, budget)
         self.observer.waited(model, budget.spent)
         return flown
@@ -169,9 +182,7 @@ class BatchPipeline(Pipeline):
                 outcomes = [value for value in outcomes if value in sound]
             values = cast("list[bytes]", outcomes)
             entries |= zip(part, new_entries(values, ttl, self._clock(), self._random), strict=True)
-        seconds = self._clock() - started
-        self.observer.computed(model, entries, seconds)
-        return BatchFlight({}, entries, seconds)
+        return BatchFlight({}, entries, self._clock() - started)
 
     async def _store_many(self, batch: BatchLookup, flown: BatchFlight, budget: DeadlineBudget) -> None:
         """As ``_store`` of each."""

@@ -147,12 +147,12 @@ class BatchLookup:
     hits: set[str] = field(default_factory=set)
     computed: int = 0
 
-    def add(self, computed: Mapping[str, Entry], stored: Mapping[str, Entry]) -> None:
+    def add(self, flown: BatchFlight) -> None:
         """What a flight of many has brought."""
-        self.found |= computed
-        self.found |= stored
-        self.hits.update(stored)
-        self.computed += len(computed)
+        self.found |= flown.computed
+        self.found |= flown.stored
+        self.hits.update(flown.stored)
+        self.computed += len(flown.computed)
 
     def add_row(self, key: str, outcome: Answer | BaseException) -> None:
         """A row's answer, or its own error. Any other error is raised for the whole request."""
@@ -189,13 +189,15 @@ class BatchLookup:
 class BatchFlight:
     """The outcome of one flight of many keys.
 
-    ``stored``: what Redis had. ``computed``: what the model said. ``seconds``: of the computation, with others' turns.
-    ``kept``: the keys of computed entries that a cache keeps. ``l2_down``: as an Answer's.
+    ``stored``: what Redis had, after ``look_seconds``. ``computed``: what the model said. ``seconds``: of the
+    computation, with others' turns. ``kept``: the keys of computed entries that a cache keeps. ``l2_down``: as an
+    Answer's.
     """
 
     stored: Mapping[str, Entry]
     computed: dict[str, Entry]
     seconds: float = 0.0
+    look_seconds: float = 0.0
     kept: Collection[str] = ()
     l2_down: bool = False
 

@@ -184,6 +184,10 @@ class AnswerObserver:
             self.metrics.resolved(model.name, "computed", seconds, len(keys))
             self.economics.accounts[model.name].add_many("computed", keys)
 
+    def left(self, model: Model, count: int) -> None:
+        """The client of a batch has left; so many of its rows were under way."""
+        self.metrics.resolved(model.name, "cancelled", 0.0, count)
+
     def waited(self, model: Model, seconds: float) -> None:
         """A batch has waited so long for Redis."""
         self.economics.accounts[model.name].new_spent += seconds

@@ -585,6 +585,29 @@ async def test_what_a_batch_waits_for_redis_is_counted_once(house: House, on_loo
         assert spent == pytest.approx(trips * Shared.seconds)
 
 
+async def test_a_row_is_counted_once_as_what_its_client_got(on_loop: House) -> None:
+    """And not as what landed when its client had left, or had been told that it is late."""
+
+    class StoresLater(Shared):
+        async def put_many(self, entries: Mapping[str, Entry], **more: Any) -> Mapping[str, Entry]:
+            await later.wait()
+            return await super().put_many(entries, **more)
+
+    later, rows = asyncio.Event(), [question(x) for x in range(4)]
+    on_loop.pipeline.l2 = shared = StoresLater()
+    shared.kept = {on_loop.pipeline.key(on_loop.model, rows[0]): Entry(pack(np.array([0.0])), 100, 2000)}
+    left = asyncio.create_task(on_loop.pipeline.answer_many(on_loop.model, rows[:2]))
+    await becomes(lambda: on_loop.predictor.computed)
+    left.cancel()
+    on_loop.allow(0.05)
+    late = await on_loop.pipeline.answer_many(on_loop.model, rows[2:])
+    assert {type(row) for row in late.rows} == {DeadlineExceeded}
+    later.set()
+    await becomes(lambda: not on_loop.pipeline._flights.under_way)
+    counts = {result: on_loop.count(result) for result in ("l1", "l2", "computed", "collapsed", "cancelled", "failed")}
+    assert counts == {"l1": 0, "l2": 0, "computed": 0, "collapsed": 0, "cancelled": 2, "failed": 2}
+
+
 async def test_to_find_the_hits_to_audit_compares_not_each_row_of_a_batch_with_each(house: House) -> None:
     class Key(str):
         compared = 0
