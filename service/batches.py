@@ -230,6 +230,7 @@ class BatchPipeline(Pipeline):
                 reservation.places = sum(1 for row in part if row.reservation)
                 answering = (self._observed(row, self._row(row, directives, found.get(row.key))) for row in part)
                 outcomes = await asyncio.gather(*answering, return_exceptions=True)
+                self.observer.waited(model, max(row.budget.spent for row in part))  # they share round trips
                 for row, outcome in zip(part, outcomes, strict=True):
                     batch.add_row(row.key, outcome)
 

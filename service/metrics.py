@@ -150,7 +150,7 @@ class Metrics:
             "model",
         )
         self.spent_seconds = self._counter(
-            "predict_cache_spent_seconds", "Time that questions waited for look-ups and stores in Redis.", "model"
+            "predict_cache_spent_seconds", "Time that requests waited for look-ups and stores in Redis.", "model"
         )
         self.cache_audits = self._counter(
             "predict_cache_audits", "Hits that were computed again and compared.", "model"

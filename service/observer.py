@@ -29,7 +29,7 @@ class Account:
     until one has been measured. ``has_redis``: which is told of keys.
 
     ``asked``, ``hits`` and ``keys``: questions, hits and cache keys that Redis has not been told of. ``new_hits`` and
-    ``new_spent`` (seconds that questions waited for Redis): not yet in the metrics.
+    ``new_spent`` (seconds that requests waited for Redis): not yet in the metrics.
     """
 
     manifest_cost: float
@@ -55,10 +55,6 @@ class Account:
         self.asked += count
         self.hits += count
         self.new_hits += count
-
-    def add(self, lookup: Lookup, answer: Answer) -> None:
-        self.new_spent += lookup.budget.spent
-        self.add_many(answer.source, (answer.key,))
 
     def add_many(self, source: str, keys: Collection[str]) -> None:
         """Answers that came in the same way."""
@@ -159,7 +155,7 @@ class AnswerObserver:
             self.metrics.queued(lookup.model.name, answer.queue_seconds)
         if answer.hit:
             self.auditor.observe(lookup, answer)
-        self.economics.accounts[lookup.model.name].add(lookup, answer)
+        self.economics.accounts[lookup.model.name].add_many(answer.source, (answer.key,))
         if self.trace is not None:
             self.trace(lookup, answer)
 
@@ -189,7 +185,7 @@ class AnswerObserver:
         self.metrics.resolved(model.name, "cancelled", 0.0, count)
 
     def waited(self, model: Model, seconds: float) -> None:
-        """A batch has waited so long for Redis."""
+        """A request, be it a question or a batch, has waited so long for Redis."""
         self.economics.accounts[model.name].new_spent += seconds
 
     def hits_below_asgi(self, route: str, model: str, status: int, body_size: int, count: int) -> None:

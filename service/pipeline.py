@@ -64,16 +64,16 @@ class Pipeline:
     def key(self, model: Model, question: Question) -> str:
         return self._lookup(model, question).key
 
-    def answer(
-        self, model: Model, question: Question, directives: CacheDirectives = DEFAULT
-    ) -> Coroutine[Any, Any, Answer]:
+    async def answer(self, model: Model, question: Question, directives: CacheDirectives = DEFAULT) -> Answer:
         """The answer to one question; raises ServiceError."""
         lookup = self._lookup(model, question)
         # A claim looks as well. Where the answer is likely to be a new one, that saves a round trip.
         claims = model.name in self._last_was_new and self.l2.state == "up"
-        return self._observed(
-            lookup, self._answer(lookup, directives, None if claims else partial(self._in_l2, lookup))
-        )
+        precheck = None if claims else partial(self._in_l2, lookup)
+        try:
+            return await self._observed(lookup, self._answer(lookup, directives, precheck))
+        finally:
+            self.observer.waited(model, lookup.budget.spent)
 
     async def _answer(self, lookup: Lookup, directives: CacheDirectives, precheck: Precheck | None = None) -> Answer:
         if directives.reads:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Literal
 
 import pytest
 
-from service.cache.entry import Entry
 from service.cache.keys import cache_key
-from service.cache.redis.auto_pipeline import DeadlineBudget
 from service.cache.redis.l2 import L2, NoRedis, RedisCache, open_redis
 from service.config import load_settings
 from service.errors import StoreUnavailable
-from service.lookup import Answer, Lookup, Model
 from service.metrics import Metrics
 from service.observer import Account, DistinctQuestions, Economics
 from service.runtime import open_runtime
@@ -25,7 +21,7 @@ from tests.support.patience import give_redis_time
 from tests.support.process import becomes
 from tests.support.redis_server import RedisServer, running_redis
 from tests.support.server import running_server
-from tests.test_pipeline import MANIFEST, Clock, EchoPredictor, question
+from tests.test_pipeline import Clock
 
 pytestmark = pytest.mark.anyio
 
@@ -65,25 +61,10 @@ class Books:
         self.clock, self.metrics, self.account = Clock(), Metrics(), Account(2.0)
         self.l2 = l2 or NoRedis(lambda: None)
         self.economics = Economics({"echo": self.account}, self.l2, self.metrics)
-        self.model = Model("echo", MANIFEST, EchoPredictor(), None, leased=False)  # type: ignore[arg-type]
 
-    def ask(self, number: int = 0, digest_only: bool = False) -> Lookup:
-        return Lookup(
-            self.model, question(number, digest_only=digest_only), key(number), None, math.inf, DeadlineBudget(10)
-        )
-
-    def answer(
-        self,
-        number: int,
-        source: Literal["l1", "l2", "computed", "collapsed"],
-        redis: float = 0.0,
-        queue: float = 0.0,
-        model: float = 0.0,
-    ) -> None:
-        ask = self.ask(number)
-        ask.budget.left -= redis
-        entry = Entry(b"", 1, 1)
-        self.account.add(ask, Answer(ask.key, entry, source, queue_seconds=queue, model_seconds=model))
+    def answer(self, number: int, source: Literal["l1", "l2", "computed", "collapsed"], redis: float = 0.0) -> None:
+        self.account.new_spent += redis
+        self.account.add_many(source, (key(number),))
 
     def samples(self) -> dict[tuple[str, str], float]:
         self.economics.update_metrics()
@@ -118,7 +99,7 @@ def test_hits_below_asgi_save_as_much_as_others() -> None:
 def test_waiting_for_redis_is_the_cost_of_hits_and_misses_alike() -> None:
     books = Books()
     books.answer(1, "l2", redis=0.25)
-    books.answer(2, "computed", redis=0.5, model=3.0)
+    books.answer(2, "computed", redis=0.5)
     books.answer(2, "l1")
     books.answer(2, "collapsed")
     samples = books.samples()

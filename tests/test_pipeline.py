@@ -119,7 +119,7 @@ class House:
 
 
 class Shared(NoRedis):
-    """A Redis that answers when its gate is open. It counts. ``seconds``: what many keys cost their budget."""
+    """A Redis that answers when its gate is open. It counts. ``seconds``: what a round trip costs its budget."""
 
     state = "up"
     seconds = 0.01
@@ -131,11 +131,13 @@ class Shared(NoRedis):
 
     async def get(self, key: str, budget: DeadlineBudget | None = None, accepts: Accepts = anything) -> Any:
         self.looks += 1
+        budget = budget or DeadlineBudget()
         try:
-            async with asyncio.timeout((budget or DeadlineBudget()).left):
+            async with asyncio.timeout(budget.left):
                 await self.gate.wait()
         except TimeoutError:
             raise StoreUnavailable from None
+        budget.left -= self.seconds
         return self.kept.get(key)
 
     async def put(
@@ -147,12 +149,12 @@ class Shared(NoRedis):
         budget: DeadlineBudget | None = None,
         accepts: Accepts = anything,
     ) -> Entry:
+        (budget or DeadlineBudget()).left -= self.seconds
         self.kept[key] = entry
         return entry
 
     async def get_many(self, keys: Sequence[str], budget: DeadlineBudget, _: Accepts) -> dict[str, Entry]:
         found = [await self.get(key, budget) for key in keys[:1]]  # they share one round trip
-        budget.left -= self.seconds
         return {key: self.kept[key] for key in keys if key in self.kept} if found else {}
 
     async def put_many(self, entries: Mapping[str, Entry], *, budget: DeadlineBudget, **_: Any) -> Mapping[str, Entry]:
@@ -168,9 +170,10 @@ class Leasing(Shared):
 
     async def compute_once(self, key: str, compute: Compute, budget: DeadlineBudget, accepts: Accepts) -> Resolved:
         self.claims += 1
+        budget.left -= self.seconds
         if (entry := self.kept.get(key)) is not None:
             return Resolved(entry, "stored")
-        return Resolved(await self.put(key, await compute()), "computed")
+        return Resolved(await self.put(key, await compute(), budget=budget), "computed")
 
 
 class Unreachable(Shared):
@@ -576,13 +579,21 @@ async def test_the_deadline_holds_for_all_rows_of_a_batch_together(
     await hurried.aclose()
 
 
-async def test_what_a_batch_waits_for_redis_is_counted_once(house: House, on_loop: House) -> None:
-    for asked, trips in ((on_loop, 4), (house, 2)):
-        asked.pipeline.l2, asked.batcher._max_queue_size = Shared(), ROWS_AT_ONCE
-        model = Model("echo", MANIFEST, asked.predictor, asked.batcher, leased=False)
-        await asked.pipeline.answer_many(model, [question(x) for x in range(2 * ROWS_AT_ONCE)])
-        spent = asked.pipeline.observer.economics.accounts["echo"].new_spent
-        assert spent == pytest.approx(trips * Shared.seconds)
+async def test_what_a_request_waits_for_redis_is_counted_once(house: House, on_loop: House) -> None:
+    """Of a batch too, whose rows share round trips: a look, a claim where there are leases, and a store."""
+    for first, asked, leased, trips in ((0, on_loop, False, 4), (0, house, False, 4), (1000, house, True, 6)):
+        asked.pipeline.l2, asked.batcher._max_queue_size = Leasing(), ROWS_AT_ONCE
+        account = asked.pipeline.observer.economics.accounts["echo"]
+        model = Model("echo", MANIFEST, asked.predictor, asked.batcher, leased)
+        rows = [question(x) for x in range(first, first + 2 * ROWS_AT_ONCE)]
+        for some, waited in ((rows, trips), (rows[:9], 1), (rows[:9], 0)):
+            account.new_spent = 0.0
+            await asked.pipeline.answer_many(model, some)
+            assert account.new_spent == pytest.approx(waited * Shared.seconds)
+        for x, waited in ((rows[-1], 1), (question(first + 0.5), trips / 2)):
+            account.new_spent = 0.0
+            await asked.pipeline.answer(model, x)
+            assert account.new_spent == pytest.approx(waited * Shared.seconds)
 
 
 async def test_a_row_is_counted_once_as_what_its_client_got(on_loop: House) -> None:
