@@ -79,7 +79,13 @@ def take_turns(directory: Path, rounds: int, seconds: float) -> Results:
             for load in LOADS:
                 rows = [(name, size) for name in measures for size in _sizes(name, load)]
                 for name, size in rows if number % 2 else reversed(rows):
-                    speed, p50 = measures[name](size, seconds)
+                    if name in results.reasons:  # it has failed since
+                        continue
+                    try:
+                        speed, p50 = measures[name](size, seconds)
+                    except StartFailed as error:
+                        results.reasons[name] = str(error)
+                        continue
                     results.samples[f"{name}-{size}"].append(Sample(number, speed, p50, 0))
             for title, (file, kind) in zip(HITS, hot_files(chance), strict=True):
                 results.samples[title].append(hit(pinned, directory / "hot", file, kind, number, seconds))
@@ -126,7 +132,9 @@ def _runtime(name: str, python: str, directory: Path, stack: ExitStack) -> Measu
 
     def measure(batch: int, seconds: float) -> tuple[float, float]:
         print(batch, seconds, file=asked, flush=True)
-        found = json.loads(answers.readline())
+        if not (line := answers.readline()):
+            raise StartFailed(last_lines(log))
+        found = json.loads(line)
         return found["rate"], found["p50"]
 
     return measure
@@ -153,8 +161,9 @@ def _run(*command: str | Path) -> str:
 
 
 def serve(service: Service, chance: random.Random, connections: int, seconds: float) -> tuple[float, float]:
-    """Answers per second, and the median of the seconds that one took; raises SystemExit unless every answer was
-    computed for its request alone."""
+    """Answers per second, and the median of the seconds that one took, after as much warming up as a runtime has;
+    raises SystemExit unless every answer was computed for its request alone."""
+    _ask(service, pictures(chance, int(seconds / 4 * DRAWN_PER_SECOND) + connections), connections, seconds / 4)
     requests = pictures(chance, int(seconds * DRAWN_PER_SECOND) + connections)
     before = service.computations()
     replies, took = _ask(service, requests, connections, seconds)

@@ -85,7 +85,7 @@ class Batcher:
         lost: Callable[[], None] = lambda: None,
         name: str = "model",
     ) -> None:
-        self.max_batch_size = max_batch_size
+        self.max_batch_size: int = min(max_batch_size, getattr(predictor, "chunk", max_batch_size))
         self._max_queue_size = max_queue_size
         self._clock = clock
         self._observe = observe

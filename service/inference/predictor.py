@@ -105,6 +105,7 @@ class Predictor(Protocol):
 
     A predictor may also have these attributes:
     ``slots``: how many batches are computed at a time, each in a thread of its own. Without it: one.
+    ``chunk``: most inputs of a batch. Without it: as many as the settings say.
     ``rows_on_loop``: the event loop calls ``predict``, with so many rows at most, which take well under a millisecond.
     ``audit(payload)``: the answer by another way than ``predict``, for audits. Any thread may call it at any time.
     ``tolerance``: how far an image's answer may be from an earlier one. ``example_tolerance``: the same of the example.

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -138,14 +139,17 @@ async def test_items_of_one_loop_turn_travel_together() -> None:
     assert model.batches == [[b"a", b"b"]]
 
 
-@pytest.mark.parametrize("size", [1, 2, 5])
-async def test_no_batch_is_larger_than_the_limit_and_every_item_gets_its_own_answer(size: int) -> None:
-    model = Model()
+@pytest.mark.parametrize(("size", "chunk"), [(1, 5), (2, None), (5, 2)])
+async def test_no_batch_is_larger_than_a_limit_and_every_item_gets_its_own_answer(size: int, chunk: int | None) -> None:
+    """The setting's, or the predictor's own ``chunk``."""
+    model: Any = Model()
+    if chunk is not None:
+        model.chunk = chunk
     async with serving(model, size=size) as batcher:
         payloads = [str(i).encode() for i in range(23)]
         answers = await asyncio.gather(*await queued(batcher, *payloads))
     assert [answer.prediction for answer in answers] == [payload + b"!" for payload in payloads]
-    assert max(map(len, model.batches)) == size
+    assert max(map(len, model.batches)) == min(size, chunk or size)
     assert len(model.threads) == 1
 
 

@@ -400,27 +400,23 @@ def test_a_bad_image_fails_in_its_own_place(predictor: Predictor) -> None:
 def test_a_batch_that_fails_ends_when_none_of_its_files_is_decoded_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are decoded to where the next batch's will be."""
     predictor: Any = load(artifact(), Options(device="cpu", threads=2))
-    runner, gate, failed = predictor._runner, threading.Event(), threading.Event()
-    read = runner.load
+    gate, failed = threading.Event(), threading.Event()
 
-    def slow(file: bytes, max_pixels: int, number: int) -> Any:
-        if number == runner.chunk:
+    def slow_or_failing(file: bytes, *_: object) -> None:
+        if file == JPEG:
             gate.wait()
-        return read(file, max_pixels, number)
-
-    def fail(*_: object) -> None:
+            return
         failed.set()
-        raise RuntimeError("told to fail")
+        raise SystemExit
 
-    monkeypatch.setattr(runner, "load", slow)
-    monkeypatch.setattr(runner, "run", fail)
+    monkeypatch.setattr(predictor._runner, "load", slow_or_failing)
     with ThreadPoolExecutor(1) as pool:
-        batch = pool.submit(predictor.predict, [PNG] * (runner.chunk + 1))
+        batch = pool.submit(predictor.predict, [PNG, JPEG])
         assert failed.wait(30)
         ended = wait([batch], 0.2).done
         gate.set()
         assert not ended
-        assert isinstance(batch.exception(30), RuntimeError)
+        assert isinstance(batch.exception(30), SystemExit)
 
 
 def test_an_array_that_is_not_normalised_is_refused_with_what_normalised_means(predictor: Predictor) -> None:

@@ -70,6 +70,7 @@ class GpuRunner:
         self.chunk = options.max_batch_size
         self.sizes = [*(1 << exponent for exponent in range((self.chunk - 1).bit_length())), self.chunk]
         """What batches are padded to: powers of two, and the largest itself."""
+        self.places = [[None] * self.chunk] * self.slots  # the memory for an image is made by load
         self._most, self._changed, self._clock = self.chunk, 0.0, clock
         self._spec = spec
         self._device = device
@@ -87,13 +88,13 @@ class GpuRunner:
         # The largest first: the others then fit into its memory.
         self._steps = {size: self._captured(size) for size in reversed(self.sizes)}
 
-    def load(self, file: bytes, max_pixels: int, number: int = 0) -> Tensor:
-        """The file's pixels; raises InvalidInput. ``number``: for a CPU's runner."""
+    def load(self, file: bytes, max_pixels: int, place: None = None) -> Tensor:
+        """The file's pixels; raises InvalidInput."""
         return torch.tensor(read_pixels(file, self._spec, max_pixels))
 
     @torch.inference_mode()
-    def run(self, images: Sequence[Tensor | Array], first: int = 0) -> list[Array | ServiceError]:
-        """``first``: for a CPU's runner. Raises DeviceLost when the device can compute nothing any more."""
+    def run(self, images: Sequence[Tensor | Array], slot: int = 0) -> list[Array | ServiceError]:
+        """Raises DeviceLost when the device can compute nothing any more."""
         answers: list[Array | ServiceError] = []
         while rest := images[len(answers) :]:
             if self._lost:

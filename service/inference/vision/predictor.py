@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from ctypes import CDLL
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import count, islice
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Barrier
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -87,10 +89,15 @@ class VisionPredictor:
     def __init__(self, artifact: Artifact, spec: Image, runner: Runner, options: Options) -> None:
         self._spec = spec
         self._runner = runner
-        self._max_pixels, self._max_batch_size = options.max_image_pixels, options.max_batch_size
+        self._max_pixels = options.max_image_pixels
         self._threads = max(1, min(options.threads, MAX_DECODE_THREADS))
         self._pool = ThreadPoolExecutor(self._threads, "decode")
-        self.slots = runner.slots
+        started = Barrier(self._threads)
+        # Start all threads now. Where one cannot start later, submit raises, and the file is decoded all the same.
+        list(self._pool.map(lambda _: started.wait(), range(self._threads)))
+        self.slots, self.chunk = runner.slots, runner.chunk
+        self._free_slots = SimpleQueue[int]()
+        deque(map(self._free_slots.put, range(self.slots)), maxlen=0)
         scale = max(1.0, *map(abs, artifact.manifest.example.golden))  # probabilities are not larger, numbers may be
         self.tolerance = TOLERANCES[options.precision] * scale
         self.example_tolerance = max(self.tolerance, EXAMPLE_TOLERANCE * scale)
@@ -126,29 +133,33 @@ class VisionPredictor:
         return image_input.parse(params, body, content_type, self._spec)
 
     def predict(self, batch: Sequence[bytes]) -> Sequence[Prediction | Exception]:
-        """Later images are decoded in other threads while earlier ones are computed."""
-        if len(batch) > self._max_batch_size:
-            return [*self.predict(batch[: self._max_batch_size]), *self.predict(batch[self._max_batch_size :])]
-        loads = (self._pool.map if min(self._threads, len(batch)) > 1 else map)(self._load, batch, count())
-        try:
-            return self._compute(loads)
-        finally:
-            for _ in loads:  # none may still be decoded to where the next batch's will be
-                pass
-
-    def _compute(self, loads: Iterator[Any]) -> list[Prediction | Exception]:
+        """Its files are decoded by several threads, while the batch in the other slot is computed."""
         answers: list[Prediction | Exception] = []
-        while images := list(islice(loads, self._runner.chunk)):
-            good = [image for image in images if not isinstance(image, Exception)]
-            said = iter(self._runner.run(good, len(answers)) if good else ())
-            answers += [image if isinstance(image, Exception) else _answer(next(said)) for image in images]
+        for start in range(0, len(batch), self.chunk):
+            slot = self._free_slots.get()
+            try:
+                answers += self._predict(batch[start : start + self.chunk], slot)
+            finally:
+                self._free_slots.put(slot)
         return answers
 
-    def _load(self, payload: bytes, number: int) -> Any:
-        """What the network is given, or the reason why it is not. ``number``: in the batch."""
+    def _predict(self, batch: Sequence[bytes], slot: int) -> list[Prediction | Exception]:
+        places = self._runner.places[slot]
+        if min(self._threads, len(batch)) == 1:
+            images = list(map(self._load, batch, places))
+        else:
+            loads = [self._pool.submit(self._load, *each) for each in zip(batch, places, strict=False)]
+            wait(loads)  # also for those behind one that fails: the next batch is decoded to the same places
+            images = [load.result() for load in loads]
+        good = [image for image in images if not isinstance(image, Exception)]
+        said = iter(self._runner.run(good, slot) if good else ())
+        return [image if isinstance(image, Exception) else _answer(next(said)) for image in images]
+
+    def _load(self, payload: bytes, place: Any) -> Any:
+        """What the network is given, or the reason why it is not."""
         try:
             array = image_input.array_of(payload)
-            return self._runner.load(payload, self._max_pixels, number) if array is None else array
+            return self._runner.load(payload, self._max_pixels, place) if array is None else array
         except Exception as error:
             return error
 
