@@ -22,6 +22,8 @@ from service.errors import ConfigurationError
 from service.inference.manifest import PROBABILITIES, Manifest, reason
 
 MANIFEST, PREVIOUS = "manifest.json", "manifest.previous.json"
+REPLACED = "manifest.replaced.json"
+"""The manifest that was current, while ``swap_previous`` is at work."""
 REQUIREMENTS = "requirements.txt"
 """Of the current pair, for pip."""
 DECISIVE = {"weights", "parts", "features", "rows", "image", "classes", "output"}
@@ -82,10 +84,29 @@ def write_artifact(directory: Path, artifact: Artifact) -> None:
     for named, data in zip(artifact.manifest.files, (artifact.weights, *artifact.parts), strict=True):
         _replace(directory / named.file, data)
     _keep_previous(directory, artifact)
-    if artifact.manifest.requirements:
-        _replace(directory / REQUIREMENTS, "\n".join([*artifact.manifest.requirements, ""]).encode())
-    _replace(directory / MANIFEST, artifact.manifest.model_dump_json(indent=2).encode() + b"\n")
+    _make_current(directory, artifact.manifest, artifact.manifest.model_dump_json(indent=2).encode() + b"\n")
     _delete_unnamed(directory, artifact.manifest)
+
+
+def swap_previous(directory: Path) -> bool:
+    """Make the previous model the current one, and the current one the previous one. Returns False if that was broken:
+    then there is no previous one any more. Raises ConfigurationError if the previous one is broken.
+
+    A reader, or a crash at any point, sees one of the two models, whole. No crash loses one: the next call goes on.
+    """
+    manifest = read_artifact(directory, PREVIOUS).manifest
+    current, previous, replaced = (directory / name for name in (MANIFEST, PREVIOUS, REPLACED))
+    text = previous.read_bytes()
+    if current.exists() and current.read_bytes() != text:  # otherwise an earlier call came so far, and crashed
+        _replace(replaced, current.read_bytes())
+    _make_current(directory, manifest, text)
+    try:
+        read_artifact(directory, REPLACED)
+        _replace(previous, replaced.read_bytes())
+    except ConfigurationError:
+        previous.unlink()
+    _delete_unnamed(directory, manifest)
+    return previous.exists()
 
 
 def fingerprint(
@@ -162,6 +183,14 @@ def _replace(path: Path, data: bytes) -> None:
         os.close(handle)
 
 
+def _make_current(directory: Path, manifest: Manifest, text: bytes) -> None:
+    if manifest.requirements:
+        _replace(directory / REQUIREMENTS, "\n".join([*manifest.requirements, ""]).encode())
+    else:
+        (directory / REQUIREMENTS).unlink(missing_ok=True)
+    _replace(directory / MANIFEST, text)
+
+
 def _keep_previous(directory: Path, new: Artifact) -> None:
     try:
         current = read_artifact(directory).manifest
@@ -172,6 +201,7 @@ def _keep_previous(directory: Path, new: Artifact) -> None:
 
 
 def _delete_unnamed(directory: Path, current: Manifest) -> None:
+    (directory / REPLACED).unlink(missing_ok=True)
     keep = {MANIFEST, PREVIOUS, *(named.file for named in current.files)}
     with suppress(ConfigurationError):  # there is no previous one yet
         keep.update(named.file for named in _read_manifest(directory, PREVIOUS).files)

@@ -8,6 +8,7 @@ import os
 import pickle
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from service.errors import ConfigurationError
 from service.inference import artifact as module
-from service.inference.artifact import Artifact, discover, read_artifact, write_artifact
+from service.inference.artifact import Artifact, discover, read_artifact, swap_previous, write_artifact
 from service.inference.loading import import_kinds, load_current, load_model
 from service.inference.manifest import Manifest, Weights
 from service.inference.predictor import Options
@@ -96,31 +97,59 @@ def test_a_broken_current_pair_never_becomes_the_previous_one(directory: Path) -
     assert read_artifact(directory, "manifest.previous.json") == ONE
 
 
-@pytest.mark.parametrize("step", range(6))
-def test_a_crash_at_any_step_of_publishing_leaves_a_model_that_loads(
-    directory: Path, monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
-    """Power is cut before the n-th rename or deletion."""
-    write_artifact(directory, TWO)
-    before, left = read_artifact(directory), step
+def cut_power(monkeypatch: pytest.MonkeyPatch, step: int, work: Callable[[], object]) -> None:
+    """Before the n-th rename or deletion of ``work``."""
+    left = step
 
     def failing(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
             nonlocal left
             left -= 1
             if left < 0:
                 raise KeyboardInterrupt
-            return real(*args)
+            return real(*args, **options)
 
         return call
 
-    monkeypatch.setattr(module.os, "replace", failing(os.replace))
-    monkeypatch.setattr(Path, "unlink", failing(Path.unlink))
-    with suppress(KeyboardInterrupt):
-        write_artifact(directory, THREE)
-    monkeypatch.undo()
-    assert read_artifact(directory) in (before, THREE)
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(module.os, "replace", failing(os.replace))
+        patch.setattr(Path, "unlink", failing(Path.unlink))
+        work()
+
+
+@pytest.mark.parametrize("step", range(8))
+def test_a_crash_at_any_step_of_publishing_leaves_a_model_that_loads(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    write_artifact(directory, TWO)
+    cut_power(monkeypatch, step, lambda: write_artifact(directory, THREE))
+    assert read_artifact(directory) in (TWO, THREE)
     assert load_model(directory, Options()).warning is None
+
+
+@pytest.mark.parametrize("step", range(7))
+def test_a_crash_at_any_step_of_a_rollback_leaves_a_model_that_loads_and_loses_no_version(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    write_artifact(directory, TWO)
+    cut_power(monkeypatch, step, lambda: swap_previous(directory))
+    assert read_artifact(directory) in (ONE, TWO)
+    assert load_model(directory, Options()).warning is None
+    assert swap_previous(directory)
+    found = [read_artifact(directory, name) for name in ("manifest.json", "manifest.previous.json")]
+    assert found == ([TWO, ONE] if step >= 4 else [ONE, TWO])
+    weights = {ONE.manifest.weights.file, TWO.manifest.weights.file}
+    assert files(directory) == {"manifest.json", "manifest.previous.json", *weights}
+
+
+def test_requirements_beside_the_manifest_are_those_of_the_current_model(directory: Path) -> None:
+    needing = replace(TWO, manifest=TWO.manifest.model_copy(update={"requirements": ("numpy>=1",)}))
+    write_artifact(directory, needing)
+    for is_there in (False, True):
+        swap_previous(directory)
+        assert (directory / "requirements.txt").exists() == is_there
+    write_artifact(directory, THREE)
+    assert not (directory / "requirements.txt").exists()
 
 
 @pytest.mark.parametrize("damage", [b"", ONE.weights[:-1], ONE.weights[:-1] + b"\x00", TWO.weights])
