@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from service.errors import ConfigurationError
+from service.errors import ConfigurationError, ServiceError
 from service.inference.artifact import Artifact, write_artifact
 from service.inference.loading import load_predictor, warm_up
 from service.inference.manifest import Manifest, ModelName
@@ -43,12 +44,21 @@ def check_name(name: str) -> None:
         ) from None
 
 
+@contextmanager
+def sentences(what: str) -> Iterator[None]:
+    """Ends a command with the sentence that says what is wrong. ``what`` cannot be done where a file is to blame."""
+    try:
+        yield
+    except (ConfigurationError, ServiceError) as error:
+        sys.exit(str(error))
+    except OSError as error:
+        sys.exit(f"{what} ({error.strerror}).")
+
+
 def command(make: Callable[[], Manifest], models_dir: Path) -> Manifest:
     """Make a model for a command: prints what came of it, or exits with the sentence that says what is wrong."""
-    try:
+    with sentences(f"{models_dir} cannot be written to"):
         manifest = make()
-    except ConfigurationError as error:
-        sys.exit(str(error))
     said: str = manifest.output.kind
     if manifest.classes:
         share = "not known" if manifest.accuracy is None else f"{manifest.accuracy:.3f}"

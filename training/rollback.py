@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from service.errors import ConfigurationError
-from service.inference.artifact import PREVIOUS, read_artifact, write_artifact
-from training import MODELS_DIR
+from service.inference.artifact import PREVIOUS, swap_previous
+from training import MODELS_DIR, check_name, sentences
 
 
-def rollback(directory: Path) -> None:
-    """The previous version becomes the current one, and the current one, if it is sound, the previous one; raises
-    ConfigurationError."""
+def rollback(directory: Path) -> bool:
+    """As ``swap_previous``. Raises ConfigurationError also where there is no previous version."""
     require_previous(directory)
-    write_artifact(directory, read_artifact(directory, PREVIOUS))
+    return swap_previous(directory)
 
 
 def require_previous(directory: Path) -> None:
     """Raises ConfigurationError where there is none."""
     if not (directory / PREVIOUS).exists():
-        raise ConfigurationError(f"{directory} has no previous version: none was published before the current one.")
+        raise ConfigurationError(f"{directory} has no previous version: there is none beside the current one.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -30,11 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("name", help="of the model")
     parser.add_argument("--models", type=Path, default=MODELS_DIR, help="default: PREDICT_MODELS_DIR")
     options = parser.parse_args(arguments)
-    try:
-        rollback(options.models / options.name)
-    except ConfigurationError as error:
-        sys.exit(str(error))
-    print(f"{options.models / options.name}: the previous version is the current one. The service loads it at SIGHUP.")
+    directory = options.models / options.name
+    with sentences(f"{directory} cannot be written to"):
+        check_name(options.name)
+        is_sound = rollback(directory)
+    other = "" if is_sound else " The version that was current is broken, so there is no other one now."
+    print(f"{directory}: the previous version is the current one.{other} The service loads it at SIGHUP.")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from service.errors import ConfigurationError, ServiceError
 from service.inference.predictor import Question
 from service.lookup import Answer
 from service.runtime import open_runtime
-from training.compare import AT_ONCE, Asked, parsed, read_questions
+from training import sentences
+from training.questions import AT_ONCE, Asked, parsed, read_questions
 
 SECONDS = 3600.0
 """Nobody waits for these answers, so each may take so long."""
@@ -59,11 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("name", help="of the model that is published and not loaded yet")
     parser.add_argument("questions", type=Path, help="a CSV as /predict_batch takes it, or a directory of images")
     options = parser.parse_args(arguments)
-    try:
+    with sentences(f"{options.questions} or the model cannot be read"):
         settings = load_settings()
         version, counts = asyncio.run(warm(settings, options.name, read_questions(options.questions)))
-    except (ConfigurationError, ServiceError) as error:
-        sys.exit(str(error))
     print(f"{options.name} {version}: " + ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items()))
     if counts["not stored"]:
         sys.exit("Redis did not take all answers.")
