@@ -186,6 +186,8 @@ def test_a_rollback_swaps_versions_with_the_same_weights_and_says_in_a_sentence_
     (tmp_path / "own" / "manifest.replaced.json").mkdir()
     with pytest.raises(SystemExit, match=r"^\S+own cannot be written to \(Is a directory\)\.$"):
         rollback.main(["own", "--models", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"cannot be read \(File name too long\)\.$"):
+        compare.main(["own", "q" * 300, "--models", str(tmp_path)])
     for command in (rollback, compare):
         with pytest.raises(SystemExit, match="is no name of a model"):
             command.main(["x" * 300, *(["q.csv"] if command is compare else []), "--models", str(tmp_path)])
