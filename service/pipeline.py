@@ -64,16 +64,15 @@ class Pipeline:
     def key(self, model: Model, question: Question) -> str:
         return self._lookup(model, question).key
 
-    async def answer(self, model: Model, question: Question, directives: CacheDirectives = DEFAULT) -> Answer:
+    def answer(
+        self, model: Model, question: Question, directives: CacheDirectives = DEFAULT
+    ) -> Coroutine[Any, Any, Answer]:
         """The answer to one question; raises ServiceError."""
         lookup = self._lookup(model, question)
         # A claim looks as well. Where the answer is likely to be a new one, that saves a round trip.
         claims = model.name in self._last_was_new and self.l2.state == "up"
         precheck = None if claims else partial(self._in_l2, lookup)
-        try:
-            return await self._observed(lookup, self._answer(lookup, directives, precheck))
-        finally:
-            self.observer.waited(model, lookup.budget.spent)
+        return self._observed(lookup, self._answer(lookup, directives, precheck), is_request=True)
 
     async def _answer(self, lookup: Lookup, directives: CacheDirectives, precheck: Precheck | None = None) -> Answer:
         if directives.reads:
@@ -235,12 +234,18 @@ class Pipeline:
         l2 = None if generation is None or self.l2.state == "off" else self.l2
         return of_tenant(generation or NO_GENERATION), l2
 
-    async def _observed(self, lookup: Lookup, answering: Coroutine[Any, Any, Answer]) -> Answer:
+    async def _observed(
+        self, lookup: Lookup, answering: Coroutine[Any, Any, Answer], is_request: bool = False
+    ) -> Answer:
+        """``is_request``: it is no row of a batch, which counts its waiting for Redis as a whole."""
         started = self._clock()
         try:
             answer = await answering
         except BaseException as error:
             self.observer.failed(lookup, error, self._clock() - started)
             raise
+        finally:
+            if is_request:
+                self.observer.waited(lookup.model, lookup.budget.spent)
         self.observer.answered(lookup, answer, self._clock() - started)
         return answer
