@@ -36,7 +36,6 @@ ELSEWHERE = ("onnxruntime", "openvino")
 
 NAME = "resnet18"
 TARGET = f"/models/{NAME}/predict"
-WARM_UP = 2 * CONNECTIONS
 PICTURES, DECODE_SECONDS = 100, 0.2
 """Decoding is timed by itself, with so many pictures and for so long."""
 
@@ -74,7 +73,6 @@ def take_turns(directory: Path, rounds: int, seconds: float) -> Results:
     start = partial(serving, models=models, settings={"device": "cpu", "audit_share": 0})
     with start(redis="embedded") as service, start(cores=SERVER_CORE) as pinned, ExitStack() as stack:
         measures: dict[str, Measure] = {"ours": partial(serve, service, chance), **_runtimes(directory, results, stack)}
-        _ask(service, pictures(chance, WARM_UP), CONNECTIONS, seconds)
         for number in tqdm(range(rounds)):
             for load in LOADS:
                 rows = [(name, size) for name in measures for size in _sizes(name, load)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -97,7 +96,8 @@ class VisionPredictor:
         list(self._pool.map(lambda _: started.wait(), range(self._threads)))
         self.slots, self.chunk = runner.slots, runner.chunk
         self._free_slots = SimpleQueue[int]()
-        deque(map(self._free_slots.put, range(self.slots)), maxlen=0)
+        for slot in range(self.slots):
+            self._free_slots.put(slot)
         scale = max(1.0, *map(abs, artifact.manifest.example.golden))  # probabilities are not larger, numbers may be
         self.tolerance = TOLERANCES[options.precision] * scale
         self.example_tolerance = max(self.tolerance, EXAMPLE_TOLERANCE * scale)
